@@ -1,0 +1,46 @@
+# The study's commands; `make help` lists them.
+TASK ?= maze2d-umaze
+PROFILE ?= quick
+METHODS ?=
+SEEDS ?=
+DEVICE ?= auto
+RUNS ?= runs
+BIN := .venv/bin
+export MPLBACKEND := Agg
+
+ifeq ($(shell uname),Darwin)
+SETUP_MB := 3000
+else
+SETUP_MB := 4000
+endif
+
+.PHONY: help setup reproduce test lab results figures notebooks example clean
+
+help: ## list the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  variables: TASK=$(TASK) PROFILE=$(PROFILE) (smoke, quick, full) METHODS=a,b SEEDS=n DEVICE=auto RUNS=runs"
+
+setup: ## build .venv from the exact pins of requirements.txt
+	@AEPO_SETUP_MB=$(SETUP_MB) sh scripts/setup.sh
+
+reproduce: setup ## data, training, evaluation, figures and the table of results of one task
+	@$(BIN)/aepo reproduce --task "$(TASK)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
+
+test: setup ## unit and stage tests, every notebook at the smoke profile against its stored outputs, ruff
+	@sh scripts/test.sh
+
+lab: setup ## JupyterLab on the notebooks, at 127.0.0.1 with its token
+	@$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+results: setup ## print the table of results of finished runs
+	@$(BIN)/aepo results --runs-dir "$(RUNS)"
+
+figures: setup ## draw the figures of a finished run again, from its files
+	@rm -rf "figures/$(PROFILE)/$(TASK)"
+	@$(BIN)/aepo reproduce --task "$(TASK)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
+
+notebooks: setup ## run the committed notebooks at the smoke profile and store their outputs
+	@sh scripts/notebooks.sh
+
+example: setup ## export seed 0 of the quick run as the tracked example policy
+	@$(BIN)/aepo export "runs/quick/$(TASK)" "runs/example/$(TASK)" --seed 0

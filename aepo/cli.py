@@ -1,0 +1,91 @@
+"""The console script `aepo`: run the study, print results, export a policy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aepo import runs, settings, tasks
+from aepo.methods import METHODS
+from aepo.runs import StudyError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Task = Annotated[str, typer.Option(help="Task name; `aepo tasks` lists them.")]
+ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
+RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
+
+
+def main() -> None:
+    """Run the command line; a StudyError becomes one sentence and exit code 1."""
+    try:
+        app()
+    except StudyError as error:
+        print(f"aepo: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@app.command("tasks")
+def list_tasks() -> None:
+    """List the tasks: name, suite, Minari dataset of each profile, environment."""
+    for task in tasks.TASKS.values():
+        print(f"{task.name}\t{task.suite}\t{', '.join(task.dataset_ids.values())}\t{task.env_id}")
+
+
+@app.command()
+def reproduce(
+    task: Task = "maze2d-umaze",
+    profile: ProfileName = "quick",
+    methods: Annotated[str, typer.Option(help="Comma-separated methods; empty: all.")] = "",
+    seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runs_dir: RunsDir = "runs",
+    cores: Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")] = 0,
+) -> None:
+    """Run what is left to do of one task: data, training, evaluation, figures; then print its table of results."""
+    from aepo import batch
+
+    chosen = [m for m in methods.split(",") if m] or list(METHODS)
+    try:
+        count = int(seeds) if seeds else settings.get(profile).seeds
+    except ValueError as error:
+        raise StudyError(
+            str(error) if "profile" in str(error) else f"seeds must be a number of seeds, got {seeds!r}"
+        ) from None
+    if count < 1:
+        raise StudyError(f"seeds must be a number of seeds >= 1, got {count}")
+    run = runs.open_run(task, list(range(count)), chosen, profile, device, runs_dir)
+    batch.reproduce(run, cores or os.cpu_count() or 1)
+
+
+@app.command()
+def results(runs_dir: RunsDir = "runs", profile: ProfileName = "quick") -> None:
+    """Print the table of results of every finished run of a profile."""
+    from aepo import batch
+
+    folders = sorted(p.parent for p in (runs.resolve(runs_dir) / profile).glob("*/returns.csv"))
+    if not folders:
+        raise StudyError(f"no finished run below {runs.resolve(runs_dir) / profile}: run `make reproduce` first")
+    for folder in folders:
+        batch.print_table(folder)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder runs/<profile>/<task> of a finished run.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(help="Seed to keep.")] = 0,
+) -> None:
+    """Write one seed of a run's last networks as a small folder that `Policy.load` reads."""
+    from aepo import batch
+
+    size = batch.export(runs.find_folder(run), target, seed)
+    print(f"{target}: seed {seed}, {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

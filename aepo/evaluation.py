@@ -1,0 +1,90 @@
+"""Rollouts in vector environments: all seeds and episodes in one sampler call a step; scores with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from aepo.networks import generator
+from aepo.policy import Actor
+from aepo.progress import Progress
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Episodes of S policies: returns, length, success `(S, E)`; states `(T, S, E, n)`, NaN after an episode's end."""
+
+    returns: np.ndarray
+    length: np.ndarray
+    success: np.ndarray
+    states: np.ndarray
+
+
+def make_environments(env_id: str, count: int) -> gym.vector.SyncVectorEnv:
+    """`count` copies of an environment in one process."""
+    return gym.vector.SyncVectorEnv([lambda: gym.make(env_id, disable_env_checker=True)] * count)
+
+
+def rollout(
+    actor: Actor,
+    environments: gym.vector.VectorEnv,
+    seeds: Sequence[int],
+    episodes: int,
+    horizon: int,
+    name: str = "evaluate",
+    progress_folder: Path | None = None,
+) -> Rollouts:
+    """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
+
+    Start and noise of an episode follow from (seed, episode) alone, the same for every method.
+    """
+    shape = (len(seeds), episodes)
+    device = actor.behavior.low.device
+    d = environments.single_action_space.shape[0]
+    noise = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.randn(horizon, actor.candidates, d, generator=generator(seed, "episode", e))
+                    for e in range(episodes)
+                ]
+            )
+            for seed in seeds
+        ]
+    ).to(device)
+    starts = [int(generator(seed, "start", e).initial_seed() % 2**31) for seed in seeds for e in range(episodes)]
+    observation, _ = environments.reset(seed=starts)
+    returns, length, success = np.zeros(shape), np.zeros(shape, dtype=int), np.zeros(shape, dtype=bool)
+    running = np.ones(shape, dtype=bool)
+    states = np.full((horizon + 1, *shape, observation.shape[-1]), np.nan)
+    states[0] = observation.reshape(*shape, -1)
+    with Progress(name, horizon, folder=progress_folder) as progress:
+        for step in range(horizon):
+            state = torch.as_tensor(observation, dtype=torch.float32, device=device).view(*shape, -1)
+            action = actor.act(state, noise[:, :, step])
+            observation, reward, terminated, truncated, info = environments.step(action.reshape(-1, d).cpu().numpy())
+            returns += np.where(running, reward.reshape(shape), 0)
+            length += running
+            success |= running & np.asarray(info.get("success", np.zeros(shape)), dtype=bool).reshape(shape)
+            states[step + 1][running] = observation.reshape(*shape, -1)[running]
+            running &= ~(terminated | truncated).reshape(shape)
+            progress.update(1)
+            if not running.any():
+                break
+    return Rollouts(returns, length, success, states)
+
+
+def nested_bootstrap(returns: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95% percentile interval of `(seeds, episodes)` returns: seeds redrawn first, then episodes within each."""
+    rng = np.random.default_rng(seed)
+    seeds, episodes = returns.shape
+    chosen = rng.integers(seeds, size=(draws, seeds, 1))
+    within = rng.integers(episodes, size=(draws, seeds, episodes))
+    means = returns[chosen, within].mean((1, 2))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(returns.mean()), float(low), float(high)

@@ -1,0 +1,215 @@
+"""Targets for the intermediate energy E(s, a_t, t) = log E_{mu_{0|t}(a | a_t, s)} exp(beta Q(s, a))."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aepo.schedule import VPSchedule, check_time, expand_time
+
+
+def _check_beta(beta: float) -> None:
+    if not (isinstance(beta, int | float) and math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta must be a finite number >= 0, got {beta!r}")
+
+
+def _factor(covariance: Tensor, gradient: Tensor) -> tuple[Tensor, int]:
+    """L with C = L L', and the number of axes C has beyond the leading ones (0 isotropic, 1 diagonal, 2 full).
+
+    The kind is told by the number of axes against `gradient` `(..., d)`: one fewer, as many, one more.
+    """
+    kind = covariance.ndim - gradient.ndim + 1
+    d = gradient.shape[-1]
+    if kind not in (0, 1, 2) or covariance.shape[covariance.ndim - kind :] != (d,) * kind:
+        raise ValueError(
+            f"covariance has shape {tuple(covariance.shape)}; with a gradient of shape {tuple(gradient.shape)} expected "
+            f"(...,) isotropic, (..., {d}) diagonal or (..., {d}, {d}) full"
+        )
+    if kind < 2:
+        return covariance.clamp(min=0).sqrt(), kind
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt().unsqueeze(-2), kind
+
+
+def _transform(factor: Tensor, kind: int, vector: Tensor) -> Tensor:
+    """L' v for a vector `(..., d)`."""
+    if kind == 0:
+        return factor.unsqueeze(-1) * vector
+    return factor * vector if kind == 1 else (factor.transpose(-1, -2) @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _full(factor: Tensor, kind: int, d: int) -> Tensor:
+    """L as a matrix `(..., d, d)`."""
+    if kind == 2:
+        return factor
+    return torch.diag_embed(factor if kind == 1 else factor.unsqueeze(-1).expand(*factor.shape, d))
+
+
+def taylor_energy(
+    q: Tensor,
+    gradient: Tensor,
+    covariance: Tensor,
+    beta: float,
+    hessian: Tensor | None = None,
+    offset: Tensor | None = None,
+    curvature: str = "keep",
+    bounds: tuple[Tensor | float, Tensor | float] | None = None,
+    check: bool = True,
+) -> Tensor:
+    """AEPO's closed form: E = beta Q(b) + beta g.(m - b) + beta^2/2 g'Cg, with g = grad Q(b) (Gaussian moments).
+
+    With `hessian`: E = beta q + beta^2/2 g'L(I-A)^-1 L'g - 1/2 logdet(I-A), A = beta L'HL, C = LL', exact for a
+    quadratic Q; q and g are first carried from the reference b to the mean m = b + offset.
+    q `(...,)`, gradient `(..., d)`, hessian `(..., d, d)`; covariance `(...,)`, `(..., d)` or `(..., d, d)`.
+    `curvature` "negative" drops positive eigenvalues of A; "keep" returns +inf where I - A is not positive
+    definite (the expectation is infinite there). `bounds` (low, high) of Q clamp E to beta * bounds.
+    Returns `(...,)`. ValueError for wrong shapes, beta < 0 or an unknown `curvature`.
+    """
+    if check:
+        _check_beta(beta)
+        if curvature not in ("keep", "negative"):
+            raise ValueError(f"curvature must be 'keep' or 'negative', got {curvature!r}")
+        for name, value, tail in (("offset", offset, 1), ("hessian", hessian, 2)):
+            if value is not None and value.shape[-tail:] != gradient.shape[-1:] * tail:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, gradient has {tuple(gradient.shape)}")
+        if q.ndim != gradient.ndim - 1:
+            raise ValueError(f"q has shape {tuple(q.shape)}, expected one axis fewer than {tuple(gradient.shape)}")
+    factor, kind = _factor(covariance, gradient)
+    if offset is not None:
+        q = q + (gradient * offset).sum(-1)
+        if hessian is not None:
+            carried = (hessian @ offset.unsqueeze(-1)).squeeze(-1)
+            q = q + 0.5 * (carried * offset).sum(-1)
+            gradient = gradient + carried
+    slope = _transform(factor, kind, gradient)
+    if hessian is None:
+        energy = beta * q + 0.5 * beta**2 * slope.square().sum(-1)
+    else:
+        matrix = _full(factor, kind, gradient.shape[-1])
+        energy = beta * q + _quadratic_correction(
+            slope, beta * matrix.transpose(-1, -2) @ hessian @ matrix, beta, curvature
+        )
+    if bounds is not None:
+        low, high = (torch.as_tensor(b, dtype=energy.dtype, device=energy.device) * beta for b in bounds)
+        energy = torch.minimum(torch.maximum(energy, low), high)
+    return energy
+
+
+class _DropPositive(torch.autograd.Function):
+    """Symmetric matrix function min(lambda, 0), differentiated by divided differences (fine at repeated eigenvalues)."""
+
+    @staticmethod
+    def forward(ctx, matrix: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        ctx.save_for_backward(values, vectors)
+        return (vectors * values.clamp(max=0).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        values, vectors = ctx.saved_tensors
+        image = values.clamp(max=0)
+        gap = values.unsqueeze(-1) - values.unsqueeze(-2)
+        slope = ((values < 0).to(values).unsqueeze(-1) + (values < 0).to(values).unsqueeze(-2)) / 2
+        near = gap.abs() < 1e-12
+        divided = (image.unsqueeze(-1) - image.unsqueeze(-2)) / gap.masked_fill(near, 1.0)
+        divided = torch.where(near, slope, divided)
+        inner = vectors.transpose(-1, -2) @ grad @ vectors
+        return vectors @ (divided * inner) @ vectors.transpose(-1, -2)
+
+
+def _quadratic_correction(slope: Tensor, scaled_hessian: Tensor, beta: float, curvature: str) -> Tensor:
+    """beta^2/2 u'(I-A)^-1 u - 1/2 logdet(I-A) for u = L'g; +inf where I - A is not positive definite."""
+    scaled_hessian = (scaled_hessian + scaled_hessian.transpose(-1, -2)) / 2
+    if curvature == "negative":
+        scaled_hessian = _DropPositive.apply(scaled_hessian)
+    identity = torch.eye(slope.shape[-1], dtype=slope.dtype, device=slope.device)
+    system = identity - scaled_hessian
+    infinite = torch.linalg.cholesky_ex(system.detach()).info > 0
+    factor = torch.linalg.cholesky_ex(torch.where(infinite[..., None, None], identity, system)).L
+    solved = torch.linalg.solve_triangular(factor, slope.unsqueeze(-1), upper=False).squeeze(-1)
+    half_logdet = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
+    correction = 0.5 * beta**2 * solved.square().sum(-1) - half_logdet
+    return torch.where(infinite, torch.inf, correction)
+
+
+def cubature_points(d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Points z_k `(K, d)` and log weights `(K,)` that integrate N(0, I) exactly to the third degree (d <= 2: unscented).
+
+    d <= 2: centre with weight kappa/3 and 2d points of radius sqrt(3) with weight 1/6, kappa = 3 - d (exact to
+    degree 5 for d = 1); beyond: 2d points of radius sqrt(d) with weight 1/2d.
+    """
+    axes = torch.eye(d, dtype=dtype, device=device)
+    pairs = torch.cat([axes, -axes])
+    if d <= 2:
+        points = torch.cat([torch.zeros(1, d, dtype=dtype, device=device), math.sqrt(3) * pairs])
+        weights = torch.tensor([(3 - d) / 3] + [1 / 6] * (2 * d), dtype=dtype, device=device)
+    else:
+        points = math.sqrt(d) * pairs
+        weights = torch.full((2 * d,), 1 / (2 * d), dtype=dtype, device=device)
+    return points, weights.log()
+
+
+def cubature_energy(
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    covariance: Tensor,
+    beta: float,
+    low: Tensor | float | None = None,
+    high: Tensor | float | None = None,
+    check: bool = True,
+) -> Tensor:
+    """E = logsumexp_k(beta Q(m + L z_k) + log w_k) over `cubature_points`, clipped to the box [low, high].
+
+    mean `(..., d)`; covariance as in `taylor_energy`; `q_function` is called once with `(..., K, d)` -> `(..., K)`.
+    Returns `(...,)`.
+    """
+    if check:
+        _check_beta(beta)
+    d = mean.shape[-1]
+    factor, kind = _factor(covariance, mean)
+    points, log_weights = cubature_points(d, mean.dtype, mean.device)
+    if kind == 0:
+        spread = factor[..., None, None] * points
+    elif kind == 1:
+        spread = factor.unsqueeze(-2) * points
+    else:
+        spread = points @ factor.transpose(-1, -2)
+    candidates = mean.unsqueeze(-2) + spread
+    if low is not None or high is not None:
+        candidates = candidates.clamp(low, high)
+    q = q_function(candidates)
+    if check and q.shape != candidates.shape[:-1]:
+        raise ValueError(f"q_function returned shape {tuple(q.shape)}, expected {tuple(candidates.shape[:-1])}")
+    return torch.logsumexp(beta * q + log_weights, -1)
+
+
+def support_energy(
+    q_values: Tensor,
+    support: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    beta: float,
+    check: bool = True,
+) -> Tensor:
+    """Self-normalised E = logsumexp_j(l_j + beta Q_j) - logsumexp_j(l_j), l_j = -|a_t - alpha_t a_j|^2 / 2 sigma_t^2.
+
+    q_values `(..., M)` and support `(..., M, d)`: behavior samples a_j of one state and their Q;
+    noisy_action `(..., d)`; t 0-d or `(...,)`. Returns `(...,)`.
+    """
+    t = torch.as_tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
+    if check:
+        _check_beta(beta)
+        check_time(t)
+        if q_values.shape[-1] != support.shape[-2] or support.shape[-1] != noisy_action.shape[-1]:
+            raise ValueError(
+                f"support has shape {tuple(support.shape)}; q_values {tuple(q_values.shape)} and noisy_action "
+                f"{tuple(noisy_action.shape)} need (..., M, d)"
+            )
+    alpha, sigma = (expand_time(v, noisy_action) for v in (vp.alpha(t), vp.sigma(t)))
+    distance = noisy_action.unsqueeze(-2) - (alpha.unsqueeze(-1) if alpha.ndim else alpha) * support
+    log_likelihood = -distance.square().sum(-1) / (2 * sigma**2)
+    return torch.logsumexp(log_likelihood + beta * q_values, -1) - torch.logsumexp(log_likelihood, -1)

@@ -1,0 +1,135 @@
+"""Losses as pure functions: noise, times and batches are arguments; each returns `(loss per seed (S,), info)`.
+
+A loss is a mean over the batch; the sum over seeds is what is differentiated, so that each seed's gradient is that
+of its own separate run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aepo import guidance, posterior
+from aepo.networks import EnergyNet, NoiseNet, TwinQ, ValueNet
+from aepo.schedule import VPSchedule
+
+Info = dict[str, Tensor]
+
+
+def diffuse(action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule) -> Tensor:
+    """Forward process a_t = alpha_t a + sigma_t eps: action, noise `(S, B, d)`, t `(S, B)`."""
+    return vp.alpha(t).unsqueeze(-1) * action + vp.sigma(t).unsqueeze(-1) * noise
+
+
+def behavior_loss(
+    noise_net: NoiseNet, state: Tensor, action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule
+) -> tuple[Tensor, Info]:
+    """Denoising loss mean |eps - eps_theta|^2 / alpha_t^2: with the velocity inside, its plain squared error."""
+    predicted = noise_net(state, diffuse(action, noise, t, vp), t)
+    error = (noise - predicted) / vp.alpha(t).unsqueeze(-1)
+    loss = error.square().mean((-2, -1))
+    return loss, {"loss": loss.detach()}
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """Asymmetric square |expectile - 1(u < 0)| u^2 of u = target - prediction (Kostrikov et al. 2022), shape of u."""
+    weight = torch.abs(expectile - (difference < 0).to(difference))
+    return weight * difference.square()
+
+
+def value_loss(value_net: ValueNet, state: Tensor, q: Tensor, expectile: float) -> tuple[Tensor, Info]:
+    """V(s) as the expectile of Q(s, a) over recorded actions: state `(S, B, n)`, q `(S, B)`."""
+    value = value_net(state)
+    advantage = q - value
+    loss = expectile_loss(advantage, expectile).mean(-1)
+    info = {"value_loss": loss, "value": value.mean(-1), "advantage_std": advantage.std(-1)}
+    return loss, {key: x.detach() for key, x in info.items()}
+
+
+def td_loss(
+    q_net: TwinQ, state: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float
+) -> tuple[Tensor, Info]:
+    """Twin temporal-difference error against r + discount (1 - terminated) V(s'); a truncation does not stop it."""
+    target = reward + discount * (1 - terminated) * next_value
+    q = q_net(state, action)
+    loss = (q - target).square().mean(-1).sum(0)
+    return loss, {"td_loss": loss.detach(), "q": q.detach().mean((0, 2))}
+
+
+def taylor_target(
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    beta: float,
+    bounds: tuple[Tensor, Tensor],
+) -> Tensor:
+    """First-order target of AEPO at the posterior mean, clamped: one Q gradient. mean `(S, B, d)`, variance `(S, B)`."""
+    with torch.enable_grad():
+        reference = mean.detach().requires_grad_(True)
+        q = q_function(reference)
+        gradient = torch.autograd.grad(q.sum(), reference)[0]
+    return guidance.taylor_energy(q.detach(), gradient, variance, beta, bounds=bounds, check=False)
+
+
+def cubature_target(
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    beta: float,
+    bounds: tuple[Tensor, Tensor],
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Tensor:
+    """Cubature target around the posterior mean, clamped to beta * bounds. mean `(S, B, d)`, variance `(S, B)`."""
+
+    def flat(candidates: Tensor) -> Tensor:
+        seeds, batch, count, d = candidates.shape
+        return q_function(candidates.reshape(seeds, batch * count, d)).view(seeds, batch, count)
+
+    energy = guidance.cubature_energy(flat, mean, variance, beta, low, high, check=False)
+    return torch.minimum(torch.maximum(energy, beta * bounds[0]), beta * bounds[1])
+
+
+TARGETS = {"taylor": taylor_target, "cubature": cubature_target}
+
+
+@torch.no_grad()
+def energy_target(
+    kind: str,
+    noise_net: NoiseNet,
+    q_function: Callable[[Tensor, Tensor], Tensor],
+    variance_table: Tensor,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    beta: float,
+    bounds: tuple[Tensor, Tensor],
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Tensor:
+    """The regression target of the energy network `(S, B)`: a `TARGETS` entry at the boxed posterior mean.
+
+    q_function(state, action) is the normalised advantage (Q - V)/std; `bounds` its range `(S, 1)` over the data.
+    """
+    noise = noise_net(state, noisy_action, t)
+    mean = posterior.mean(noisy_action, noise, t, vp, low, high, check=False)
+    variance = posterior.isotropic_variance(variance_table, t)
+
+    def q_of(action: Tensor) -> Tensor:
+        repeat = action.shape[1] // state.shape[1]
+        states = state if repeat == 1 else state.repeat_interleave(repeat, 1)
+        return q_function(states, action)
+
+    return TARGETS[kind](q_of, mean, variance, beta, bounds)
+
+
+def energy_loss(
+    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
+) -> tuple[Tensor, Info]:
+    """Squared error of the energy network in units of its target's standard deviation (1: no better than a constant)."""
+    error = (energy_net(state, noisy_action, t) - target) / energy_net.scale
+    loss = error.square().mean(-1)
+    return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}

@@ -1,0 +1,176 @@
+"""MLPs with a leading seed axis: S networks trained side by side, weights `(S, in, out)`, inputs `(S, B, in)`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aepo.schedule import VPSchedule
+
+TIME_FEATURES = 16
+
+
+def generator(seed: int, *name: object, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator that depends on (seed, name) alone, so that no draw depends on what was drawn before or beside it."""
+    text = ":".join(str(part) for part in (seed, *name))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") & (2**63 - 1))
+
+
+class SeedLinear(nn.Module):
+    """S affine maps at once: y_s = x_s W_s + b_s, x `(S, B, in)` -> `(S, B, out)`."""
+
+    def __init__(self, seeds: int, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(seeds, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(seeds, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class MLP(nn.Module):
+    """`depth` hidden layers of `width` with SiLU; `norm` adds layer normalisation (without gain and shift), `residual` skips from layer to layer."""
+
+    def __init__(
+        self, seeds: int, inputs: int, outputs: int, width: int, depth: int, norm: bool = False, residual: bool = False
+    ):
+        super().__init__()
+        sizes = [inputs] + [width] * depth
+        self.layers = nn.ModuleList(SeedLinear(seeds, i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.out = SeedLinear(seeds, width, outputs)
+        self.norm, self.residual = norm, residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            h = layer(x)
+            h = F.silu(F.layer_norm(h, h.shape[-1:]) if self.norm else h)
+            x = x + h if self.residual and i else h
+        return self.out(x)
+
+
+def time_features(t: Tensor) -> Tensor:
+    """sin and cos of t at geometric frequencies 1/4 .. 32 cycles: t `(...,)` -> `(..., TIME_FEATURES)`."""
+    frequencies = torch.exp2(torch.arange(TIME_FEATURES // 2, dtype=t.dtype, device=t.device) - 2)
+    angle = 2 * math.pi * t.unsqueeze(-1) * frequencies
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def _columns(state: Tensor, t: Tensor) -> Tensor:
+    """Time features broadcast to the leading axes of `state`: t 0-d or `(S, B)`."""
+    return time_features(t).expand(*state.shape[:-1], TIME_FEATURES)
+
+
+class NoiseNet(nn.Module):
+    """eps_theta(s, a_t, t), with the velocity predicted inside: eps = alpha_t v + sigma_t a_t.
+
+    state `(S, B, n)` standardised, noisy_action `(S, B, d)`, t 0-d or `(S, B)` -> `(S, B, d)`.
+    """
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule):
+        super().__init__()
+        self.vp = vp
+        self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, action_dim, width, depth, residual=True)
+
+    def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
+        velocity = self.net(torch.cat([state, noisy_action, _columns(state, t)], -1))
+        alpha, sigma = self.vp.alpha(t), self.vp.sigma(t)
+        if t.ndim:
+            alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
+        return alpha * velocity + sigma * noisy_action
+
+
+class TwinQ(nn.Module):
+    """Two critics a seed: state `(S, B, n)`, action `(S, B, d)` -> `(2, S, B)`; Q(s, a) is the smaller (`minimum`)."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
+        super().__init__()
+        self.net = MLP(2 * seeds, state_dim + action_dim, 1, width, depth, norm=True)
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([state, action], -1)
+        seeds, batch, _ = x.shape
+        return self.net(x.unsqueeze(0).expand(2, -1, -1, -1).reshape(2 * seeds, batch, -1)).view(2, seeds, batch)
+
+    def minimum(self, state: Tensor, action: Tensor) -> Tensor:
+        """min(Q1, Q2), `(S, B)`."""
+        return self(state, action).amin(0)
+
+
+class ValueNet(nn.Module):
+    """V(s): state `(S, B, n)` -> `(S, B)`."""
+
+    def __init__(self, seeds: int, state_dim: int, width: int, depth: int):
+        super().__init__()
+        self.net = MLP(seeds, state_dim, 1, width, depth, norm=True)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.net(state).squeeze(-1)
+
+
+class EnergyNet(nn.Module):
+    """Gated intermediate energy E(s, a_t, t) = loc + scale (c(s, t) + alpha_t h(s, a_t, t)), `(S, B)`.
+
+    The gate alpha_t makes the guidance vanish at pure noise, where a free network has the wrong size; c takes
+    what does not depend on the action. `loc` and `scale` `(S, 1)` standardise the regression target.
+    """
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule):
+        super().__init__()
+        self.vp = vp
+        self.offset = MLP(seeds, state_dim + TIME_FEATURES, 1, width // 2, 2)
+        self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, 1, width, depth, residual=True)
+        self.register_buffer("loc", torch.zeros(seeds, 1))
+        self.register_buffer("scale", torch.ones(seeds, 1))
+
+    def gated(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
+        """The part that depends on the noisy action, scale alpha_t h: all that guidance needs, `(S, B)`."""
+        h = self.net(torch.cat([state, noisy_action, _columns(state, t)], -1)).squeeze(-1)
+        return self.scale * self.vp.alpha(t) * h
+
+    def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
+        offset = self.offset(torch.cat([state, _columns(state, t)], -1)).squeeze(-1)
+        return self.loc + self.scale * offset + self.gated(state, noisy_action, t)
+
+    def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
+        """grad_{a_t} E, `(S, B, d)`; builds no graph beyond its own."""
+        with torch.enable_grad():
+            noisy_action = noisy_action.detach().requires_grad_(True)
+            return torch.autograd.grad(self.gated(state, noisy_action, t).sum(), noisy_action)[0]
+
+
+def initialize(module: nn.Module, seeds: Sequence[int], name: str) -> nn.Module:
+    """Fill every SeedLinear with U(-1/sqrt(in), 1/sqrt(in)) from each seed's own generator; output layers start small.
+
+    A module that stacks k networks a seed (TwinQ) has a leading axis k S; copy j of seed s draws from (s, name, j).
+    """
+    with torch.no_grad():
+        for key, layer in module.named_modules():
+            if not isinstance(layer, SeedLinear):
+                continue
+            rows = layer.weight.view(-1, len(seeds), *layer.weight.shape[1:])
+            for copy in range(rows.shape[0]):
+                for s, seed in enumerate(seeds):
+                    g = generator(seed, name, key, copy)
+                    bound = (0.1 if key.endswith("out") else 1.0) / math.sqrt(layer.weight.shape[1])
+                    draw = torch.rand(layer.weight.shape[1:], generator=g, dtype=torch.float64) * 2 - 1
+                    rows[copy, s] = (bound * draw).to(layer.weight)
+    return module
+
+
+def select_seeds(tensor: Tensor, rows: Sequence[int], seeds: int) -> Tensor:
+    """Rows of the seed axis of a stored tensor whose leading axis is k S (k = 2 for TwinQ)."""
+    stacked = tensor.view(-1, seeds, *tensor.shape[1:])
+    return stacked[:, list(rows)].reshape(-1, *tensor.shape[1:]).contiguous()
+
+
+def join_seeds(first: Tensor, second: Tensor, seeds_first: int, seeds_second: int) -> Tensor:
+    """Concatenate two stored tensors along the seed axis (leading axis k S)."""
+    a = first.view(-1, seeds_first, *first.shape[1:])
+    b = second.view(-1, seeds_second, *second.shape[1:])
+    return torch.cat([a, b], 1).reshape(-1, *first.shape[1:]).contiguous()

@@ -1,0 +1,86 @@
+"""Visible progress: one line in a terminal, one line of output in a notebook, one small file a stage for `make`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+from tqdm.std import tqdm
+
+
+class _NotebookLine:
+    """A stream for tqdm that keeps rewriting one output line of a notebook cell."""
+
+    def __init__(self):
+        from IPython.display import display
+
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._handle.update({"text/plain": text.strip("\r\n")}, raw=True)
+
+    def flush(self) -> None:
+        pass
+
+
+def in_notebook() -> bool:
+    """Whether this code runs under a Jupyter kernel."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return get_ipython() is not None and "IPKernelApp" in get_ipython().config
+
+
+class Progress:
+    """Counts `total` units of a stage; `folder/<stage>.json` tells other processes where it stands."""
+
+    def __init__(self, stage: str, total: int, unit: str = "step", folder: Path | None = None, initial: int = 0):
+        stream = {"file": _NotebookLine(), "ncols": 100} if in_notebook() else {}
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            desc=stage,
+            unit=unit,
+            unit_scale=True,
+            mininterval=0.5,
+            dynamic_ncols=False,
+            **stream,
+        )
+        self._path = folder / f"{stage}.json" if folder else None
+        self._written = 0.0
+        self._write()
+
+    def update(self, count: int, **values: float) -> None:
+        """Count `count` more units and show the latest values beside the bar."""
+        self._bar.set_postfix({key: f"{value:.3g}" for key, value in values.items()}, refresh=False)
+        self._bar.update(count)
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None or time.monotonic() - self._written < 0.5:
+            return
+        self._written = time.monotonic()
+        bar = self._bar.format_dict
+        content = {key: bar[key] for key in ("n", "total", "unit", "initial", "elapsed")} | {"pid": os.getpid()}
+        with contextlib.suppress(OSError):  # a progress line is never worth a failed training
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(content))
+            temporary.replace(self._path)
+
+    def close(self) -> None:
+        """End the bar and remove its file."""
+        self._bar.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()

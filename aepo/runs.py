@@ -1,0 +1,302 @@
+"""Where a run's files lie, how they are written (atomically) and read (checked), and the manifest of what made them."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from aepo import settings as settings_table
+from aepo import tasks
+from aepo.methods import METHODS
+
+FORMAT = 1
+PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "safetensors")
+
+
+class StudyError(RuntimeError):
+    """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+
+def project_root() -> Path:
+    """The nearest folder at or above the working directory that holds the Snakefile; else the working directory."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "Snakefile").exists()), here)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder runs/<profile>/<task> and the parameters of a notebook."""
+
+    folder: Path
+    task: tasks.Task
+    profile_name: str
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+    device: str
+
+    @property
+    def profile(self) -> settings_table.Profile:
+        """The settings of this run."""
+        return settings_table.get(self.profile_name)
+
+    @property
+    def figures(self) -> Path:
+        """Folder of this run's figures, beside the runs folder: figures/<profile>/<task>."""
+        return self.folder.parents[1].parent / "figures" / self.profile_name / self.task.name
+
+    def artifact(self, stage: str) -> Path:
+        """Path of a stage's networks."""
+        return self.folder / f"{stage}.safetensors"
+
+    def metrics(self, stage: str) -> Path:
+        """Path of a stage's training log."""
+        return self.folder / "metrics" / f"{stage}.parquet"
+
+    def checkpoints(self) -> Path:
+        """Folder of unfinished trainings."""
+        return self.folder / "checkpoints"
+
+
+def energy_stage(method: str, beta: float, prefix: str = "energy") -> str:
+    """Name of the stage that trains `method` at inverse temperature `beta`: energy-<method>-b<beta>."""
+    return f"{prefix}-{method}-b{beta:g}"
+
+
+def open_run(
+    task: str,
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    profile: str,
+    device: str,
+    runs_dir: str | Path,
+) -> Run:
+    """Check a notebook's parameters and make its run folder; StudyError says in one sentence what is wrong."""
+    try:
+        found, _ = tasks.get(task), settings_table.get(profile)
+    except ValueError as error:
+        raise StudyError(str(error)) from None
+    bad = [s for s in seeds if not isinstance(s, int) or isinstance(s, bool) or s < 0]
+    if bad or not seeds or len(set(seeds)) != len(seeds):
+        raise StudyError(f"seeds must be distinct integers >= 0, at least one, got {list(seeds)}")
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise StudyError(f"unknown method {', '.join(map(repr, unknown))}: choose from {', '.join(METHODS)}")
+    device = choose_device(device)
+    folder = resolve(runs_dir) / profile / task
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StudyError(
+            f"cannot write to the run folder {folder} ({error.strerror}): choose another runs_dir"
+        ) from None
+    return Run(folder, found, profile, tuple(seeds), tuple(methods), device)
+
+
+def resolve(runs_dir: str | Path) -> Path:
+    """The runs folder: as given where absolute, else below the project."""
+    given = Path(runs_dir).expanduser()
+    return given if given.is_absolute() else project_root() / given
+
+
+def find_folder(folder: str | Path) -> Path:
+    """A run folder as given, or relative to the project where it is not below the working directory."""
+    given = Path(folder).expanduser()
+    found = next((p for p in (given, project_root() / given) if p.is_dir()), None)
+    if found is None:
+        raise StudyError(f"there is no run folder {given}: give the path of a runs/<profile>/<task> folder")
+    return found
+
+
+def choose_device(device: str) -> str:
+    """`auto` is the GPU where there is one; a GPU that is asked for but missing is a StudyError."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise StudyError(f"unknown device {device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise StudyError("device 'cuda' was asked for but torch sees no GPU: use device=cpu or auto")
+    return device
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that replaces `path` when the block ends well: fsync, rename, fsync folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StudyError(
+            f"cannot write {path} ({error.strerror or error}): free space or choose another runs_dir"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def lock(folder: Path, name: str) -> Iterator[None]:
+    """Exclusive lock that the system releases when its process ends, however it ends; a second process waits."""
+    path = folder / ".locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process works on {name} in {folder}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors with their metadata and checksum as safetensors, atomically; equal content gives equal bytes."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    header = {"format": FORMAT, "sha256": _content_hash(tensors), **meta}
+    payload = save(tensors, metadata={"aepo": json.dumps(header, sort_keys=True)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(payload)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote and check format and checksum; StudyError names the file and what to do."""
+    if not path.exists():
+        raise StudyError(f"{path} is missing: run the notebook that makes it first (README lists them in order)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("aepo", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read ({error}): delete it and run its stage again") from None
+    if meta.get("format") != FORMAT:
+        raise StudyError(
+            f"{path} has format {meta.get('format')}, this version reads {FORMAT}: delete it and run its stage again"
+        )
+    if meta["sha256"] != _content_hash(tensors):
+        raise StudyError(f"{path} is damaged (its checksum does not match): delete it and run its stage again")
+    return tensors, meta
+
+
+def write_artifact(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """A finished stage: the networks with their metadata, and the same metadata as JSON for people."""
+    save_tensors(path, tensors, meta)
+    write_json(path.with_suffix(".json"), meta)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """Commit of the project that runs, with `+` where files differ from it; None outside a checkout."""
+    call = functools.partial(subprocess.run, capture_output=True, text=True, cwd=project_root())
+    try:
+        head = call(["git", "rev-parse", "--short=12", "HEAD"])
+        dirty = call(["git", "status", "--porcelain", "--untracked-files=no"])
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a run folder, empty where there is none."""
+    path = folder / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, Any]) -> None:
+    """Set one entry of a section (`stages`, `evaluation`, `data`) of the manifest, under its lock."""
+    with lock(folder, "manifest"):
+        manifest = {"versions": versions(), "git_commit": git_commit(), **read_manifest(folder)}
+        manifest.setdefault(section, {})[name] = dict(entry)
+        write_json(folder / "manifest.json", manifest)
+
+
+FIGURES = {
+    "03_dataset": ("maze_map", "actions"),
+    "04_behavior": ("behavior_loss", "behavior_actions", "posterior_variance"),
+    "05_critic": ("critic_losses", "value_map"),
+    "06_energy": ("energy_loss", "guidance_field", "guidance_curve"),
+    "07_evaluation": ("trajectories",),
+    "08_results": ("scores", "guidance_curves"),
+}
+
+
+def figure_path(run: Run, notebook: str, name: str, method: str | None = None) -> Path:
+    """Where a notebook's figure of `FIGURES` is written; 06_energy writes one set a method."""
+    if name not in FIGURES[notebook]:
+        raise ValueError(f"{name!r} is not a figure of {notebook}")
+    return run.figures / f"{notebook[:2]}_{name}{f'-{method}' if method else ''}.png"
+
+
+def products(
+    folder: Path, figures: Path, methods: Sequence[str], profile: settings_table.Profile
+) -> dict[str, list[Path]]:
+    """The files that each executed notebook leaves behind: networks, tables, figures."""
+    results = folder.parents[0 if folder.parent.name == "smoke" else 1] / "results.csv"
+    guided = [m for m in methods if METHODS[m].energy]
+    made = {"03_dataset": [], "04_behavior": ["behavior.safetensors"], "05_critic": ["critic.safetensors"]}
+    made |= {f"06_energy-{m}": [f"{energy_stage(m, profile.evaluation.beta[m])}.safetensors"] for m in guided}
+    made |= {
+        "07_evaluation": ["returns.csv", *(f"evaluation/{m}.safetensors" for m in methods)],
+        "08_results": [results],
+    }
+    result = {}
+    for notebook, files in made.items():
+        base, _, method = notebook.partition("-")
+        suffix = f"-{method}" if method else ""
+        drawn = [
+            figures / f"{base[:2]}_{name}{suffix}.png" for name in FIGURES[base] if guided or name != "guidance_curves"
+        ]
+        result[notebook] = [folder / f"{notebook}.ipynb", *(folder / name for name in files), *drawn]
+    return result
+
+
+def forget_incomplete(folder: Path, figures: Path, methods: Sequence[str], profile: settings_table.Profile) -> None:
+    """Remove the end mark of each notebook whose files are not all there, so that it runs again."""
+    for notebook, files in products(folder, figures, methods, profile).items():
+        if not all(path.exists() for path in files):
+            (folder / ".done" / notebook).unlink(missing_ok=True)

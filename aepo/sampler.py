@@ -1,0 +1,66 @@
+"""Guided samplers for a VP diffusion: free functions over `(noise_model, energy_gradient)`, no hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aepo.schedule import T_MIN, VPSchedule
+
+NoiseModel = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def sample(
+    noise_model: NoiseModel,
+    initial_noise: Tensor,
+    vp: VPSchedule,
+    steps: int = 15,
+    energy_gradient: NoiseModel | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    low: Tensor | float | None = None,
+    high: Tensor | float | None = None,
+    order: int = 2,
+    grid: str = "logsnr",
+    t_start: float = 1.0,
+    callback: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """DPM-Solver++ (order 2 multistep, or 1 = DDIM; Lu et al. 2022) from a_{t_start} = initial_noise to an action.
+
+    The guided noise is eps - w sigma_t grad E with w = guidance_scale (a number, or a tensor that broadcasts over the
+    action); with w = 0 or without `energy_gradient` no energy is evaluated. The predicted action is clipped to
+    [low, high] at each step. noise_model(noisy_action, t), energy_gradient(noisy_action, t): `(..., d)`, t 0-d.
+    callback(step, t, noisy_action, predicted_action) sees each step. Returns `(..., d)`.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, got {order}")
+    if not T_MIN < t_start <= 1:
+        raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
+    boxed = low is not None or high is not None
+    if isinstance(guidance_scale, int | float) and guidance_scale == 0:
+        energy_gradient = None
+    times = vp.grid(steps, grid, t_start)
+    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
+    times = times.to(initial_noise)
+    x, previous = initial_noise, None
+    for i in range(steps):
+        t = times[i]
+        noise = noise_model(x, t)
+        if energy_gradient is not None:
+            noise = noise - guidance_scale * sigmas[i] * energy_gradient(x, t)
+        predicted = (x - sigmas[i] * noise) / alphas[i]
+        if boxed:
+            predicted = predicted.clamp(low, high)
+        if callback is not None:
+            callback(i, t, x, predicted)
+        h = logsnrs[i + 1] - logsnrs[i]
+        direction = predicted
+        if order == 2 and previous is not None:
+            ratio = 0.5 * h / (logsnrs[i] - logsnrs[i - 1])
+            direction = predicted + ratio * (predicted - previous)
+        decay = -torch.expm1(torch.tensor(-h, dtype=torch.float64)).item()
+        x = (sigmas[i + 1] / sigmas[i]) * x + (alphas[i + 1] * decay) * direction
+        previous = predicted
+    return x.clamp(low, high) if boxed else x

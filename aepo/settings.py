@@ -1,0 +1,134 @@
+"""Settings of every stage: one frozen dataclass each, one table of profiles, per task only where it must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How local data are made: environment steps and the seed of the walk."""
+
+    steps: int = 200_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BehaviorSettings:
+    """Diffusion behavior model. `ema_rate`: weight of the newest parameters in the averaged ones, per step."""
+
+    width: int = 128
+    depth: int = 3
+    steps: int = 8_000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    ema_rate: float = 0.005
+    variance_times: int = 65
+    variance_samples: int = 4_096
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """Expectile critic (IQL). `reward_scale` multiplies rewards so that Q is about 1; `target_rate` moves the target."""
+
+    width: int = 128
+    depth: int = 2
+    steps: int = 14_000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    discount: float = 0.98
+    expectile: float = 0.8
+    target_rate: float = 0.02
+    reward_scale: float = 0.05
+
+
+@dataclass(frozen=True)
+class EnergySettings:
+    """Energy network. `target_batches`: batches whose statistics standardise the regression target."""
+
+    width: int = 128
+    depth: int = 3
+    steps: int = 5_000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    target_batches: int = 32
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Rollouts: episodes a seed, solver steps, candidates of best-of-n and guidance (beta, scale) by method."""
+
+    episodes: int = 20
+    solver_steps: int = 10
+    candidates: int = 16
+    beta: Mapping[str, float] = field(default_factory=lambda: {"aepo": 3.0, "aepo-cubature": 3.0})
+    guidance_scale: Mapping[str, float] = field(default_factory=lambda: {"aepo": 2.0, "aepo-cubature": 2.0})
+    curve_betas: tuple[float, ...] = (1.0, 3.0, 10.0)
+    curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+    curve_episodes: int = 10
+    curve_steps: int = 2_500
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything a run is made with; `chunk`: training steps between two looks at the loss (and checkpoints)."""
+
+    data: DataSettings = DataSettings()
+    behavior: BehaviorSettings = BehaviorSettings()
+    critic: CriticSettings = CriticSettings()
+    energy: EnergySettings = EnergySettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    chunk: int = 250
+    seeds: int = 3
+
+
+QUICK = Profile()
+SMOKE = Profile(
+    data=DataSettings(steps=6_000),
+    behavior=replace(QUICK.behavior, width=64, steps=300, variance_times=17, variance_samples=512),
+    critic=replace(QUICK.critic, width=64, steps=300),
+    energy=replace(QUICK.energy, width=64, steps=200, target_batches=4),
+    evaluation=replace(
+        QUICK.evaluation,
+        episodes=2,
+        solver_steps=5,
+        candidates=4,
+        curve_betas=(1.0, 3.0),
+        curve_scales=(0.0, 1.0),
+        curve_episodes=1,
+        curve_steps=100,
+    ),
+    chunk=50,
+    seeds=2,
+)
+FULL = Profile(
+    data=DataSettings(steps=1_000_000),
+    behavior=replace(QUICK.behavior, width=256, steps=100_000),
+    critic=replace(QUICK.critic, width=256, steps=100_000),
+    energy=replace(QUICK.energy, width=256, steps=50_000),
+    evaluation=replace(QUICK.evaluation, episodes=100, solver_steps=15, curve_episodes=20, curve_steps=20_000),
+    chunk=1_000,
+    seeds=5,
+)
+PROFILES = {"smoke": SMOKE, "quick": QUICK, "full": FULL}
+
+
+def get(profile: str) -> Profile:
+    """The profile of that name, or a ValueError that lists the names there are."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[profile]
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain JSON data."""
+    return json.loads(json.dumps(asdict(settings)))
+
+
+def digest(content: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of JSON data with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

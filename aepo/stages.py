@@ -1,0 +1,401 @@
+"""The trained stages: behavior, critic, energy. Each loads its artefact where it fits, else trains what is missing."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from aepo import losses, posterior, runs
+from aepo import settings as settings_table
+from aepo.datasets import Dataset
+from aepo.methods import METHODS
+from aepo.networks import EnergyNet, NoiseNet, TwinQ, ValueNet, generator, initialize, join_seeds, select_seeds
+from aepo.runs import Run, StudyError
+from aepo.schedule import T_MIN, VPSchedule
+from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings
+from aepo.training import Draws, Learner, clear_checkpoints, fit, stack_draws
+
+VP = VPSchedule()
+
+
+class Behavior(nn.Module):
+    """Diffusion behavior model of S seeds, its posterior variance table c_t `(S, T)`, and how states are scaled."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: BehaviorSettings):
+        super().__init__()
+        self.noise_net = NoiseNet(seeds, state_dim, action_dim, settings.width, settings.depth, VP)
+        self.register_buffer("variance", torch.ones(seeds, settings.variance_times))
+        for name, size in (
+            ("state_mean", state_dim),
+            ("state_std", state_dim),
+            ("low", action_dim),
+            ("high", action_dim),
+        ):
+            self.register_buffer(name, torch.zeros(seeds, 1, size))
+
+    def standardize(self, state: Tensor) -> Tensor:
+        """Raw states `(S, B, n)` as the networks take them."""
+        return (state - self.state_mean) / self.state_std
+
+    def unscale(self, action: Tensor) -> Tensor:
+        """Actions in [-1, 1] `(S, B, d)` as the environment takes them."""
+        return self.low + (action.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+
+
+class Critic(nn.Module):
+    """Twin Q with its target copy and V of S seeds; `advantage` is (Q - V) / std(Q - V), the Q of every energy."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: CriticSettings):
+        super().__init__()
+        self.q = TwinQ(seeds, state_dim, action_dim, settings.width, settings.depth)
+        self.q_target = TwinQ(seeds, state_dim, action_dim, settings.width, settings.depth).requires_grad_(False)
+        self.value = ValueNet(seeds, state_dim, settings.width, settings.depth)
+        for name in ("std", "lowest", "highest"):
+            self.register_buffer(name, torch.ones(seeds, 1))
+
+    def advantage(self, state: Tensor, action: Tensor) -> Tensor:
+        """(min Q - V) / std over the data: state `(S, B, n)` standardised, action `(S, B, d)` -> `(S, B)`."""
+        return (self.q.minimum(state, action) - self.value(state)) / self.std
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest advantage over the recorded actions, each `(S, 1)`."""
+        return self.lowest, self.highest
+
+
+def _indices(generators: Sequence[torch.Generator], count: int, batch: int, size: int) -> Tensor:
+    return stack_draws(generators, lambda g: torch.randint(size, (count, batch), generator=g, device=g.device))
+
+
+def _diffusion_draws(
+    generators: Sequence[torch.Generator], count: int, batch: int, data: Dataset, state: Tensor
+) -> Draws:
+    """Indices, noise and times of `count` steps: `(count, S, batch, ...)`."""
+    d, dtype = data.action.shape[-1], state.dtype
+    index = _indices(generators, count, batch, len(data))
+
+    def normal(g: torch.Generator) -> Tensor:
+        return torch.randn(count, batch, d, generator=g, device=g.device, dtype=dtype)
+
+    def uniform(g: torch.Generator) -> Tensor:
+        return torch.rand(count, batch, generator=g, device=g.device, dtype=dtype)
+
+    t = T_MIN + (1 - T_MIN) * stack_draws(generators, uniform)
+    return {"index": index, "noise": stack_draws(generators, normal), "t": t}
+
+
+def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings) -> tuple[Learner, Behavior]:
+    """Denoising training; the returned Behavior holds the moving average of the trained parameters."""
+    n, d, like = data.state.shape[1], data.action.shape[1], data.state
+    module = nn.ModuleDict(
+        {
+            "average": Behavior(len(seeds), n, d, settings),
+            "trained": NoiseNet(len(seeds), n, d, settings.width, settings.depth, VP),
+        }
+    ).to(like)
+    behavior, trained = module["average"], module["trained"]
+    initialize(trained, seeds, "behavior")
+    behavior.requires_grad_(False).noise_net.load_state_dict(trained.state_dict())
+    for name, value in (
+        ("state_mean", data.state_mean),
+        ("state_std", data.state_std),
+        ("low", data.action_low),
+        ("high", data.action_high),
+    ):
+        getattr(behavior, name).copy_(value)
+    state = data.standardize(data.state)
+    averaged, parameters = list(behavior.noise_net.parameters()), list(trained.parameters())
+
+    def draw(generators, count):
+        return _diffusion_draws(generators, count, settings.batch, data, state)
+
+    def loss(draws):
+        return losses.behavior_loss(
+            trained, state[draws["index"]], data.action[draws["index"]], draws["noise"], draws["t"], VP
+        )
+
+    def after_step():
+        torch._foreach_lerp_(averaged, [p.detach() for p in parameters], settings.ema_rate)
+
+    return Learner("behavior", seeds, module, parameters, draw, loss, after_step), behavior
+
+
+@torch.no_grad()
+def finish_behavior(behavior: Behavior, data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings) -> None:
+    """Fill the posterior variance table from recorded actions."""
+    state = data.standardize(data.state)
+    generators = [generator(seed, "variance", device=state.device) for seed in seeds]
+    index = _indices(generators, 1, settings.variance_samples, len(data))[0]
+    shape = (settings.variance_times, settings.variance_samples, data.action.shape[1])
+    noise = stack_draws(generators, lambda g: torch.randn(shape, generator=g, device=g.device, dtype=state.dtype))
+    times = posterior.variance_times(settings.variance_times, state.device, state.dtype)
+    table = posterior.fit_isotropic(
+        lambda noisy, t: behavior.noise_net(state[index], noisy, t), data.action[index], noise, times, VP
+    )
+    behavior.variance.copy_(table)
+
+
+def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettings) -> tuple[Learner, Critic]:
+    """Implicit Q-learning: expectile V on the target Q, twin Q on r + discount V(s')."""
+    n, d = data.state.shape[1], data.action.shape[1]
+    critic = Critic(len(seeds), n, d, settings).to(data.state)
+    initialize(critic.q, seeds, "q")
+    initialize(critic.value, seeds, "value")
+    critic.q_target.load_state_dict(critic.q.state_dict())
+    packed = torch.cat(
+        [
+            data.standardize(data.state),
+            data.standardize(data.next_state),
+            data.action,
+            settings.reward_scale * data.reward.unsqueeze(1),
+            data.terminated.unsqueeze(1),
+        ],
+        1,
+    )
+    parameters = [*critic.q.parameters(), *critic.value.parameters()]
+    online, target = list(critic.q.parameters()), list(critic.q_target.parameters())
+
+    def draw(generators, count):
+        return {"index": _indices(generators, count, settings.batch, len(data))}
+
+    def loss(draws):
+        state, next_state, action, reward, terminated = packed[draws["index"]].split([n, n, d, 1, 1], -1)
+        with torch.no_grad():
+            q = critic.q_target.minimum(state, action)
+            next_value = critic.value(next_state)
+        value_loss, value_info = losses.value_loss(critic.value, state, q, settings.expectile)
+        td_loss, td_info = losses.td_loss(
+            critic.q, state, action, reward.squeeze(-1), terminated.squeeze(-1), next_value, settings.discount
+        )
+        return value_loss + td_loss, value_info | td_info
+
+    def after_step():
+        torch._foreach_lerp_(target, [p.detach() for p in online], settings.target_rate)
+
+    return Learner("critic", seeds, critic, parameters, draw, loss, after_step), critic
+
+
+@torch.no_grad()
+def finish_critic(critic: Critic, data: Dataset, batch: int = 8_192) -> None:
+    """Set the scale and bounds of the advantage from every recorded action."""
+    seeds = critic.std.shape[0]
+    parts = []
+    for start in range(0, len(data), batch):
+        state = data.standardize(data.state[start : start + batch]).expand(seeds, -1, -1)
+        parts.append(critic.advantage(state, data.action[start : start + batch].expand(seeds, -1, -1)))
+    advantage = torch.cat(parts, 1)
+    scale = advantage.std(1, keepdim=True)
+    critic.std.copy_(scale)
+    critic.lowest.copy_(advantage.amin(1, keepdim=True) / scale)
+    critic.highest.copy_(advantage.amax(1, keepdim=True) / scale)
+
+
+def energy_learner(
+    data: Dataset,
+    behavior: Behavior,
+    critic: Critic,
+    kind: str,
+    beta: float,
+    seeds: tuple[int, ...],
+    settings: EnergySettings,
+    name: str = "energy",
+) -> tuple[Learner, EnergyNet]:
+    """Regression of the energy network on a target of `losses.TARGETS` at inverse temperature beta."""
+    net = EnergyNet(len(seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP).to(
+        data.state
+    )
+    initialize(net, seeds, "energy")
+    state = data.standardize(data.state)
+    behavior.requires_grad_(False)
+    critic.requires_grad_(False)
+
+    def pairs(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        states, t = state[draws["index"]], draws["t"]
+        noisy = losses.diffuse(data.action[draws["index"]], draws["noise"], t, VP)
+        target = losses.energy_target(
+            kind, behavior.noise_net, critic.advantage, behavior.variance, states, noisy, t, VP, beta, critic.bounds
+        )
+        return states, noisy, t, target
+
+    def draw(generators, count):
+        return _diffusion_draws(generators, count, settings.batch, data, state)
+
+    def loss(draws):
+        return losses.energy_loss(net, *pairs(draws))
+
+    draws = draw([generator(seed, "energy-scale", device=state.device) for seed in seeds], settings.target_batches)
+    targets = torch.cat([pairs({k: v[i] for k, v in draws.items()})[3] for i in range(settings.target_batches)], 1)
+    net.loc.copy_(targets.mean(1, keepdim=True))
+    net.scale.copy_(targets.std(1, keepdim=True).clamp(min=1e-6))
+    return Learner(name, seeds, net, list(net.parameters()), draw, loss, lambda: None), net
+
+
+def _stage(
+    run: Run,
+    name: str,
+    content: dict[str, Any],
+    steps: int,
+    rate: float,
+    build: Callable[[tuple[int, ...]], tuple[Learner, nn.Module]],
+    finish: Callable[[nn.Module, tuple[int, ...]], None],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Load the artefact where its settings hash fits, train the seeds that it lacks, and write it; returns its content."""
+    meta = {
+        "stage": name,
+        "settings": content,
+        "settings_hash": settings_table.digest(content),
+        "versions": runs.versions(),
+    }
+    path = run.artifact(name)
+    with runs.lock(run.folder, name):
+        tensors, seeds = {}, ()
+        if path.exists():
+            tensors, stored = runs.load_tensors(path)
+            if stored.get("settings_hash") == meta["settings_hash"]:
+                seeds = tuple(stored["seeds"])
+            else:
+                aside = path.with_name(f"{path.stem}.{stored.get('settings_hash')}.old")
+                print(
+                    f"{name}: settings have changed, so it is trained again; the old artefact is kept as {aside.name}"
+                )
+                path.replace(aside)
+        missing = tuple(seed for seed in run.seeds if seed not in seeds)
+        if missing:
+            started = time.time()
+            learner, module = build(missing)
+            log = fit(learner, steps, rate, run.profile.chunk, run.checkpoints(), meta, run.folder / "progress")
+            finish(module, missing)
+            trained = dict(module.state_dict())
+            if seeds:
+                trained = {
+                    key: join_seeds(tensors[key], trained[key].cpu(), len(seeds), len(missing)) for key in trained
+                }
+                log = pd.concat([pd.read_parquet(run.metrics(name)), log], ignore_index=True)
+            tensors, seeds = {key: value.cpu() for key, value in trained.items()}, seeds + missing
+            with runs.atomic_path(run.metrics(name)) as temporary:
+                log.to_parquet(temporary)
+            runs.write_artifact(path, tensors, {**meta, "seeds": list(seeds)})
+            clear_checkpoints(run.checkpoints(), name)
+            entry = {
+                **meta,
+                "seeds": list(seeds),
+                "device": run.device,
+                "steps": steps,
+                "seconds": round(time.time() - started, 1),
+            }
+            runs.update_manifest(run.folder, "stages", name, entry)
+    rows = [seeds.index(seed) for seed in run.seeds]
+    return {key: select_seeds(value, rows, len(seeds)).to(run.device) for key, value in tensors.items()}, meta
+
+
+def _content(settings: Any, run: Run, data: Dataset, **more: Any) -> dict[str, Any]:
+    return {**settings_table.as_dict(settings), "chunk": run.profile.chunk, "data": data.content_hash, **more}
+
+
+def train_behavior(run: Run, data: Dataset, settings: BehaviorSettings | None = None) -> Behavior:
+    """The behavior stage of a run for all its seeds: trained where it is missing, else loaded."""
+    settings = settings or run.profile.behavior
+    data = data.to(run.device)
+    tensors, _ = _stage(
+        run,
+        "behavior",
+        _content(settings, run, data),
+        settings.steps,
+        settings.learning_rate,
+        lambda seeds: behavior_learner(data, seeds, settings),
+        lambda module, seeds: finish_behavior(module, data, seeds, settings),
+    )
+    behavior = Behavior(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
+    behavior.load_state_dict(tensors)
+    return behavior.requires_grad_(False)
+
+
+def train_critic(run: Run, data: Dataset, settings: CriticSettings | None = None) -> Critic:
+    """The critic stage of a run for all its seeds: trained where it is missing, else loaded."""
+    settings = settings or run.profile.critic
+    data = data.to(run.device)
+    tensors, _ = _stage(
+        run,
+        "critic",
+        _content(settings, run, data),
+        settings.steps,
+        settings.learning_rate,
+        lambda seeds: critic_learner(data, seeds, settings),
+        lambda module, seeds: finish_critic(module, data),
+    )
+    critic = Critic(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
+    critic.load_state_dict(tensors)
+    return critic.requires_grad_(False)
+
+
+def train_energy(
+    run: Run,
+    data: Dataset,
+    behavior: Behavior,
+    critic: Critic,
+    method: str,
+    beta: float | None = None,
+    settings: EnergySettings | None = None,
+    prefix: str = "energy",
+) -> EnergyNet:
+    """The energy stage of a method at inverse temperature beta (as evaluated where None): trained or loaded.
+
+    `prefix` names another kind of stage than the main one: the short trainings of a curve.
+    """
+    kind = METHODS[method].energy
+    if kind is None:
+        raise StudyError(
+            f"method {method!r} has no energy network: only {', '.join(m for m in METHODS if METHODS[m].energy)}"
+        )
+    beta = run.profile.evaluation.beta[method] if beta is None else beta
+    settings = settings or run.profile.energy
+    data = data.to(run.device)
+    upstream = {stage: runs.load_tensors(run.artifact(stage))[1]["settings_hash"] for stage in ("behavior", "critic")}
+    name = runs.energy_stage(method, beta, prefix)
+    tensors, _ = _stage(
+        run,
+        name,
+        _content(settings, run, data, target=kind, beta=beta, **upstream),
+        settings.steps,
+        settings.learning_rate,
+        lambda seeds: energy_learner(data, *_of_seeds(run, seeds, behavior, critic), kind, beta, seeds, settings, name),
+        lambda module, seeds: None,
+    )
+    net = EnergyNet(len(run.seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP)
+    net.to(run.device).load_state_dict(tensors)
+    return net.requires_grad_(False)
+
+
+def _of_seeds(run: Run, seeds: tuple[int, ...], behavior: Behavior, critic: Critic) -> tuple[Behavior, Critic]:
+    """The given seeds of the run's stacked networks, for a training that adds seeds to earlier ones."""
+    rows = [run.seeds.index(seed) for seed in seeds]
+    return take_seeds(behavior, rows, len(run.seeds)), take_seeds(critic, rows, len(run.seeds))
+
+
+def _replace_tensors(module: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A frozen copy of a module whose every parameter and buffer is `change(name, tensor)`."""
+    made = copy.deepcopy(module)
+    for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+        owner, _, key = name.rpartition(".")
+        store = made.get_submodule(owner)
+        kept = store._parameters if key in store._parameters else store._buffers
+        changed = change(name, tensor.detach())
+        kept[key] = nn.Parameter(changed, requires_grad=False) if kept is store._parameters else changed
+    return made
+
+
+def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:
+    """A frozen copy of a stacked module with the given rows of its seed axis (a row may come twice)."""
+    return _replace_tensors(module, lambda _, tensor: select_seeds(tensor, rows, seeds))
+
+
+def stack_energies(nets: Sequence[EnergyNet]) -> EnergyNet:
+    """Energy networks of one row each as rows of one network."""
+    states = [net.state_dict() for net in nets]
+    return _replace_tensors(nets[0], lambda name, _: torch.cat([state[name] for state in states]))
