@@ -6,7 +6,6 @@ SEEDS ?=
 DEVICE ?= auto
 RUNS ?= runs
 BIN := .venv/bin
-export MPLBACKEND := Agg
 
 ifeq ($(shell uname),Darwin)
 SETUP_MB := 3000
@@ -14,7 +13,7 @@ else
 SETUP_MB := 4000
 endif
 
-.PHONY: help setup reproduce test lab results figures notebooks example clean
+.PHONY: help setup reproduce test lab results figures notebooks example
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

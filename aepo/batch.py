@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,19 +36,21 @@ def reproduce(run: Run, cores: int) -> None:
         before = _marks(run, notebooks)
         log = run.folder / "snakemake.log"
         command = [
-            sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--directory", str(workdir / ".snakemake-work" / run.task.name),
+            sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"),
+            "--directory", str(workdir / ".snakemake-work" / run.task.name),
             "--cores", str(cores), "--nolock", "--rerun-incomplete", "--keep-going", "--scheduler", "greedy",
             "--rerun-triggers", "mtime", "params", "input", "--latency-wait", "0", "--config",
             f"task={run.task.name}", f"profile={run.profile_name}", f"methods={','.join(run.methods)}",
             f"seeds={len(run.seeds)}", f"device={run.device}", f"runs_dir={run.folder.parents[1]}",
         ]  # fmt: skip
         with open(log, "w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=root, start_new_session=True
+            )
             try:
                 _watch(run, notebooks, process)
             except BaseException:
-                process.terminate()
-                process.wait()
+                _stop(process)
                 raise
     if process.returncode:
         raise StudyError(_failure(run, notebooks, log))
@@ -58,6 +63,15 @@ def reproduce(run: Run, cores: int) -> None:
     print(
         f"Executed notebooks, networks, manifest: {_short(run.folder)}   all episodes: {_short(run.folder / 'returns.csv')}"
     )
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End Snakemake and the notebooks it started; a kernel ends by itself when its papermill is gone."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
 
 
 def _short(path: Path) -> str:

@@ -17,7 +17,7 @@ REFERENCE_EPISODES = 100
 
 
 def value_iteration(free: np.ndarray, goal: tuple[int, int], discount: float = 0.95) -> np.ndarray:
-    """Optimal value of each free cell for reward 1 at `goal`, moves to the 4 neighbors; walls get -inf. `(rows, columns)`."""
+    """Optimal value of each free cell `(rows, columns)`: reward 1 at `goal`, moves to 4 neighbors; walls get -inf."""
     value = np.where(free, 0.0, -np.inf)
     for _ in range(free.size):
         padded = np.pad(value, 1, constant_values=-np.inf)

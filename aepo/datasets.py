@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -107,13 +108,15 @@ def _create(task: Task, dataset_id: str, data: DataSettings, root: Path, progres
     collect_steps, reference_returns = collect.RECIPES[task.recipe]
     episodes = collect_steps(task.env_id, data.steps, data.seed, progress)
     random_return, controller_return = reference_returns(task.env_id, data.seed)
-    with _staging(root) as staging:
+    with _staging(root) as staging, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is set to None", module="minari")
         minari.create_dataset_from_buffers(
             dataset_id,
             buffer=episodes,
             env=gym.spec(task.env_id),
             eval_env=gym.spec(task.env_id),
             algorithm_name=f"{task.recipe} controller, action noise {collect.ACTION_NOISE:g}, seed {data.seed}",
+            author="AEPO study contributors",
             ref_min_score=random_return,
             ref_max_score=controller_return,
             num_episodes_average_score=collect.REFERENCE_EPISODES,

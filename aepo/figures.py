@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from aepo import environments, runs
 from aepo.datasets import Dataset
 from aepo.methods import DATASET, LABELS
+from aepo.models import Critic
 from aepo.policy import Policy
-from aepo.stages import Behavior, Critic
 
 COLORS = dict(zip(LABELS, sns.color_palette("colorblind", len(LABELS)), strict=True))
 
@@ -34,9 +34,10 @@ def use_style() -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, atomically and without a time stamp; returns the path."""
+    """Write a figure as PNG, atomically and without a time stamp, and close it; returns the path."""
     with runs.atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
+    plt.close(figure)  # a notebook shows the figure that a cell ends with, and not once more
     return path
 
 
@@ -58,15 +59,6 @@ class MazeMap:
         rows, columns = self.free.shape
         axes.set(xlim=(-columns / 2, columns / 2), ylim=(-rows / 2, rows / 2), aspect="equal", xlabel="x", ylabel="y")
         axes.grid(False)
-
-    def positions(self, spacing: float = 0.1) -> np.ndarray:
-        """A grid of positions `(N, 2)` in the free cells."""
-        rows, columns = self.free.shape
-        x, y = np.meshgrid(np.arange(-columns / 2, columns / 2, spacing), np.arange(-rows / 2, rows / 2, spacing))
-        xy = np.stack([x.ravel(), y.ravel()], 1)
-        cells = np.array([self.maze.cell_xy_to_rowcol(p) for p in xy])
-        inside = (cells >= 0).all(1) & (cells < self.free.shape).all(1)
-        return xy[[i and self.free[tuple(c)] for i, c in zip(inside, cells, strict=True)]]
 
 
 def maze_coverage(data: Dataset, maze: MazeMap) -> Figure:
@@ -136,27 +128,32 @@ def posterior_variance(table: np.ndarray, times: np.ndarray, bound: np.ndarray) 
 
 
 @torch.no_grad()
-def value_maps(critic: Critic, behavior: Behavior, maze: MazeMap, row: int = 0) -> Figure:
-    """V over the maze for a ball at rest, and the action of highest Q there."""
-    xy = maze.positions()
-    seeds = critic.std.shape[0]
-    raw = torch.zeros(len(xy), 4)
-    raw[:, :2] = torch.from_numpy(xy).float()
-    state = behavior.standardize(raw.to(critic.std.device).expand(seeds, -1, -1))
+def value_maps(
+    critic: Critic, data: Dataset, maze: MazeMap, row: int = 0, count: int = 20_000, arrows: int = 400
+) -> Figure:
+    """Mean V over recorded states by position, and the direction of highest Q at some of them (colored by V)."""
+    index = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
+    device, seeds = critic.std.device, critic.std.shape[0]
+    state = data.standardize(data.state[index]).to(device).expand(seeds, -1, -1)
     value = critic.value(state)[row].cpu().numpy()
+    few = slice(None, None, max(1, len(index) // arrows))
     angle = torch.arange(16) * (2 * torch.pi / 16)
-    force = torch.stack([angle.cos(), angle.sin()], 1).clamp(-1, 1).to(state)
-    q = torch.stack([critic.q.minimum(state, f.expand(*state.shape[:2], 2)) for f in force], -1)[row]
+    force = torch.stack([angle.cos(), angle.sin()], 1)
+    force = (force / force.abs().amax(1, keepdim=True)).to(device)
+    q = torch.stack([critic.q.minimum(state[:, few], f.expand(*state[:, few].shape[:2], 2)) for f in force], -1)[row]
     best = force[q.argmax(-1)].cpu().numpy()
     figure, axes = plt.subplots(1, 2, figsize=(9, 4))
     for ax in axes:
         maze.draw(ax)
-    shown = axes[0].scatter(*xy.T, c=value, s=14, marker="s", cmap="viridis")
+    xy = data.state[index, :2].numpy()
+    bins = [np.arange(-s / 2, s / 2 + 1e-9, 0.1) for s in maze.free.shape[::-1]]
+    visits, total = (np.histogram2d(*xy.T, bins=bins, weights=w)[0] for w in (None, value))
+    mean = np.where(visits > 0, total / np.maximum(visits, 1), np.nan)
+    shown = axes[0].pcolormesh(*bins, mean.T, cmap="viridis", zorder=1)
     figure.colorbar(shown, ax=axes[0])
-    axes[0].set_title("V of a ball at rest")
-    thin = slice(None, None, 3)
-    axes[1].quiver(*xy[thin].T, *best[thin].T, color="0.2", scale=40)
-    axes[1].set_title(r"$\arg\max_a Q(s, a)$ over 16 directions")
+    axes[0].set_title("mean V of recorded states")
+    axes[1].quiver(*xy[few].T, *best.T, value[few], cmap="viridis", scale=40)
+    axes[1].set_title(r"direction of highest $Q(s, a)$ at recorded states")
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -35,21 +36,24 @@ class SeedLinear(nn.Module):
 
 
 class MLP(nn.Module):
-    """`depth` hidden layers of `width` with SiLU; `norm` adds layer normalisation (without gain and shift), `residual` skips from layer to layer."""
+    """`depth` hidden layers of `width` with SiLU; `residual` skips from layer to layer.
+
+    `norm` adds layer normalisation, without gain and shift.
+    """
 
     def __init__(
         self, seeds: int, inputs: int, outputs: int, width: int, depth: int, norm: bool = False, residual: bool = False
     ):
         super().__init__()
-        sizes = [inputs] + [width] * depth
-        self.layers = nn.ModuleList(SeedLinear(seeds, i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        sizes = [inputs, *[width] * depth]
+        self.layers = nn.ModuleList(SeedLinear(seeds, i, o) for i, o in pairwise(sizes))
         self.out = SeedLinear(seeds, width, outputs)
         self.norm, self.residual = norm, residual
 
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
             h = layer(x)
-            h = F.silu(F.layer_norm(h, h.shape[-1:]) if self.norm else h)
+            h = F.silu(F.layer_norm(h, h.shape[-1:]) if self.norm else h, inplace=not torch.is_grad_enabled())
             x = x + h if self.residual and i else h
         return self.out(x)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from aepo import runs, sampler
 from aepo.methods import METHODS, Method
+from aepo.models import VP, Behavior, Critic
 from aepo.networks import TIME_FEATURES, EnergyNet, select_seeds
 from aepo.runs import StudyError
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings
-from aepo.stages import VP, Behavior, Critic
 
 
 @dataclass

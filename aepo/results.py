@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aepo import runs, stages
+from aepo import models, runs, stages
 from aepo import settings as settings_table
 from aepo.datasets import Dataset, recorded_returns
 from aepo.evaluation import Rollouts, make_environments, nested_bootstrap, rollout
@@ -19,8 +19,18 @@ from aepo.policy import load_networks, make_actor
 from aepo.runs import Run
 
 COLUMNS = [
-    "method", "variant", "beta", "guidance_scale", "seed", "checkpoint", "episode", "return", "length", "success", "score",
-]  # fmt: skip
+    "method",
+    "variant",
+    "beta",
+    "guidance_scale",
+    "seed",
+    "checkpoint",
+    "episode",
+    "return",
+    "length",
+    "success",
+    "score",
+]
 KEPT_EPISODES = 8
 
 
@@ -73,9 +83,14 @@ def evaluate(run: Run, method: str) -> Rollouts:
             started = time.time()
             networks = {name: load_networks(run.folder, name, run.seeds, run.device) for name in used}
             actor = make_actor(
-                entry, networks["behavior"], networks.get("critic"), networks.get(energy),
-                scale, settings.solver_steps, settings.candidates,
-            )  # fmt: skip
+                entry,
+                networks["behavior"],
+                networks.get("critic"),
+                networks.get(energy),
+                scale,
+                settings.solver_steps,
+                settings.candidates,
+            )
             environments = make_environments(run.task.env_id, len(run.seeds) * settings.episodes)
             rollouts = rollout(
                 actor,
@@ -120,11 +135,11 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
     with runs.lock(run.folder, f"curve-{method}"):
         rollouts = _stored(path, digest)
         if rollouts is None:
-            energy = stages.stack_energies([nets[i] for i, _ in cells])
+            energy = models.stack_energies([nets[i] for i, _ in cells])
             scales = torch.tensor([scale for _, scale in cells], device=run.device).view(-1, 1, 1)
             actor = make_actor(
                 METHODS[method],
-                stages.take_seeds(behavior, [0] * len(cells), 1),
+                models.take_seeds(behavior, [0] * len(cells), 1),
                 None,
                 energy,
                 scales,
@@ -133,9 +148,14 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
             )
             environments = make_environments(run.task.env_id, len(cells) * settings.curve_episodes)
             rollouts = rollout(
-                actor, environments, [seed] * len(cells), settings.curve_episodes, run.task.horizon,
-                f"curve {method}", run.folder / "progress",
-            )  # fmt: skip
+                actor,
+                environments,
+                [seed] * len(cells),
+                settings.curve_episodes,
+                run.task.horizon,
+                f"curve {method}",
+                run.folder / "progress",
+            )
             environments.close()
             rollouts = _keep(path, rollouts, content, digest)
     frames = [
@@ -188,7 +208,7 @@ def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
                 "length": run.task.horizon,
                 "success": (recorded > 0).astype(int),
             }
-        )  # fmt: skip
+        )
     ]
     settings = run.profile.evaluation
     for method in run.methods:

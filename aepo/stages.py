@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,58 +14,12 @@ from aepo import losses, posterior, runs
 from aepo import settings as settings_table
 from aepo.datasets import Dataset
 from aepo.methods import METHODS
-from aepo.networks import EnergyNet, NoiseNet, TwinQ, ValueNet, generator, initialize, join_seeds, select_seeds
+from aepo.models import VP, Behavior, Critic, take_seeds
+from aepo.networks import EnergyNet, NoiseNet, generator, initialize, join_seeds, select_seeds
 from aepo.runs import Run, StudyError
-from aepo.schedule import T_MIN, VPSchedule
+from aepo.schedule import T_MIN
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings
 from aepo.training import Draws, Learner, clear_checkpoints, fit, stack_draws
-
-VP = VPSchedule()
-
-
-class Behavior(nn.Module):
-    """Diffusion behavior model of S seeds, its posterior variance table c_t `(S, T)`, and how states are scaled."""
-
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: BehaviorSettings):
-        super().__init__()
-        self.noise_net = NoiseNet(seeds, state_dim, action_dim, settings.width, settings.depth, VP)
-        self.register_buffer("variance", torch.ones(seeds, settings.variance_times))
-        for name, size in (
-            ("state_mean", state_dim),
-            ("state_std", state_dim),
-            ("low", action_dim),
-            ("high", action_dim),
-        ):
-            self.register_buffer(name, torch.zeros(seeds, 1, size))
-
-    def standardize(self, state: Tensor) -> Tensor:
-        """Raw states `(S, B, n)` as the networks take them."""
-        return (state - self.state_mean) / self.state_std
-
-    def unscale(self, action: Tensor) -> Tensor:
-        """Actions in [-1, 1] `(S, B, d)` as the environment takes them."""
-        return self.low + (action.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
-
-
-class Critic(nn.Module):
-    """Twin Q with its target copy and V of S seeds; `advantage` is (Q - V) / std(Q - V), the Q of every energy."""
-
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: CriticSettings):
-        super().__init__()
-        self.q = TwinQ(seeds, state_dim, action_dim, settings.width, settings.depth)
-        self.q_target = TwinQ(seeds, state_dim, action_dim, settings.width, settings.depth).requires_grad_(False)
-        self.value = ValueNet(seeds, state_dim, settings.width, settings.depth)
-        for name in ("std", "lowest", "highest"):
-            self.register_buffer(name, torch.ones(seeds, 1))
-
-    def advantage(self, state: Tensor, action: Tensor) -> Tensor:
-        """(min Q - V) / std over the data: state `(S, B, n)` standardised, action `(S, B, d)` -> `(S, B)`."""
-        return (self.q.minimum(state, action) - self.value(state)) / self.std
-
-    @property
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """Least and greatest advantage over the recorded actions, each `(S, 1)`."""
-        return self.lowest, self.highest
 
 
 def _indices(generators: Sequence[torch.Generator], count: int, batch: int, size: int) -> Tensor:
@@ -376,26 +329,3 @@ def _of_seeds(run: Run, seeds: tuple[int, ...], behavior: Behavior, critic: Crit
     """The given seeds of the run's stacked networks, for a training that adds seeds to earlier ones."""
     rows = [run.seeds.index(seed) for seed in seeds]
     return take_seeds(behavior, rows, len(run.seeds)), take_seeds(critic, rows, len(run.seeds))
-
-
-def _replace_tensors(module: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A frozen copy of a module whose every parameter and buffer is `change(name, tensor)`."""
-    made = copy.deepcopy(module)
-    for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
-        owner, _, key = name.rpartition(".")
-        store = made.get_submodule(owner)
-        kept = store._parameters if key in store._parameters else store._buffers
-        changed = change(name, tensor.detach())
-        kept[key] = nn.Parameter(changed, requires_grad=False) if kept is store._parameters else changed
-    return made
-
-
-def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:
-    """A frozen copy of a stacked module with the given rows of its seed axis (a row may come twice)."""
-    return _replace_tensors(module, lambda _, tensor: select_seeds(tensor, rows, seeds))
-
-
-def stack_energies(nets: Sequence[EnergyNet]) -> EnergyNet:
-    """Energy networks of one row each as rows of one network."""
-    states = [net.state_dict() for net in nets]
-    return _replace_tensors(nets[0], lambda name, _: torch.cat([state[name] for state in states]))

@@ -43,7 +43,7 @@ rm -f .venv/.aepo-*
 [ -f "$stamp" ] && say "done" && exit 0
 if grep -qiE 'no space left|disk quota' "$log"; then
   say "the disk is full; free about $need_mb MB and run the command again"
-elif grep -qiE 'connection|resolve|network|timed out|ProxyError|NameResolution|unreachable|SSLError' "$log"; then
+elif grep -qiE 'connection|resolve|network|timed out|from versions: none|ProxyError|NameResolution|unreachable|SSLError' "$log"; then
   say "the package index cannot be reached; check the network (or pip's settings) and run the command again, it goes on where it stopped"
 else
   say "pip failed: $(grep -v '^WARNING' "$log" | tail -n 1)"

@@ -1,0 +1,39 @@
+"""Shared fixtures: a temporary Minari folder unless one is given, tiny real data, tiny settings."""
+
+import os
+import tempfile
+from dataclasses import replace
+
+os.environ.setdefault("MINARI_DATASETS_PATH", tempfile.mkdtemp(prefix="aepo-test-minari-"))
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+import torch
+
+from aepo import datasets, runs, settings, tasks
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data():
+    """The smoke dataset of maze2d-umaze, made in the real environment."""
+    task = tasks.get("maze2d-umaze")
+    return datasets.load(datasets.prepare(task, "smoke", settings.SMOKE.data, progress=False))
+
+
+@pytest.fixture
+def tiny():
+    """Settings of each stage, small enough for a unit test."""
+    return settings.Profile(
+        behavior=replace(settings.SMOKE.behavior, width=16, steps=20, batch=32, variance_times=5, variance_samples=64),
+        critic=replace(settings.SMOKE.critic, width=16, steps=20, batch=32),
+        energy=replace(settings.SMOKE.energy, width=16, steps=20, batch=32, target_batches=2),
+        chunk=10,
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder of the smoke profile with seeds 0 and 1."""
+    return runs.open_run("maze2d-umaze", [0, 1], ["bc", "aepo"], "smoke", "cpu", tmp_path / "runs")

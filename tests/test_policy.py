@@ -1,0 +1,163 @@
+"""Policies and rollouts: shapes, the box, what an episode depends on; the tracked example."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aepo import Policy, evaluation, models, networks, results, runs, stages
+from aepo.methods import METHODS
+from aepo.policy import Actor
+
+EXAMPLE = Path(__file__).parents[1] / "runs" / "example" / "maze2d-umaze"
+
+
+@pytest.fixture
+def behavior(data, tiny):
+    _, behavior = stages.behavior_learner(data, (0, 3), tiny.behavior)
+    return behavior
+
+
+def test_an_episode_depends_on_its_seed_and_number_alone(behavior):
+    def rollout(seeds, episodes):
+        rows = [(0, 3).index(s) for s in seeds]
+        actor = Actor(models.take_seeds(behavior, rows, 2), None, None, 0.0, 3, 1)
+        environments = evaluation.make_environments("aepo/Maze2D-UMaze-v0", len(seeds) * episodes)
+        return evaluation.rollout(actor, environments, seeds, episodes, 25)
+
+    many, few = rollout((0, 3), 3), rollout((3,), 2)
+    assert np.allclose(many.states[:, 1, :2], few.states[:, 0], atol=1e-4)
+    assert not np.allclose(many.states[0, 0, 0], many.states[0, 0, 1])
+    assert many.length.tolist() == [[25] * 3] * 2
+
+
+def test_finished_episodes_earn_nothing_more(behavior):
+    class Environments:
+        single_action_space = type("Box", (), {"shape": (2,)})
+        steps = 0
+
+        def reset(self, seed):
+            return np.zeros((4, 4)), {}
+
+        def step(self, action):
+            self.steps += 1
+            end = np.array([self.steps >= 2, False, False, self.steps >= 4])
+            return (
+                np.full((4, 4), self.steps),
+                np.ones(4),
+                end,
+                np.zeros(4, bool),
+                {"success": np.array([0, 0, self.steps == 3, 0])},
+            )
+
+    result = evaluation.rollout(Actor(behavior, None, None, 0.0, 2, 1), Environments(), (0, 3), 2, 6)
+    assert result.returns.tolist() == [[2, 6], [6, 4]]
+    assert result.length.tolist() == [[2, 6], [6, 4]]
+    assert result.success.tolist() == [[False, False], [True, False]]
+    assert np.isnan(result.states[3:, 0, 0]).all()
+
+
+def test_best_of_n_takes_the_highest_advantage(behavior, data, tiny):
+    _, critic = stages.critic_learner(data, (0, 3), tiny.critic)
+    noise = torch.randn(2, 5, 8, 2, generator=torch.Generator().manual_seed(0))
+    state = data.state[:5].expand(2, -1, -1)
+    best = Actor(behavior, critic, None, 0.0, 3, 8).act(state, noise)
+    singles = torch.stack(
+        [Actor(behavior, None, None, 0.0, 3, 1).act(state, noise[:, :, i : i + 1]) for i in range(8)], 2
+    )
+    standard = behavior.standardize(state)
+    scores = torch.stack([critic.advantage(standard, singles[:, :, i]) for i in range(8)], 2)
+    expected = singles.gather(2, scores.argmax(2)[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)
+    assert torch.allclose(best, expected, atol=1e-5)
+
+
+def test_stacked_energies_act_like_their_parts(behavior, data, tiny):
+    nets = [
+        networks.initialize(networks.EnergyNet(1, 4, 2, 16, 2, models.VP), (i,), "e").requires_grad_(False)
+        for i in range(3)
+    ]
+    stack = models.stack_energies(nets)
+    state, action, t = torch.randn(3, 5, 4), torch.randn(3, 5, 2), torch.tensor(0.4)
+    for i, net in enumerate(nets):
+        assert torch.allclose(
+            stack.gradient(state, action, t)[i : i + 1], net.gradient(state[i : i + 1], action[i : i + 1], t), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_example_policy_acts(method):
+    policy = Policy.load(EXAMPLE, method=method, device="cpu")
+    states = np.random.default_rng(0).normal(size=(50, 4))
+    actions = policy.act(states, torch.Generator().manual_seed(0))
+    assert actions.shape == (50, 2)
+    assert np.abs(actions).max() <= 1
+    assert np.array_equal(actions, policy.act(states, torch.Generator().manual_seed(0)))
+    assert policy.act(states[0]).shape == (2,)
+
+
+def test_the_example_is_small_and_better_than_cloning():
+    assert sum(path.stat().st_size for path in EXAMPLE.iterdir()) < 1_000_000
+    environments = evaluation.make_environments("aepo/Maze2D-UMaze-v0", 8)
+    returns = {
+        method: evaluation.rollout(
+            Policy.load(EXAMPLE, method, device="cpu").actor, environments, [0], 8, 300
+        ).returns.mean()
+        for method in ("bc", "aepo")
+    }
+    assert returns["aepo"] > 2 * returns["bc"]
+
+
+@pytest.mark.parametrize(
+    ("observations", "said"),
+    [
+        (np.zeros((3, 5)), r"shape \(3, 5\), expected \(N, 4\)"),
+        (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\)"),
+        (np.array([0, 0, np.nan, 0]), "NaN or infinity"),
+    ],
+)
+def test_wrong_observations_are_refused(observations, said):
+    with pytest.raises(ValueError, match=said):
+        Policy.load(EXAMPLE, "bc", device="cpu").act(observations)
+
+
+def test_load_says_what_is_missing(run):
+    with pytest.raises(runs.StudyError, match="unknown method 'sac'"):
+        Policy.load(EXAMPLE, "sac")
+    with pytest.raises(runs.StudyError, match="there is no run folder"):
+        Policy.load("runs/quick/nowhere")
+    with pytest.raises(runs.StudyError, match=r"holds seeds \[0\], not \[8\]"):
+        Policy.load(EXAMPLE, "aepo", seed=8)
+    with pytest.raises(runs.StudyError, match=r"energy-aepo-b7\.safetensors is missing"):
+        Policy.load(EXAMPLE, "aepo", beta=7.0)
+    with pytest.raises(runs.StudyError, match="no evaluation of 'aepo'"):
+        Policy.load(run.folder, "aepo")
+
+
+def test_nested_bootstrap_on_cases_one_can_check_by_hand():
+    import itertools
+
+    assert evaluation.nested_bootstrap(np.full((3, 4), 7.0)) == (7.0, 7.0, 7.0)
+    # Two seeds of one episode each, returns 0 and 1: a redraw gives 0, 0.5, 0.5 or 1, so the interval is all of it.
+    assert evaluation.nested_bootstrap(np.array([[0.0], [1.0]])) == (0.5, 0.0, 1.0)
+    grid = np.array([[0.0, 2.0], [4.0, 10.0]])
+    exact = [
+        np.mean([grid[s][e] for s, pair in zip(seeds, episodes, strict=True) for e in pair])
+        for seeds in itertools.product(range(2), repeat=2)
+        for episodes in itertools.product(itertools.product(range(2), repeat=2), repeat=2)
+    ]
+    mean, low, high = evaluation.nested_bootstrap(grid, draws=100_000)
+    assert mean == 4
+    assert [low, high] == pytest.approx(np.percentile(exact, [2.5, 97.5]), abs=0.51)
+
+
+def test_results_replace_their_own_rows_and_leave_others(run):
+    import pandas as pd
+
+    row = dict.fromkeys(results.COLUMNS, 0) | {"method": "bc", "variant": ""}
+    run.folder.joinpath("returns.csv").write_text(pd.DataFrame([row, row]).to_csv(index=False))
+    path = results.results_path(run)
+    path.write_text(pd.DataFrame([{"profile": "quick", "task": "other"} | row]).to_csv(index=False))
+    for _ in range(2):
+        merged = results.merge_results(run)
+    assert merged[["profile", "task"]].value_counts().to_dict() == {("quick", "other"): 1, ("smoke", "maze2d-umaze"): 2}
