@@ -13,7 +13,7 @@ else
 SETUP_MB := 4000
 endif
 
-.PHONY: help setup reproduce test lab results figures notebooks example
+.PHONY: help setup reproduce theory test lab results figures notebooks example
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,9 @@ setup: ## build .venv from the exact pins of requirements.txt
 
 reproduce: setup ## data, training, evaluation, figures and the table of results of one task
 	@$(BIN)/aepo reproduce --task "$(TASK)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
+
+theory: setup ## the notebooks that need no task: the derivation (01) and the exactly solvable problems (02)
+	@$(BIN)/aepo theory --profile "$(PROFILE)" --seeds "$(SEEDS)" --runs-dir "$(RUNS)"
 
 test: setup ## unit and stage tests, every notebook at the smoke profile against its stored outputs, ruff
 	@sh scripts/test.sh

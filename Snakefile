@@ -17,6 +17,7 @@ RUNS = RUNS if RUNS.is_absolute() else ROOT / RUNS
 GUIDED = [m for m in METHODS if methods.METHODS[m].energy]
 RUN = RUNS / PROFILE / TASK
 FIGURES = RUNS.parent / "figures" / PROFILE / TASK
+THEORY = RUNS / PROFILE / "theory"
 SETTINGS = settings.get(PROFILE)
 
 
@@ -26,7 +27,8 @@ def mark(notebook):
 
 
 # A notebook runs again when one of the files it leaves is gone; its stages skip what is already there.
-runs.forget_incomplete(RUN, FIGURES, METHODS, settings.get(PROFILE))
+runs.forget_incomplete(RUN, runs.products(RUN, FIGURES, METHODS, SETTINGS))
+runs.forget_incomplete(THEORY, runs.theory_products(THEORY, FIGURES.parent / "theory"))
 
 
 def papermill(notebook, methods=METHODS):
@@ -44,9 +46,43 @@ def changed(stage_settings):
     return json.dumps(settings.as_dict(stage_settings), sort_keys=True)
 
 
-rule all:
+rule study:
+    default_target: True
     input:
         mark("08_results"),
+        mark("09_guidance_on_real_tasks") if GUIDED else [],
+
+
+rule theory:
+    input:
+        THEORY / ".done/01_closed_form_guidance",
+        THEORY / ".done/02_exact_toys",
+
+
+rule closed_form:
+    input:
+        ROOT / "notebooks/01_closed_form_guidance.ipynb",
+    output:
+        touch(THEORY / ".done/01_closed_form_guidance"),
+    log:
+        notebook=THEORY / "01_closed_form_guidance.ipynb",
+    threads: 1
+    shell:
+        papermill("01_closed_form_guidance")
+
+
+rule exact_toys:
+    input:
+        ROOT / "notebooks/02_exact_toys.ipynb",
+    output:
+        touch(THEORY / ".done/02_exact_toys"),
+    log:
+        notebook=THEORY / "02_exact_toys.ipynb",
+    params:
+        seeds=SEEDS,
+    threads: 1
+    shell:
+        papermill("02_exact_toys")
 
 
 rule dataset:
@@ -148,3 +184,19 @@ rule results:
     threads: 1
     shell:
         papermill("08_results")
+
+
+rule guidance:
+    input:
+        ROOT / "notebooks/09_guidance_on_real_tasks.ipynb",
+        [mark(f"06_energy-{method}") for method in GUIDED],
+    output:
+        touch(mark("09_guidance_on_real_tasks")),
+    log:
+        notebook=RUN / "09_guidance_on_real_tasks.ipynb",
+    params:
+        seeds=SEEDS,
+        methods=GUIDED,
+    threads: 1
+    shell:
+        papermill("09_guidance_on_real_tasks", GUIDED)

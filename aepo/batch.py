@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -24,45 +25,92 @@ STAGE_LINE_SECONDS = 20.0
 
 
 def reproduce(run: Run, cores: int) -> None:
-    """Bring a run to its end: what is finished is not done again. StudyError names the notebook that failed."""
+    """Bring a run to its end and print its table: what is finished is not done again."""
+    made = runs.products(run.folder, run.figures, run.methods, run.profile)
+    if not _bring_to_end(run, cores, "study", run.folder, made):
+        print(f"Nothing to do: every notebook of {run.task.name} at {run.profile_name} is up to date in {run.folder}.")
+    print_table(run.folder)
+    _print_figures(run.figures)
+    print(
+        f"Executed notebooks, networks, manifest: {_short(run.folder)}   all episodes: {_short(run.folder / 'returns.csv')}"
+    )
+
+
+def theory(run: Run, cores: int) -> None:
+    """Run the notebooks that need no task: the derivation and the exactly solvable problems."""
+    folder, figures = run.folder.parent / "theory", run.figures.parent / "theory"
+    if not _bring_to_end(run, cores, "theory", folder, runs.theory_products(folder, figures)):
+        print(f"Nothing to do: the theory notebooks at {run.profile_name} are up to date in {folder}.")
+    _print_figures(figures)
+    print(f"Executed notebooks: {_short(folder)}")
+
+
+def _print_figures(folder: Path) -> None:
+    print("Figures:")
+    for path in sorted(folder.glob("*.png")):
+        print(f"  {_short(path)}")
+
+
+def _bring_to_end(run: Run, cores: int, goal: str, folder: Path, made: dict[str, list[Path]]) -> bool:
+    """Let Snakemake reach a goal; whether any notebook ran. StudyError names the notebook that failed."""
     root = runs.project_root()
     if not (root / "Snakefile").exists():
         raise StudyError(f"there is no Snakefile at or above {Path.cwd()}: call this inside a checkout of the study")
     workdir = run.folder.parent
-    runs.forget_incomplete(run.folder, run.figures, run.methods, run.profile)
-    notebooks = list(runs.products(run.folder, run.figures, run.methods, run.profile))
-    with runs.lock(workdir, f"reproduce-{run.task.name}"):
-        shutil.rmtree(run.folder / "progress", ignore_errors=True)
-        before = _marks(run, notebooks)
-        log = run.folder / "snakemake.log"
+    name = folder.name
+    runs.forget_incomplete(folder, made)
+    with runs.lock(workdir, f"reproduce-{name}") as descriptor:
+        shutil.rmtree(folder / "progress", ignore_errors=True)
+        before = _marks(folder, made)
+        log = folder / "snakemake.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         command = [
-            sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"),
-            "--directory", str(workdir / ".snakemake-work" / run.task.name),
-            "--cores", str(cores), "--nolock", "--rerun-incomplete", "--keep-going", "--scheduler", "greedy",
-            "--rerun-triggers", "mtime", "params", "input", "--latency-wait", "0", "--config",
-            f"task={run.task.name}", f"profile={run.profile_name}", f"methods={','.join(run.methods)}",
-            f"seeds={len(run.seeds)}", f"device={run.device}", f"runs_dir={run.folder.parents[1]}",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "snakemake",
+            goal,
+            "--snakefile",
+            str(root / "Snakefile"),
+            "--directory",
+            str(workdir / ".snakemake-work" / name),
+            "--cores",
+            str(cores),
+            "--nolock",
+            "--rerun-incomplete",
+            "--keep-going",
+            "--scheduler",
+            "greedy",
+            "--rerun-triggers",
+            "mtime",
+            "params",
+            "input",
+            "--latency-wait",
+            "0",
+            "--config",
+            f"task={run.task.name}",
+            f"profile={run.profile_name}",
+            f"methods={','.join(run.methods)}",
+            f"seeds={len(run.seeds)}",
+            f"device={run.device}",
+            f"runs_dir={run.folder.parents[1]}",
+        ]
         with open(log, "w") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=root, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=root,
+                start_new_session=True,
+                pass_fds=[descriptor],
             )
             try:
-                _watch(run, notebooks, process)
+                _watch(folder, made, process)
             except BaseException:
                 _stop(process)
                 raise
     if process.returncode:
-        raise StudyError(_failure(run, notebooks, log))
-    if _marks(run, notebooks) == before:
-        print(f"Nothing to do: every notebook of {run.task.name} at {run.profile_name} is up to date in {run.folder}.")
-    print_table(run.folder)
-    print("Figures:")
-    for path in sorted(run.figures.glob("*.png")):
-        print(f"  {_short(path)}")
-    print(
-        f"Executed notebooks, networks, manifest: {_short(run.folder)}   all episodes: {_short(run.folder / 'returns.csv')}"
-    )
+        raise StudyError(_failure(folder, made, log))
+    return _marks(folder, made) != before
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -79,14 +127,14 @@ def _short(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _marks(run: Run, notebooks: list[str]) -> dict[str, int]:
-    paths = {name: run.folder / ".done" / name for name in notebooks}
+def _marks(folder: Path, notebooks: Iterable[str]) -> dict[str, int]:
+    paths = {name: folder / ".done" / name for name in notebooks}
     return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists()}
 
 
-def _watch(run: Run, notebooks: list[str], process: subprocess.Popen) -> None:
+def _watch(folder: Path, notebooks: Iterable[str], process: subprocess.Popen) -> None:
     """Until Snakemake ends: a line when a notebook starts and ends, and where its stages stand."""
-    start, known, begun, last_line, width = time.time(), _marks(run, notebooks), {}, time.monotonic(), 0
+    start, known, begun, last_line, width = time.time(), _marks(folder, notebooks), {}, time.monotonic(), 0
     terminal = sys.stderr.isatty()
 
     def say(text: str) -> None:
@@ -97,17 +145,17 @@ def _watch(run: Run, notebooks: list[str], process: subprocess.Popen) -> None:
     while True:
         ended = process.poll() is not None
         for name in notebooks:
-            path = run.folder / f"{name}.ipynb"
+            path = folder / f"{name}.ipynb"
             if name not in begun and path.exists() and path.stat().st_mtime >= start - 0.01:
                 begun[name] = time.time()
                 say(f"[{_clock(time.time() - start)}] {name}: started")
-        for name, stamp in _marks(run, notebooks).items():
+        for name, stamp in _marks(folder, notebooks).items():
             if known.get(name) != stamp:
                 known[name] = stamp
                 say(f"[{_clock(time.time() - start)}] {name}: done in {_clock(time.time() - begun.get(name, start))}")
         if ended:
             return
-        status = "   ".join(_stage_lines(run.folder / "progress"))
+        status = "   ".join(_stage_lines(folder / "progress"))
         if status and terminal:
             columns = shutil.get_terminal_size().columns - 1
             print("\r" + status[:columns].ljust(width), end="", file=sys.stderr, flush=True)
@@ -135,11 +183,11 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def _failure(run: Run, notebooks: list[str], log: Path) -> str:
+def _failure(folder: Path, notebooks: Iterable[str], log: Path) -> str:
     """One sentence for the first notebook that stopped with an error, with where to look."""
     for name in notebooks:
-        path = run.folder / f"{name}.ipynb"
-        if (run.folder / ".done" / name).exists() or not path.exists():
+        path = folder / f"{name}.ipynb"
+        if (folder / ".done" / name).exists() or not path.exists():
             continue
         for cell in nbformat.read(path, as_version=4).cells:
             for output in cell.get("outputs", []):

@@ -29,6 +29,19 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
+def _seed_count(seeds: str, profile: str) -> int:
+    """The number of seeds asked for, or the profile's; StudyError where it is none."""
+    try:
+        default = settings.get(profile).seeds
+    except ValueError as error:
+        raise StudyError(str(error)) from None
+    if not seeds:
+        return default
+    if not seeds.lstrip("-").isdigit() or int(seeds) < 1:
+        raise StudyError(f"seeds must be a number of seeds >= 1, got {seeds!r}")
+    return int(seeds)
+
+
 @app.command("tasks")
 def list_tasks() -> None:
     """List the tasks: name, suite, Minari dataset of each profile, environment."""
@@ -50,16 +63,25 @@ def reproduce(
     from aepo import batch
 
     chosen = [m for m in methods.split(",") if m] or list(METHODS)
-    try:
-        count = int(seeds) if seeds else settings.get(profile).seeds
-    except ValueError as error:
-        raise StudyError(
-            str(error) if "profile" in str(error) else f"seeds must be a number of seeds, got {seeds!r}"
-        ) from None
-    if count < 1:
-        raise StudyError(f"seeds must be a number of seeds >= 1, got {count}")
+    count = _seed_count(seeds, profile)
     run = runs.open_run(task, list(range(count)), chosen, profile, device, runs_dir)
     batch.reproduce(run, cores or os.cpu_count() or 1)
+
+
+@app.command()
+def theory(
+    profile: ProfileName = "quick",
+    seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
+    runs_dir: RunsDir = "runs",
+    cores: Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")] = 0,
+) -> None:
+    """Run the notebooks that need no task: 01, the derivation, and 02, the exactly solvable problems."""
+    from aepo import batch
+
+    run = runs.open_run(
+        "maze2d-umaze", list(range(_seed_count(seeds, profile))), list(METHODS), profile, "cpu", runs_dir
+    )
+    batch.theory(run, cores or os.cpu_count() or 1)
 
 
 @app.command()

@@ -178,6 +178,17 @@ def load(dataset_id: str) -> Dataset:
     )
 
 
+def record(folder: Path, data: Dataset) -> None:
+    """Write what the data are into the manifest of a run folder."""
+    entry = {
+        "content_hash": data.content_hash,
+        "transitions": len(data),
+        "episodes": int(data.episode.max()) + 1,
+        "reference_scores": list(data.reference_scores),
+    }
+    runs.update_manifest(folder, "data", data.dataset_id, entry)
+
+
 def recorded_returns(data: Dataset, horizon: int, continuing: bool) -> np.ndarray:
     """Returns of the recorded behavior: of whole windows of `horizon` steps where one walk was cut into segments
     (`continuing`), else of the recorded episodes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,12 +136,27 @@ def _quadratic_correction(slope: Tensor, scaled_hessian: Tensor, beta: float, cu
     return torch.where(infinite, torch.inf, correction)
 
 
-def cubature_points(d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Points z_k `(K, d)` and log weights `(K,)` that integrate N(0, I) exactly to the third degree (d <= 2: unscented).
+RULES = ("auto", "gauss-hermite")
 
-    d <= 2: centre with weight kappa/3 and 2d points of radius sqrt(3) with weight 1/6, kappa = 3 - d (exact to
-    degree 5 for d = 1); beyond: 2d points of radius sqrt(d) with weight 1/2d.
+
+def cubature_points(
+    d: int, dtype: torch.dtype, device: torch.device, rule: str = "auto", nodes: int = 7
+) -> tuple[Tensor, Tensor]:
+    """Points z_k `(K, d)` and log weights `(K,)` that integrate N(0, I) exactly to the third degree or higher.
+
+    "auto", d <= 2 (unscented): centre with weight kappa/3 and 2d points of radius sqrt(3) with weight 1/6, kappa = 3 - d
+    (degree 5 for d = 1); beyond: 2d points of radius sqrt(d) with weight 1/2d. "gauss-hermite", d <= 3: the tensor
+    rule of `nodes` points an axis, exact to degree 2 nodes - 1 in each.
     """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if rule == "gauss-hermite":
+        if d > 3:
+            raise ValueError(f"rule 'gauss-hermite' is for at most 3 dimensions, got {d}: use 'auto'")
+        axis, weight = np.polynomial.hermite_e.hermegauss(nodes)
+        points = np.stack(np.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
+        weights = np.stack(np.meshgrid(*[weight / weight.sum()] * d, indexing="ij"), -1).reshape(-1, d).prod(-1)
+        return tuple(torch.as_tensor(x, dtype=dtype, device=device) for x in (points, np.log(weights)))
     axes = torch.eye(d, dtype=dtype, device=device)
     pairs = torch.cat([axes, -axes])
     if d <= 2:
@@ -159,6 +175,8 @@ def cubature_energy(
     beta: float,
     low: Tensor | float | None = None,
     high: Tensor | float | None = None,
+    rule: str = "auto",
+    nodes: int = 7,
     check: bool = True,
 ) -> Tensor:
     """E = logsumexp_k(beta Q(m + L z_k) + log w_k) over `cubature_points`, clipped to the box [low, high].
@@ -170,7 +188,7 @@ def cubature_energy(
         _check_beta(beta)
     d = mean.shape[-1]
     factor, kind = _factor(covariance, mean)
-    points, log_weights = cubature_points(d, mean.dtype, mean.device)
+    points, log_weights = cubature_points(d, mean.dtype, mean.device, rule, nodes)
     if kind == 0:
         spread = factor[..., None, None] * points
     elif kind == 1:
@@ -213,3 +231,19 @@ def support_energy(
     distance = noisy_action.unsqueeze(-2) - (alpha.unsqueeze(-1) if alpha.ndim else alpha) * support
     log_likelihood = -distance.square().sum(-1) / (2 * sigma**2)
     return torch.logsumexp(log_likelihood + beta * q_values, -1) - torch.logsumexp(log_likelihood, -1)
+
+
+def curvature(
+    q_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, beta: float, direction: Tensor
+) -> Tensor:
+    """beta c_t |H v| with H the Hessian of Q at the posterior mean and v a unit vector: one Hessian-vector product.
+
+    First order multiplies an eigendirection by 1 + lambda where the truth is 1/(1 - lambda), lambda = beta c_t eig(H):
+    above 1 it is not to be trusted. mean, direction `(..., d)` (direction of any length), variance `(...,)` -> `(...,)`.
+    """
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    with torch.enable_grad():
+        reference = mean.detach().requires_grad_(True)
+        gradient = torch.autograd.grad(q_function(reference).sum(), reference, create_graph=True)[0]
+        product = torch.autograd.grad(gradient, reference, direction)[0]
+    return beta * variance * product.norm(dim=-1)

@@ -112,18 +112,39 @@ def energy_target(
 ) -> Tensor:
     """The regression target of the energy network `(S, B)`: a `TARGETS` entry at the boxed posterior mean.
 
-    q_function(state, action) is the normalised advantage (Q - V)/std; `bounds` its range `(S, 1)` over the data.
+    q_function(state, action) is the normalised advantage (Q - V)/std of K actions a state `(S, B K, d)`; `bounds` its
+    range `(S, 1)` over the data.
     """
     noise = noise_net(state, noisy_action, t)
     mean = posterior.mean(noisy_action, noise, t, vp, low, high, check=False)
     variance = posterior.isotropic_variance(variance_table, t)
 
-    def q_of(action: Tensor) -> Tensor:
-        repeat = action.shape[1] // state.shape[1]
-        states = state if repeat == 1 else state.repeat_interleave(repeat, 1)
-        return q_function(states, action)
+    return TARGETS[kind](lambda a: q_function(state, a), mean, variance, beta, bounds)
 
-    return TARGETS[kind](q_of, mean, variance, beta, bounds)
+
+def curvature_info(
+    noise_net: NoiseNet,
+    q_function: Callable[[Tensor, Tensor], Tensor],
+    variance_table: Tensor,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    beta: float,
+    direction: Tensor,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Info:
+    """How curved Q is for the closed form: median of beta c_t |H v| and the share above 1, `(S,)` each.
+
+    Above 1 first order is not to be trusted (see `guidance.curvature`). direction `(S, B, d)`.
+    """
+    with torch.no_grad():
+        noise = noise_net(state, noisy_action, t)
+        mean = posterior.mean(noisy_action, noise, t, vp, low, high, check=False)
+        variance = posterior.isotropic_variance(variance_table, t)
+    bend = guidance.curvature(lambda action: q_function(state, action), mean, variance, beta, direction)
+    return {"curvature": bend.median(-1).values, "curved": (bend > 1).to(bend).mean(-1)}
 
 
 def energy_loss(
@@ -133,3 +154,21 @@ def energy_loss(
     error = (energy_net(state, noisy_action, t) - target) / energy_net.scale
     loss = error.square().mean(-1)
     return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+
+
+def contrastive_loss(
+    energy_net: EnergyNet, state: Tensor, support: Tensor, noise: Tensor, t: Tensor, scaled_q: Tensor, vp: VPSchedule
+) -> tuple[Tensor, Info]:
+    """Contrastive energy prediction (Lu et al. 2023): cross-entropy of softmax(beta Q_j) under softmax(E(a_t^j)).
+
+    state `(S, B, n)`, support and noise `(S, B, M, d)`, t `(S, B)` shared by the M noised actions of a state,
+    scaled_q = beta Q of the support `(S, B, M)`.
+    """
+    seeds, batch, count, d = support.shape
+    times = t.repeat_interleave(count, 1)
+    noisy = diffuse(support.reshape(seeds, -1, d), noise.reshape(seeds, -1, d), times, vp)
+    energy = energy_net(state.repeat_interleave(count, 1), noisy, times).view(seeds, batch, count)
+    target = torch.softmax(scaled_q, -1)
+    loss = -(target * torch.log_softmax(energy, -1)).sum(-1).mean(-1)
+    entropy = -(target * torch.log_softmax(scaled_q, -1)).sum(-1).mean(-1)
+    return loss, {"loss": loss.detach(), "excess": (loss - entropy).detach()}

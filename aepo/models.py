@@ -51,8 +51,14 @@ class Critic(nn.Module):
             self.register_buffer(name, torch.ones(seeds, 1))
 
     def advantage(self, state: Tensor, action: Tensor) -> Tensor:
-        """(min Q - V) / std over the data: state `(S, B, n)` standardised, action `(S, B, d)` -> `(S, B)`."""
-        return (self.q.minimum(state, action) - self.value(state)) / self.std
+        """(min Q - V) / std over the data: state `(S, B, n)` standardised, action `(S, B K, d)` -> `(S, B K)`.
+
+        K actions a state, state by state; V is evaluated once a state.
+        """
+        value, count = self.value(state), action.shape[1] // state.shape[1]
+        if count > 1:
+            state, value = state.repeat_interleave(count, 1), value.repeat_interleave(count, 1)
+        return (self.q.minimum(state, action) - value) / self.std
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

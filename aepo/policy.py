@@ -50,7 +50,7 @@ class Actor:
             high=1.0,
         )
         if count > 1:
-            score = self.critic.advantage(repeated, action).view(seeds, batch, count)
+            score = self.critic.advantage(state, action).view(seeds, batch, count)
             best = score.argmax(-1)[..., None, None].expand(-1, -1, 1, d)
             action = action.view(seeds, batch, count, d).gather(2, best).squeeze(2)
         return self.behavior.unscale(action)

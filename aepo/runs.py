@@ -167,8 +167,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def lock(folder: Path, name: str) -> Iterator[None]:
-    """Exclusive lock that the system releases when its process ends, however it ends; a second process waits."""
+def lock(folder: Path, name: str) -> Iterator[int]:
+    """Exclusive lock that the system releases when its process ends, however it ends; a second process waits.
+
+    Yields the descriptor that holds it: a child that inherits it (`pass_fds`) holds the lock too.
+    """
     path = folder / ".locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
@@ -177,7 +180,7 @@ def lock(folder: Path, name: str) -> Iterator[None]:
         except BlockingIOError:
             print(f"another process works on {name} in {folder}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -248,10 +251,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, Any]) -> None:
-    """Set one entry of a section (`stages`, `evaluation`, `data`) of the manifest, under its lock."""
+    """Set one entry of a section (`stages`, `evaluation`, `data`) of the manifest, under its lock.
+
+    The entry gets the versions and the commit it was made with; at the top stand those of the latest entry.
+    """
+    made_with = {"versions": versions(), "git_commit": git_commit()}
     with lock(folder, "manifest"):
-        manifest = {"versions": versions(), "git_commit": git_commit(), **read_manifest(folder)}
-        manifest.setdefault(section, {})[name] = dict(entry)
+        manifest = read_manifest(folder) | made_with
+        manifest.setdefault(section, {})[name] = dict(entry) | made_with
         write_json(folder / "manifest.json", manifest)
 
 
@@ -259,9 +266,14 @@ FIGURES = {
     "03_dataset": ("maze_map", "actions"),
     "04_behavior": ("behavior_loss", "behavior_actions", "posterior_variance"),
     "05_critic": ("critic_losses", "value_map"),
-    "06_energy": ("energy_loss", "guidance_field", "guidance_curve"),
+    "06_energy": ("energy_loss", "curvature", "guidance_field", "guidance_curve"),
     "07_evaluation": ("trajectories",),
     "08_results": ("scores", "guidance_curves"),
+    "09_guidance_on_real_tasks": ("guidance",),
+}
+THEORY_FIGURES = {
+    "01_closed_form_guidance": (),
+    "02_exact_toys": ("densities", "samples", "known", "guidance_error", "solver"),
 }
 
 
@@ -280,6 +292,7 @@ def products(
     guided = [m for m in methods if METHODS[m].energy]
     made = {"03_dataset": [], "04_behavior": ["behavior.safetensors"], "05_critic": ["critic.safetensors"]}
     made |= {f"06_energy-{m}": [f"{energy_stage(m, profile.evaluation.beta[m])}.safetensors"] for m in guided}
+    made |= {"09_guidance_on_real_tasks": []} if guided else {}
     made |= {
         "07_evaluation": ["returns.csv", *(f"evaluation/{m}.safetensors" for m in methods)],
         "08_results": [results],
@@ -295,8 +308,16 @@ def products(
     return result
 
 
-def forget_incomplete(folder: Path, figures: Path, methods: Sequence[str], profile: settings_table.Profile) -> None:
+def theory_products(folder: Path, figures: Path) -> dict[str, list[Path]]:
+    """The files that each executed notebook of the theory leaves behind."""
+    return {
+        notebook: [folder / f"{notebook}.ipynb", *(figures / f"{notebook[:2]}_{name}.png" for name in names)]
+        for notebook, names in THEORY_FIGURES.items()
+    }
+
+
+def forget_incomplete(folder: Path, made: Mapping[str, Sequence[Path]]) -> None:
     """Remove the end mark of each notebook whose files are not all there, so that it runs again."""
-    for notebook, files in products(folder, figures, methods, profile).items():
+    for notebook, files in made.items():
         if not all(path.exists() for path in files):
             (folder / ".done" / notebook).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -60,7 +61,47 @@ def sample(
         if order == 2 and previous is not None:
             ratio = 0.5 * h / (logsnrs[i] - logsnrs[i - 1])
             direction = predicted + ratio * (predicted - previous)
-        decay = -torch.expm1(torch.tensor(-h, dtype=torch.float64)).item()
+        decay = -math.expm1(-h)
         x = (sigmas[i + 1] / sigmas[i]) * x + (alphas[i + 1] * decay) * direction
         previous = predicted
     return x.clamp(low, high) if boxed else x
+
+
+@torch.no_grad()
+def ancestral(
+    noise_model: NoiseModel,
+    noisy_action: Tensor,
+    vp: VPSchedule,
+    t_start: float,
+    steps: int = 40,
+    generator: torch.Generator | None = None,
+    low: Tensor | float | None = None,
+    high: Tensor | float | None = None,
+) -> Tensor:
+    """Draw a_0 from the model's own posterior mu_{0|t}(a | a_t): the reverse SDE from a_t at t_start (SDE-DPM-Solver++ 2M).
+
+    With h = lambda_s - lambda_t and k = 1 - exp(-2h) a step is
+    a_s = sigma_s/sigma_t exp(-h) a_t + alpha_s k D + sigma_s sqrt(k) z, where D extrapolates the last two predicted
+    actions (without that it is the ancestral step of DDPM, whose draws have too little variance).
+    noisy_action `(..., d)`: repeat it for several draws. Returns `(..., d)`.
+    """
+    if not T_MIN < t_start <= 1:
+        raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
+    times = vp.grid(steps, "logsnr", t_start)
+    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
+    times = times.to(noisy_action)
+    x, previous = noisy_action, None
+    for i in range(steps):
+        predicted = (x - sigmas[i] * noise_model(x, times[i])) / alphas[i]
+        if low is not None or high is not None:
+            predicted = predicted.clamp(low, high)
+        h = logsnrs[i + 1] - logsnrs[i]
+        gain = -math.expm1(-2 * h)
+        direction = predicted
+        if previous is not None:
+            direction = predicted + 0.5 * h / (logsnrs[i] - logsnrs[i - 1]) * (predicted - previous)
+        draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        x = (sigmas[i + 1] / sigmas[i] * math.exp(-h)) * x
+        x = x + alphas[i + 1] * gain * direction + sigmas[i + 1] * math.sqrt(gain) * draw
+        previous = predicted
+    return x if low is None and high is None else x.clamp(low, high)

@@ -70,7 +70,7 @@ class EvaluationSettings:
     curve_betas: tuple[float, ...] = (1.0, 3.0, 10.0)
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     curve_episodes: int = 10
-    curve_steps: int = 2_500
+    curve_steps: int = 2_000
 
 
 @dataclass(frozen=True)

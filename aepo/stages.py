@@ -21,6 +21,8 @@ from aepo.schedule import T_MIN
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings
 from aepo.training import Draws, Learner, clear_checkpoints, fit, stack_draws
 
+TRUSTED_SHARE = 0.1
+
 
 def _indices(generators: Sequence[torch.Generator], count: int, batch: int, size: int) -> Tensor:
     return stack_draws(generators, lambda g: torch.randint(size, (count, batch), generator=g, device=g.device))
@@ -182,11 +184,18 @@ def energy_learner(
     def loss(draws):
         return losses.energy_loss(net, *pairs(draws))
 
+    def diagnose(draws):
+        states, t = state[draws["index"]], draws["t"]
+        noisy = losses.diffuse(data.action[draws["index"]], draws["noise"], t, VP)
+        return losses.curvature_info(
+            behavior.noise_net, critic.advantage, behavior.variance, states, noisy, t, VP, beta, draws["noise"]
+        )
+
     draws = draw([generator(seed, "energy-scale", device=state.device) for seed in seeds], settings.target_batches)
     targets = torch.cat([pairs({k: v[i] for k, v in draws.items()})[3] for i in range(settings.target_batches)], 1)
     net.loc.copy_(targets.mean(1, keepdim=True))
     net.scale.copy_(targets.std(1, keepdim=True).clamp(min=1e-6))
-    return Learner(name, seeds, net, list(net.parameters()), draw, loss, lambda: None), net
+    return Learner(name, seeds, net, list(net.parameters()), draw, loss, diagnose=diagnose), net
 
 
 def _stage(
@@ -322,6 +331,12 @@ def train_energy(
     )
     net = EnergyNet(len(run.seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP)
     net.to(run.device).load_state_dict(tensors)
+    curved = pd.read_parquet(run.metrics(name)).groupby("seed")["curved"].last().max()
+    if kind == "taylor" and curved > TRUSTED_SHARE:
+        print(
+            f"{name}: beta c_t |H v| is above 1 at up to {100 * curved:.0f}% of noised actions: first order is not to be "
+            "trusted there (notebook 09 shows where)"
+        )
     return net.requires_grad_(False)
 
 

@@ -35,7 +35,8 @@ class Learner:
 
     `module` holds every tensor to keep; `trained` the parameters of the optimizer; `draw(generators, count)` returns
     the random inputs of `count` steps (leading axis: step); `loss(draws of one step)` returns (loss per seed, info per
-    seed); `after_step` moves averaged or target networks.
+    seed); `after_step` moves averaged or target networks; `diagnose(draws of one step)` returns more columns of the log
+    `(S,)`, once a chunk.
     """
 
     name: str
@@ -44,7 +45,8 @@ class Learner:
     trained: list[nn.Parameter]
     draw: Callable[[Sequence[torch.Generator], int], Draws]
     loss: Callable[[Draws], tuple[Tensor, dict[str, Tensor]]]
-    after_step: Callable[[], None]
+    after_step: Callable[[], None] = lambda: None
+    diagnose: Callable[[Draws], dict[str, Tensor]] = lambda draws: {}
 
 
 def stack_draws(
@@ -95,8 +97,10 @@ def fit(
                 optimizer.step()
                 learner.after_step()
                 total = {key: total[key] + value if total else value for key, value in info.items()}
-            columns = list(total)
-            row = torch.stack(list(total.values()), -1).double().cpu() / count
+            row = {key: value / count for key, value in total.items()}
+            row |= learner.diagnose({key: value[-1] for key, value in draws.items()})
+            columns = list(row)
+            row = torch.stack(list(row.values()), -1).double().cpu()
             if not torch.isfinite(row).all():
                 raise runs.StudyError(
                     f"{learner.name}: the loss is not finite between steps {index * chunk} and {index * chunk + count}; "

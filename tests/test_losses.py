@@ -120,6 +120,7 @@ def test_energy_target(batch, kind):
     weight = torch.tensor([0.7, -0.4], dtype=torch.float64)
 
     def q(state, action):
+        state = state if state.ndim == 1 else state.repeat_interleave(action.shape[1] // state.shape[1], 1)
         return torch.tanh(action @ weight) + 0.1 * state[..., 0] * action[..., 1] ** 2
 
     noisy = losses.diffuse(batch["action"], batch["noise"], batch["t"], VP)

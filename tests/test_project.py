@@ -89,7 +89,7 @@ def test_committed_notebook(path):
 def test_the_notebooks_are_the_rules():
     snakefile = (ROOT / "Snakefile").read_text()
     assert {path.stem for path in NOTEBOOKS} == set(re.findall(r'papermill\("(\w+)"', snakefile))
-    assert {path.stem for path in NOTEBOOKS} == set(runs.FIGURES)
+    assert {path.stem for path in NOTEBOOKS} == set(runs.FIGURES) | set(runs.THEORY_FIGURES)
 
 
 def test_make_help_lists_the_commands():
@@ -113,8 +113,8 @@ BAD = [
     ({"task": "maze2d-moon"}, "unknown task 'maze2d-moon': choose one of maze2d-umaze"),
     ({"methods": "aepo,sac"}, "unknown method 'sac': choose from bc, best-of-n, aepo, aepo-cubature"),
     ({"profile": "huge"}, "unknown profile 'huge': choose one of smoke, quick, full"),
-    ({"seeds": "-1"}, "seeds must be a number of seeds >= 1, got -1"),
-    ({"seeds": "many"}, "seeds must be a number of seeds, got 'many'"),
+    ({"seeds": "-1"}, "seeds must be a number of seeds >= 1, got '-1'"),
+    ({"seeds": "many"}, "seeds must be a number of seeds >= 1, got 'many'"),
     ({"device": "tpu"}, "unknown device 'tpu': choose auto, cpu or cuda"),
     ({"runs-dir": "/proc/nowhere"}, "cannot write to the run folder /proc/nowhere/smoke/maze2d-umaze"),
     ({"runs-dir": "/dev/null/runs"}, "cannot write to the run folder /dev/null/runs/smoke/maze2d-umaze"),
@@ -180,7 +180,7 @@ def test_wrong_calls_exit_with_2(capsys, monkeypatch):
     assert aepo(capsys, monkeypatch, "dance")[0] == 2
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["results"], ["export"], ["tasks"]])
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["theory"], ["results"], ["export"], ["tasks"]])
 def test_help(capsys, monkeypatch, command):
     code, printed = aepo(capsys, monkeypatch, *command, "--help")
     assert code == 0

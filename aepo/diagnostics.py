@@ -1,0 +1,115 @@
+"""Guidance on a trained task against its simulated truth: ancestral samples from the model's own posterior."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aepo import guidance, posterior, sampler
+from aepo.models import VP, Behavior, Critic
+
+CLOSED_FORMS = ("aepo", "aepo-2", "aepo-cubature", "aepo-support", "point")
+
+
+def _advantage(critic: Critic, state: Tensor, action: Tensor) -> Tensor:
+    """Advantage of K actions a state: state `(S, B, n)`, action `(S, B, K, d)` -> `(S, B, K)`."""
+    return critic.advantage(state, action.flatten(1, 2)).view(action.shape[:-1])
+
+
+@torch.no_grad()
+def simulated_guidance(
+    behavior: Behavior,
+    critic: Critic,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: float,
+    beta: float,
+    draws: int,
+    generator: torch.Generator,
+    steps: int = 40,
+) -> tuple[Tensor, Tensor]:
+    """grad E* = alpha/sigma^2 (E_tilted[a_0] - E[a_0]) over ancestral draws a_0 ~ mu_{0|t}, and its standard error.
+
+    The tilted mean weighs the draws by exp(beta Q). state `(S, B, n)` standardised, noisy_action `(S, B, d)`; both results
+    `(S, B, d)`; the error is that of the self-normalised estimate (delta method).
+    """
+    seeds, batch, d = noisy_action.shape
+    states = state.repeat_interleave(draws, 1)
+    drawn = sampler.ancestral(
+        lambda a, moment: behavior.noise_net(states, a, moment),
+        noisy_action.repeat_interleave(draws, 1),
+        VP,
+        t,
+        steps,
+        generator,
+        -1.0,
+        1.0,
+    )
+    log_weight = beta * critic.advantage(state, drawn).view(seeds, batch, draws)
+    weight = torch.softmax(log_weight, -1).unsqueeze(-1)
+    drawn = drawn.view(seeds, batch, draws, d)
+    tilted, mean = (weight * drawn).sum(2), drawn.mean(2)
+    moment = torch.tensor(t)
+    factor = (VP.alpha(moment) / VP.sigma(moment) ** 2).item()
+    influence = weight * (drawn - tilted.unsqueeze(2)) - (drawn - mean.unsqueeze(2)) / draws
+    return factor * (tilted - mean), factor * influence.square().sum(2).sqrt()
+
+
+def closed_form_guidance(
+    method: str,
+    behavior: Behavior,
+    critic: Critic,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: float,
+    beta: float,
+    support: Tensor | None = None,
+) -> Tensor:
+    """Gradient of a method's energy target itself, without a network or clamp: state, noisy_action `(S, B, ...)`.
+
+    `support` `(S, B, M, d)`: behavior samples of each state, for "aepo-support". Returns `(S, B, d)`.
+    """
+    if method not in CLOSED_FORMS:
+        raise ValueError(f"method must be one of {', '.join(CLOSED_FORMS)}, got {method!r}")
+    moment = torch.tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
+    with torch.enable_grad():
+        noisy = noisy_action.detach().requires_grad_(True)
+        if method == "aepo-support":
+            q = _advantage(critic, state, support)
+            energy = guidance.support_energy(q, support, noisy, moment, VP, beta, check=False)
+        else:
+            noise = behavior.noise_net(state, noisy, moment)
+            mean = posterior.mean(noisy, noise, moment, VP, -1.0, 1.0, check=False)
+            variance = posterior.isotropic_variance(behavior.variance, moment).expand(noisy.shape[:2])
+            energy = _energy(method, critic, state, mean, variance, beta)
+        return torch.autograd.grad(energy.sum(), noisy)[0]
+
+
+def _energy(method: str, critic: Critic, state: Tensor, mean: Tensor, variance: Tensor, beta: float) -> Tensor:
+    if method == "aepo-cubature":
+        return guidance.cubature_energy(
+            lambda a: _advantage(critic, state, a), mean, variance, beta, -1.0, 1.0, check=False
+        )
+    q = critic.advantage(state, mean)
+    if method == "point":
+        return beta * q
+    gradient = torch.autograd.grad(q.sum(), mean, create_graph=True)[0]
+    hessian = None
+    if method == "aepo-2":
+        d = mean.shape[-1]
+        rows = [torch.autograd.grad(gradient[..., i].sum(), mean, create_graph=True)[0] for i in range(d)]
+        hessian = torch.stack(rows, -2)
+    return guidance.taylor_energy(
+        q,
+        gradient,
+        variance,
+        beta,
+        hessian=hessian,
+        curvature="negative" if hessian is not None else "keep",
+        check=False,
+    )
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine between vectors along the last axis."""
+    return torch.nn.functional.cosine_similarity(first, second, dim=-1)

@@ -1,0 +1,261 @@
+"""Posterior covariances, rules, losses and samplers of the exactness study against closed forms."""
+
+import itertools
+
+import pytest
+import torch
+
+from aepo import diagnostics, exact, guidance, losses, models, networks, posterior, sampler, toys
+from aepo.schedule import VPSchedule
+
+VP = VPSchedule()
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gaussian(d):
+    root = normal(d, d, seed=d)
+    return normal(d, seed=d + 50), root @ root.T / d + 0.05 * torch.eye(d, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("d", [1, 2, 6, 24])
+@pytest.mark.parametrize("t", [1e-3, 0.3, 1.0])
+def test_gaussian_posteriors_agree(d, t):
+    """`gaussian_data` and `tweedie` with the exact noise model against the joint Gaussian of (a, a_t), inverted whole."""
+    mean, cov = gaussian(d)
+    t, a_t = torch.tensor(t, dtype=torch.float64), normal(3, 4, d)
+    alpha, sigma = VP.alpha(t), VP.sigma(t)
+    marginal = alpha**2 * cov + sigma**2 * torch.eye(d, dtype=torch.float64)
+    gain = torch.linalg.solve(marginal, alpha * cov).T
+    true_mean, true_cov = mean + (a_t - alpha * mean) @ gain.T, cov - alpha * gain @ cov
+
+    def noise(a, moment):
+        return sigma * torch.linalg.solve(marginal, (a - alpha * mean).unsqueeze(-1)).squeeze(-1)
+
+    for m, c in (posterior.gaussian_data(a_t, t, VP, mean, cov), posterior.tweedie(noise, a_t, t, VP)):
+        assert torch.allclose(m, true_mean, atol=1e-9 / alpha**2)
+        assert torch.allclose(c.expand(3, 4, d, d), true_cov.expand(3, 4, d, d), atol=1e-9 / alpha**2)
+
+
+def test_a_singular_covariance_is_fine():
+    cov = torch.diag(torch.tensor([0.5, 0.0], dtype=torch.float64))
+    m, c = posterior.gaussian_data(
+        normal(5, 2), torch.tensor(0.4, dtype=torch.float64), VP, torch.zeros(2, dtype=torch.float64), cov
+    )
+    assert torch.allclose(c[1], torch.zeros(2, dtype=torch.float64))
+    assert torch.allclose(m[:, 1], torch.zeros(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_gauss_hermite_is_exact_for_polynomials(d):
+    points, log_weights = guidance.cubature_points(d, torch.float64, torch.device("cpu"), "gauss-hermite", nodes=5)
+    moments = {2: 1, 4: 3, 6: 15, 8: 105}
+    for powers in itertools.product([0, 2, 4, 8], repeat=d):
+        value = (log_weights.exp() * (points ** torch.tensor(powers)).prod(-1)).sum()
+        assert value.item() == pytest.approx(float(torch.tensor([moments.get(p, 1) for p in powers]).prod()), rel=1e-10)
+
+
+def test_gauss_hermite_energy_converges_to_the_quadratic_closed_form():
+    hessian, slope = -torch.eye(2, dtype=torch.float64), torch.tensor([0.5, -0.3], dtype=torch.float64)
+    mean, variance = normal(6, 2), torch.full((6,), 0.3, dtype=torch.float64)
+
+    def q(a):
+        return a @ slope + 0.5 * ((a @ hessian) * a).sum(-1)
+
+    exact_energy = guidance.taylor_energy(
+        q(mean), slope + mean @ hessian, variance, 2.0, hessian=hessian.expand(6, 2, 2)
+    )
+    errors = [
+        (guidance.cubature_energy(q, mean, variance, 2.0, rule="gauss-hermite", nodes=n) - exact_energy).abs().max()
+        for n in (3, 9, 21)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-8
+    with pytest.raises(ValueError, match="at most 3 dimensions"):
+        guidance.cubature_energy(lambda a: a.sum(-1), torch.zeros(2, 4), torch.ones(2), 1.0, rule="gauss-hermite")
+    with pytest.raises(ValueError, match="rule must be one of"):
+        guidance.cubature_energy(lambda a: a.sum(-1), torch.zeros(2, 4), torch.ones(2), 1.0, rule="monte-carlo")
+
+
+def test_curvature_of_a_quadratic():
+    hessian = torch.diag(torch.tensor([3.0, -1.0]))
+    along = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    bend = guidance.curvature(
+        lambda a: 0.5 * ((a @ hessian) * a).sum(-1), torch.zeros(2, 2), torch.tensor([0.1, 0.2]), 2.0, along
+    )
+    assert torch.allclose(bend, torch.tensor([2 * 0.1 * 3, 2 * 0.2 * 1]))
+
+
+def test_ancestral_sampler_draws_from_the_posterior():
+    mean, cov = gaussian(2)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    a_t = torch.tensor([0.3, -0.8], dtype=torch.float64)
+
+    def noise(a, moment):
+        alpha, sigma = VP.alpha(moment), VP.sigma(moment)
+        marginal = alpha**2 * cov + sigma**2 * torch.eye(2, dtype=torch.float64)
+        return sigma * torch.linalg.solve(marginal, (a - alpha * mean).T).T
+
+    drawn = sampler.ancestral(noise, a_t.expand(40_000, 2), VP, 0.5, 40, torch.Generator().manual_seed(0))
+    m, c = posterior.gaussian_data(a_t, t, VP, mean, cov)
+    assert torch.allclose(drawn.mean(0), m, atol=0.015)
+    assert torch.allclose(torch.cov(drawn.T), c, rtol=0.06, atol=0.004)
+
+
+def test_contrastive_loss_is_least_at_the_softmax_of_q():
+    """Its value is a cross-entropy: at energies equal to beta Q it is the entropy, the least it can be."""
+    support, noise, t = normal(1, 4, 8, 2), normal(1, 4, 8, 2, seed=1), torch.full((1, 4), 0.3, dtype=torch.float64)
+    q = normal(1, 4, 8, seed=2)
+
+    class Energies(torch.nn.Module):
+        def __init__(self, values):
+            super().__init__()
+            self.values = values
+
+        def forward(self, state, noisy, times):
+            return self.values.reshape(1, -1)
+
+    def loss(values):
+        return losses.contrastive_loss(Energies(values), torch.zeros(1, 4, 1), support, noise, t, q, VP)[0].item()
+
+    entropy = -(torch.softmax(q, -1) * torch.log_softmax(q, -1)).sum(-1).mean().item()
+    assert loss(q + 3.0) == pytest.approx(entropy, abs=1e-12)
+    assert all(loss(q + 0.3 * normal(1, 4, 8, seed=s)) > entropy for s in range(5))
+
+
+def test_contrastive_noise_and_times_reach_the_network():
+    net = networks.initialize(networks.EnergyNet(2, 1, 2, 8, 2, VP).double(), (0, 1), "x")
+    support, noise, t = normal(2, 3, 4, 2), normal(2, 3, 4, 2, seed=1), torch.full((2, 3), 0.4, dtype=torch.float64)
+    state, q = torch.zeros(2, 3, 1, dtype=torch.float64), normal(2, 3, 4, seed=2)
+    loss, _ = losses.contrastive_loss(net, state, support, noise, t, q, VP)
+    total = torch.zeros(2, dtype=torch.float64)
+    for b in range(3):
+        alpha, sigma = VP.alpha(t[0, 0]), VP.sigma(t[0, 0])
+        f = net(state[:, :1].expand(-1, 4, -1), alpha * support[:, b] + sigma * noise[:, b], t[:, :1].expand(-1, 4))
+        total -= (torch.softmax(q[:, b], -1) * torch.log_softmax(f, -1)).sum(-1) / 3
+    assert torch.allclose(loss, total)
+
+
+DTYPES = (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("beta", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
+def test_nothing_gives_nan(dtype, beta, scale):
+    """beta 0 to 100, t 1e-3 to 1, covariance 0 and singular, Q constant and huge, one support action."""
+    g = torch.Generator().manual_seed(0)
+    a_t = torch.randn(7, 2, generator=g, dtype=dtype).requires_grad_(True)
+    for t in (1e-3, 0.5, 1.0):
+        t = torch.tensor(t, dtype=dtype)
+        mean = posterior.mean(a_t, 0.5 * a_t, t, VP, -1.0, 1.0)
+        q, gradient = scale * mean[:, 0], scale * torch.ones_like(mean)
+        singular = torch.diag(torch.tensor([0.5, 0.0], dtype=dtype)).expand(7, 2, 2)
+        hessian = -scale * torch.eye(2, dtype=dtype).expand(7, 2, 2)
+        energies = [
+            guidance.taylor_energy(q, gradient, c, beta, hessian=h, curvature=kind, bounds=(-scale, scale))
+            for c in (torch.zeros(7, dtype=dtype), torch.full((7,), 0.3, dtype=dtype), singular)
+            for h, kind in ((None, "keep"), (hessian, "keep"), (-hessian, "negative"))
+        ]
+        energies.append(guidance.cubature_energy(lambda a: scale * a[..., 1], mean, torch.zeros(7, dtype=dtype), beta))
+        energies.append(
+            guidance.cubature_energy(lambda a: scale * torch.tanh(a[..., 1]), mean, singular, beta, -1.0, 1.0)
+        )
+        for count in (1, 5):
+            support = torch.rand(7, count, 2, generator=g, dtype=dtype)
+            energies.append(guidance.support_energy(scale * support[..., 0], support, a_t, t, VP, beta))
+        for energy in energies:
+            assert not torch.isnan(energy).any()
+            slope = torch.autograd.grad(energy.sum(), a_t, retain_graph=True, allow_unused=True)[0]
+            assert slope is None or not torch.isnan(slope).any()
+
+
+def test_seed_axis_and_none_give_the_same():
+    q, g, c, h = normal(2, 3), normal(2, 3, 4, seed=1), normal(2, 3, seed=2).abs(), -torch.eye(4, dtype=torch.float64)
+    stacked = guidance.taylor_energy(q, g, c, 1.5, hessian=h.expand(2, 3, 4, 4))
+    assert torch.allclose(stacked[1], guidance.taylor_energy(q[1], g[1], c[1], 1.5, hessian=h.expand(3, 4, 4)))
+    assert torch.allclose(stacked[1, 2], guidance.taylor_energy(q[1, 2], g[1, 2], c[1, 2], 1.5, hessian=h))
+
+
+def test_gradients_equal_finite_differences():
+    a_t, t = normal(4, 2).requires_grad_(True), torch.tensor(0.4, dtype=torch.float64)
+    support = normal(4, 6, 2, seed=3)
+
+    def energies(a):
+        m = posterior.mean(a, torch.tanh(a), t, VP)
+        q = torch.sin(m).sum(-1)
+        yield guidance.taylor_energy(
+            q, torch.cos(m), 0.1 + m[:, 0] ** 2, 2.0, hessian=torch.diag_embed(-torch.sin(m)), curvature="negative"
+        )
+        yield guidance.cubature_energy(lambda x: torch.sin(x).sum(-1), m, 0.1 + m[:, 0] ** 2, 2.0)
+        yield guidance.support_energy(torch.sin(support).sum(-1), support, a, t, VP, 2.0)
+
+    for i in range(3):
+        assert torch.autograd.gradcheck(lambda a, i=i: list(energies(a))[i], a_t)
+
+
+def test_simulated_guidance_finds_the_guidance_of_a_gaussian():
+    """A behavior N(0, s^2) inside the box and a linear advantage: grad E* = beta w alpha s^2 / (alpha^2 s^2 + sigma^2)."""
+    s2, w, beta, t = 0.04, torch.tensor([1.0, -0.5]), 2.0, 0.4
+
+    class Noise:
+        def noise_net(self, state, a, moment):
+            return VP.sigma(moment) * a / (VP.alpha(moment) ** 2 * s2 + VP.sigma(moment) ** 2)
+
+        variance = torch.full((1, 9), 1.0)
+
+    class Linear:
+        def advantage(self, state, action):
+            return action @ w
+
+    alpha, sigma = VP.alpha(torch.tensor(t)), VP.sigma(torch.tensor(t))
+    true = beta * w * alpha * s2 / (alpha**2 * s2 + sigma**2)
+    noisy, state = 0.5 * torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(1)), torch.zeros(1, 6, 1)
+    estimate, error = diagnostics.simulated_guidance(
+        Noise(), Linear(), state, noisy, t, beta, 20_000, torch.Generator().manual_seed(0), 40
+    )
+    assert ((estimate - true).abs() < 4 * error + 0.02).all()
+    point = diagnostics.closed_form_guidance("point", Noise(), Linear(), state, noisy, t, beta)
+    assert torch.allclose(point, true.expand_as(point), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return toys.make_rows(["wide"], [0.5, 1.5], [0], 2_000)
+
+
+def test_toy_q_is_standardised_and_bounded(rows):
+    q = rows.scaled_q(rows.data)
+    assert torch.allclose(q.std(1), rows.beta.flatten(), rtol=0.1)
+    assert (q >= rows.lowest).all()
+    assert (q <= rows.highest).all()
+
+
+def test_exact_toy_energy_lies_in_the_range_of_q(rows):
+    noisy = torch.randn(2, 20, 2, generator=torch.Generator().manual_seed(0))
+    for t in (0.05, 0.5, 1.0):
+        energy = toys.exact_energy(rows, noisy, torch.tensor(t))
+        assert (energy.abs() <= rows.beta * 4).all()
+    finer = exact.grid_energy(
+        exact.toy_mixture("wide"),
+        lambda a: (toys.raw_q(a) - rows.loc[1]) / rows.scale[1],
+        noisy[1].double(),
+        torch.tensor(0.5).double(),
+        VP,
+        1.5,
+    )
+    assert torch.allclose(toys.exact_energy(rows, noisy, torch.tensor(0.5))[1].double(), finer, atol=1e-5)
+
+
+def test_toy_targets_reduce_to_each_other(rows):
+    """A posterior of no width makes every Gaussian target the point estimate."""
+    settings = toys.ToySettings(width=8, behavior_steps=1, variance_times=5, samples=2_000)
+    behavior = toys.train_behavior(rows, settings)
+    behavior.variance = torch.zeros_like(behavior.variance)
+    action, t = rows.data[:, :30], torch.full((2, 30), 0.3)
+    noisy = losses.diffuse(action, torch.zeros_like(action), t, models.VP)
+    values = {m: toys.target(m, rows, behavior, action, noisy, t) for m in ("aepo", "aepo-2", "aepo-cubature", "point")}
+    bounded = values.pop("point").clamp(rows.lowest, rows.highest)
+    assert all(torch.allclose(v, bounded, atol=1e-5) for v in values.values())

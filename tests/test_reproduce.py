@@ -1,0 +1,102 @@
+"""`aepo reproduce` as a user meets it: killed, called again, its figures deleted."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TASK = "smoke/maze2d-umaze"
+
+
+def command(runs):
+    script = Path(sys.executable).parent / "aepo"
+    return [
+        str(script),
+        "reproduce",
+        "--profile",
+        "smoke",
+        "--runs-dir",
+        str(runs),
+        "--methods",
+        "bc,aepo",
+        "--device",
+        "cpu",
+    ]
+
+
+def reproduce(runs):
+    return subprocess.run(command(runs), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def processes(word):
+    """Process ids whose command line holds `word`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and word in entry.joinpath("cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def results(runs):
+    kept = [*(runs / TASK).glob("*.safetensors"), runs / TASK / "returns.csv"]
+    return {path.name: path.read_bytes() for path in kept}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.usefixtures("data")
+def test_a_killed_study_is_finished_by_the_next_call(tmp_path):
+    broken, unbroken = tmp_path / "broken" / "runs", tmp_path / "unbroken" / "runs"
+    first = subprocess.Popen(command(broken), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list((broken / TASK / "checkpoints").glob("critic.*")):
+        assert time.time() < deadline
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    for pid in processes(str(broken)):
+        os.kill(pid, signal.SIGKILL)
+    first.wait()
+    assert not (broken / TASK / "critic.safetensors").exists()
+
+    finished = reproduce(broken)
+    assert finished.returncode == 0, finished.stderr
+    assert "AEPO" in finished.stdout
+    assert reproduce(unbroken).returncode == 0
+    assert results(broken) == results(unbroken)
+
+    again = reproduce(broken)
+    assert again.returncode == 0
+    assert "Nothing to do" in again.stdout
+    assert "started" not in again.stderr
+
+    stamps = {path: path.stat().st_mtime_ns for path in (broken / TASK).glob("*.safetensors")}
+    drawn = sorted(path.name for path in (broken.parent / "figures" / TASK).iterdir())
+    shutil.rmtree(broken.parent / "figures")
+    assert reproduce(broken).returncode == 0
+    assert sorted(path.name for path in (broken.parent / "figures" / TASK).iterdir()) == drawn
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert not processes(str(tmp_path))
+
+
+@pytest.mark.usefixtures("data")
+def test_a_failed_notebook_is_named_with_its_reason(tmp_path):
+    runs = tmp_path / "runs"
+    folder = runs / TASK
+    folder.mkdir(parents=True)
+    (folder / "behavior.safetensors").write_bytes(b"not a safetensors file")
+    failed = reproduce(runs)
+    assert failed.returncode == 1
+    last = failed.stderr.strip().splitlines()[-1]
+    assert last.startswith("aepo: 04_behavior stopped with StudyError: ")
+    assert "behavior.safetensors cannot be read" in last
+    assert (folder / "04_behavior.ipynb").exists()
+    assert (folder / "behavior.safetensors").read_bytes() == b"not a safetensors file"
