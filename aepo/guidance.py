@@ -17,22 +17,70 @@ def _check_beta(beta: float) -> None:
         raise ValueError(f"beta must be a finite number >= 0, got {beta!r}")
 
 
-def _factor(covariance: Tensor, gradient: Tensor) -> tuple[Tensor, int]:
-    """L with C = L L', and the number of axes C has beyond the leading ones (0 isotropic, 1 diagonal, 2 full).
+class _Spectral(torch.autograd.Function):
+    """f(A) of a symmetric matrix through its eigenvalues, differentiated by divided differences.
 
-    The kind is told by the number of axes against `gradient` `(..., d)`: one fewer, as many, one more.
+    `image(values)` is f at the eigenvalues, `divided(values)` `(..., d, d)` is (f_i - f_j)/(l_i - l_j), with f' where
+    eigenvalues meet: unlike the gradient of an eigendecomposition it is finite at repeated eigenvalues.
     """
+
+    @staticmethod
+    def forward(ctx, matrix: Tensor, image: Callable[[Tensor], Tensor], divided: Callable[[Tensor], Tensor]) -> Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        ctx.save_for_backward(values, vectors)
+        ctx.divided = divided
+        return (vectors * image(values).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        values, vectors = ctx.saved_tensors
+        inner = vectors.transpose(-1, -2) @ grad @ vectors
+        return vectors @ (ctx.divided(values) * inner) @ vectors.transpose(-1, -2), None, None
+
+
+def _square_root(values: Tensor) -> Tensor:
+    return values.clamp(min=0).sqrt()
+
+
+def _square_root_divided(values: Tensor) -> Tensor:
+    root = _square_root(values)
+    total = root.unsqueeze(-1) + root.unsqueeze(-2)
+    return torch.where(total > 0, 1 / total.masked_fill(total == 0, 1.0), 0.0)
+
+
+def _negative_part(values: Tensor) -> Tensor:
+    return values.clamp(max=0)
+
+
+def _negative_part_divided(values: Tensor) -> Tensor:
+    part, below = _negative_part(values), (values < 0).to(values)
+    gap = values.unsqueeze(-1) - values.unsqueeze(-2)
+    near = gap.abs() < 1e-12
+    divided = (part.unsqueeze(-1) - part.unsqueeze(-2)) / gap.masked_fill(near, 1.0)
+    return torch.where(near, (below.unsqueeze(-1) + below.unsqueeze(-2)) / 2, divided)
+
+
+def _kind(covariance: Tensor, gradient: Tensor) -> int:
+    """Axes that C has beyond the leading ones, told against `gradient` `(..., d)`: 0 isotropic, 1 diagonal, 2 full."""
     kind = covariance.ndim - gradient.ndim + 1
     d = gradient.shape[-1]
-    if kind not in (0, 1, 2) or covariance.shape[covariance.ndim - kind :] != (d,) * kind:
+    fits = kind in (0, 1, 2) and covariance.shape[covariance.ndim - kind :] == (d,) * kind
+    if fits:
+        lead = zip(covariance.shape[: covariance.ndim - kind], gradient.shape[:-1], strict=True)
+        fits = all(c in (1, g) or g == 1 for c, g in lead)
+    if not fits:
         raise ValueError(
-            f"covariance has shape {tuple(covariance.shape)}; with a gradient of shape {tuple(gradient.shape)} expected "
-            f"(...,) isotropic, (..., {d}) diagonal or (..., {d}, {d}) full"
+            f"covariance has shape {tuple(covariance.shape)}; with a gradient or mean of shape {tuple(gradient.shape)} "
+            f"expected (...,) isotropic, (..., {d}) diagonal or (..., {d}, {d}) full; leading axes may be 1 but not missing"
         )
+    return kind
+
+
+def _factor(covariance: Tensor, kind: int) -> Tensor:
+    """L with C = L L': square root, of a full covariance the symmetric one, which moves smoothly with C."""
     if kind < 2:
-        return covariance.clamp(min=0).sqrt(), kind
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt().unsqueeze(-2), kind
+        return covariance.clamp(min=0).sqrt()
+    return _Spectral.apply(covariance, _square_root, _square_root_divided)
 
 
 def _transform(factor: Tensor, kind: int, vector: Tensor) -> Tensor:
@@ -40,6 +88,15 @@ def _transform(factor: Tensor, kind: int, vector: Tensor) -> Tensor:
     if kind == 0:
         return factor.unsqueeze(-1) * vector
     return factor * vector if kind == 1 else (factor.transpose(-1, -2) @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _quadratic_form(covariance: Tensor, kind: int, vector: Tensor) -> Tensor:
+    """v'Cv for a vector `(..., d)`."""
+    if kind == 0:
+        return covariance * vector.square().sum(-1)
+    if kind == 1:
+        return (covariance * vector.square()).sum(-1)
+    return (vector * (covariance @ vector.unsqueeze(-1)).squeeze(-1)).sum(-1)
 
 
 def _full(factor: Tensor, kind: int, d: int) -> Tensor:
@@ -78,54 +135,31 @@ def taylor_energy(
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, gradient has {tuple(gradient.shape)}")
         if q.ndim != gradient.ndim - 1:
             raise ValueError(f"q has shape {tuple(q.shape)}, expected one axis fewer than {tuple(gradient.shape)}")
-    factor, kind = _factor(covariance, gradient)
+    kind = _kind(covariance, gradient)
     if offset is not None:
         q = q + (gradient * offset).sum(-1)
         if hessian is not None:
             carried = (hessian @ offset.unsqueeze(-1)).squeeze(-1)
             q = q + 0.5 * (carried * offset).sum(-1)
             gradient = gradient + carried
-    slope = _transform(factor, kind, gradient)
     if hessian is None:
-        energy = beta * q + 0.5 * beta**2 * slope.square().sum(-1)
+        energy = beta * q + 0.5 * beta**2 * _quadratic_form(covariance, kind, gradient)
     else:
+        factor = _factor(covariance, kind)
         matrix = _full(factor, kind, gradient.shape[-1])
-        energy = beta * q + _quadratic_correction(
-            slope, beta * matrix.transpose(-1, -2) @ hessian @ matrix, beta, curvature
-        )
+        scaled_hessian = beta * matrix.transpose(-1, -2) @ hessian @ matrix
+        energy = beta * q + _quadratic_correction(_transform(factor, kind, gradient), scaled_hessian, beta, curvature)
     if bounds is not None:
         low, high = (torch.as_tensor(b, dtype=energy.dtype, device=energy.device) * beta for b in bounds)
         energy = torch.minimum(torch.maximum(energy, low), high)
     return energy
 
 
-class _DropPositive(torch.autograd.Function):
-    """Symmetric matrix function min(lambda, 0), differentiated by divided differences (fine at repeated eigenvalues)."""
-
-    @staticmethod
-    def forward(ctx, matrix: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(matrix)
-        ctx.save_for_backward(values, vectors)
-        return (vectors * values.clamp(max=0).unsqueeze(-2)) @ vectors.transpose(-1, -2)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        values, vectors = ctx.saved_tensors
-        image = values.clamp(max=0)
-        gap = values.unsqueeze(-1) - values.unsqueeze(-2)
-        slope = ((values < 0).to(values).unsqueeze(-1) + (values < 0).to(values).unsqueeze(-2)) / 2
-        near = gap.abs() < 1e-12
-        divided = (image.unsqueeze(-1) - image.unsqueeze(-2)) / gap.masked_fill(near, 1.0)
-        divided = torch.where(near, slope, divided)
-        inner = vectors.transpose(-1, -2) @ grad @ vectors
-        return vectors @ (divided * inner) @ vectors.transpose(-1, -2)
-
-
 def _quadratic_correction(slope: Tensor, scaled_hessian: Tensor, beta: float, curvature: str) -> Tensor:
     """beta^2/2 u'(I-A)^-1 u - 1/2 logdet(I-A) for u = L'g; +inf where I - A is not positive definite."""
     scaled_hessian = (scaled_hessian + scaled_hessian.transpose(-1, -2)) / 2
     if curvature == "negative":
-        scaled_hessian = _DropPositive.apply(scaled_hessian)
+        scaled_hessian = _Spectral.apply(scaled_hessian, _negative_part, _negative_part_divided)
     identity = torch.eye(slope.shape[-1], dtype=slope.dtype, device=slope.device)
     system = identity - scaled_hessian
     infinite = torch.linalg.cholesky_ex(system.detach()).info > 0
@@ -187,7 +221,8 @@ def cubature_energy(
     if check:
         _check_beta(beta)
     d = mean.shape[-1]
-    factor, kind = _factor(covariance, mean)
+    kind = _kind(covariance, mean)
+    factor = _factor(covariance, kind)
     points, log_weights = cubature_points(d, mean.dtype, mean.device, rule, nodes)
     if kind == 0:
         spread = factor[..., None, None] * points

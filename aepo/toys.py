@@ -29,11 +29,11 @@ class ToySettings:
 
     width: int = 64
     depth: int = 3
-    behavior_steps: int = 2_000
-    energy_steps: int = 2_000
+    behavior_steps: int = 1_500
+    energy_steps: int = 1_500
     batch: int = 256
     support: int = 64
-    groups: int = 16
+    groups: int = 4
     learning_rate: float = 2e-3
     samples: int = 20_000
     variance_times: int = 65
@@ -314,7 +314,7 @@ def sample(rows: Rows, behavior: ToyBehavior, energy: EnergyNet | None, count: i
     )
 
 
-def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 400_000) -> Tensor:
+def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> Tensor:
     """Samples of the tilted density of every row `(R, count, 2)`, by importance resampling of fresh data."""
     drawn, made = [], {}
     for r, problem in enumerate(rows.problem):

@@ -84,8 +84,57 @@ def test_second_order_is_infinite_where_the_expectation_is():
 
 
 def test_dropping_positive_curvature_has_the_right_gradient():
-    matrix = spd(3) - spd(3, seed=9)
-    assert torch.autograd.gradcheck(lambda m: guidance._DropPositive.apply((m + m.T) / 2), matrix.requires_grad_())
+    hessian = (spd(3) - spd(3, seed=9)).requires_grad_()
+    q, g, c = (
+        torch.zeros((), dtype=torch.float64),
+        torch.ones(3, dtype=torch.float64),
+        torch.tensor(0.4, dtype=torch.float64),
+    )
+
+    def energy(h):
+        return guidance.taylor_energy(q, g, c, 2.0, hessian=(h + h.T) / 2, curvature="negative")
+
+    assert torch.autograd.gradcheck(energy, hessian)
+    repeated = -torch.eye(3, dtype=torch.float64, requires_grad=True)
+    assert torch.isfinite(torch.autograd.grad(energy(repeated), repeated)[0]).all()
+
+
+def test_a_full_isotropic_covariance_has_a_finite_gradient():
+    """Its eigenvalues are equal, where the gradient of an eigendecomposition is not finite."""
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    mean, hessian = normal(4, 2), -torch.eye(2, dtype=torch.float64).expand(4, 2, 2)
+    cov = (scale * torch.eye(2, dtype=torch.float64)).expand(4, 2, 2)
+    slopes = [
+        torch.autograd.grad(energy.sum(), scale, retain_graph=True)[0]
+        for energy in (
+            guidance.taylor_energy(mean[:, 0], torch.ones_like(mean), cov, 2.0),
+            guidance.taylor_energy(mean[:, 0], torch.ones_like(mean), cov, 2.0, hessian=hessian),
+            guidance.cubature_energy(lambda a: torch.sin(a).sum(-1), mean, cov, 2.0),
+        )
+    ]
+    isotropic = [
+        torch.autograd.grad(energy.sum(), scale, retain_graph=True)[0]
+        for energy in (
+            guidance.taylor_energy(mean[:, 0], torch.ones_like(mean), scale.expand(4), 2.0),
+            guidance.taylor_energy(mean[:, 0], torch.ones_like(mean), scale.expand(4), 2.0, hessian=hessian),
+            guidance.cubature_energy(lambda a: torch.sin(a).sum(-1), mean, scale.expand(4), 2.0),
+        )
+    ]
+    assert torch.allclose(torch.stack(slopes), torch.stack(isotropic), atol=1e-12)
+
+
+def test_cubature_moves_smoothly_with_a_nearly_isotropic_covariance():
+    """The factor must not turn with the eigenvectors, whose directions are arbitrary where eigenvalues meet."""
+    mean = torch.zeros(1, 2, dtype=torch.float64)
+
+    def energy(angle):
+        turn = torch.tensor(
+            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
+        )
+        cov = turn @ torch.diag(torch.tensor([0.3, 0.3 + 1e-9], dtype=torch.float64)) @ turn.T
+        return guidance.cubature_energy(lambda a: torch.sin(3 * a[..., 0] + a[..., 1]), mean, cov[None], 3.0).item()
+
+    assert max(abs(energy(0.1 * i) - energy(0.0)) for i in range(16)) < 1e-7
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "diagonal", "full"])
@@ -176,6 +225,7 @@ def test_isotropic_variance_of_a_gaussian_is_its_posterior_variance():
     [
         (lambda: guidance.taylor_energy(torch.zeros(3), torch.zeros(3, 2), torch.zeros(3), -1.0), "beta.*-1"),
         (lambda: guidance.taylor_energy(torch.zeros(3), torch.zeros(3, 2), torch.zeros(3, 5), 1.0), "covariance.*3, 5"),
+        (lambda: guidance.taylor_energy(torch.zeros(3), torch.zeros(3, 2), torch.eye(2), 1.0), "leading axes"),
         (lambda: guidance.taylor_energy(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3), 1.0), "q has shape"),
         (
             lambda: guidance.taylor_energy(torch.zeros(3), torch.zeros(3, 2), torch.zeros(3), 1.0, curvature="drop"),
