@@ -5,9 +5,9 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 from minari.data_collector.episode_buffer import EpisodeBuffer
-from tqdm.auto import tqdm
 
 from aepo.environments import HORIZON
+from aepo.progress import Progress
 
 POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0
 ACTION_NOISE = 0.5
@@ -74,7 +74,7 @@ def collect_maze2d(env_id: str, steps: int, seed: int, progress: bool = True) ->
     controller = WaypointController(env.maze)
     state, _ = env.reset(seed=seed)
     segments: list[EpisodeBuffer] = []
-    bar = tqdm(total=steps, desc="collect", unit="step", unit_scale=True, disable=not progress, mininterval=1.0)
+    bar = Progress("collect", steps) if progress else None
     done = 0
     while done < steps:
         here = tuple(int(i) for i in env.maze.cell_xy_to_rowcol(state[:2]))
@@ -95,7 +95,8 @@ def collect_maze2d(env_id: str, steps: int, seed: int, progress: bool = True) ->
                 break
         count = len(actions)
         done += count
-        bar.update(count)
+        if bar:
+            bar.update(count)
         segments.append(
             EpisodeBuffer(
                 id=len(segments),
@@ -107,7 +108,8 @@ def collect_maze2d(env_id: str, steps: int, seed: int, progress: bool = True) ->
                 truncations=np.arange(count) == count - 1,
             )
         )
-    bar.close()
+    if bar:
+        bar.close()
     env.close()
     return segments
 

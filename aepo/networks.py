@@ -73,16 +73,22 @@ def _columns(state: Tensor, t: Tensor) -> Tensor:
 class NoiseNet(nn.Module):
     """eps_theta(s, a_t, t), with the velocity predicted inside: eps = alpha_t v + sigma_t a_t.
 
-    state `(S, B, n)` standardised, noisy_action `(S, B, d)`, t 0-d or `(S, B)` -> `(S, B, d)`.
+    state `(S, B, n)` standardised, noisy_action `(S, B, d)`, t 0-d or `(S, B)` -> `(S, B, d)`. `harmonics` adds sin and
+    cos of pi 2^k a_t for k below it: a density with fine structure is learned in far fewer steps.
     """
 
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule):
+    def __init__(
+        self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule, harmonics: int = 0
+    ):
         super().__init__()
-        self.vp = vp
-        self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, action_dim, width, depth, residual=True)
+        self.vp, self.harmonics = vp, harmonics
+        inputs = state_dim + action_dim * (1 + 2 * harmonics) + TIME_FEATURES
+        self.net = MLP(seeds, inputs, action_dim, width, depth, residual=True)
 
     def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
-        velocity = self.net(torch.cat([state, noisy_action, _columns(state, t)], -1))
+        angles = [math.pi * 2**k * noisy_action for k in range(self.harmonics)]
+        waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
+        velocity = self.net(torch.cat([state, noisy_action, *waves, _columns(state, t)], -1))
         alpha, sigma = self.vp.alpha(t), self.vp.sigma(t)
         if t.ndim:
             alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
@@ -121,12 +127,15 @@ class EnergyNet(nn.Module):
     """Gated intermediate energy E(s, a_t, t) = loc + scale (c(s, t) + alpha_t h(s, a_t, t)), `(S, B)`.
 
     The gate alpha_t makes the guidance vanish at pure noise, where a free network has the wrong size; c takes
-    what does not depend on the action. `loc` and `scale` `(S, 1)` standardise the regression target.
+    what does not depend on the action. `gate=False` leaves alpha_t out. `loc` and `scale` `(S, 1)` standardise the
+    regression target.
     """
 
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule):
+    def __init__(
+        self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule, gate: bool = True
+    ):
         super().__init__()
-        self.vp = vp
+        self.vp, self.gate = vp, gate
         self.offset = MLP(seeds, state_dim + TIME_FEATURES, 1, width // 2, 2)
         self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, 1, width, depth, residual=True)
         self.register_buffer("loc", torch.zeros(seeds, 1))
@@ -135,7 +144,7 @@ class EnergyNet(nn.Module):
     def gated(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         """The part that depends on the noisy action, scale alpha_t h: all that guidance needs, `(S, B)`."""
         h = self.net(torch.cat([state, noisy_action, _columns(state, t)], -1)).squeeze(-1)
-        return self.scale * self.vp.alpha(t) * h
+        return self.scale * (self.vp.alpha(t) * h if self.gate else h)
 
     def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         offset = self.offset(torch.cat([state, _columns(state, t)], -1)).squeeze(-1)

@@ -45,6 +45,11 @@ def linear_gaussian_bound(action_covariance: Tensor, t: Tensor, vp: VPSchedule) 
     return variance.mean(-1)
 
 
+def zero(noisy_action: Tensor) -> Tensor:
+    """No covariance at all, the posterior as its mean (a point estimate): noisy_action `(..., d)` -> zeros `(...,)`."""
+    return torch.zeros_like(noisy_action[..., 0])
+
+
 def gaussian_data(
     noisy_action: Tensor, t: Tensor, vp: VPSchedule, data_mean: Tensor, data_covariance: Tensor
 ) -> tuple[Tensor, Tensor]:

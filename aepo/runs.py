@@ -272,7 +272,15 @@ FIGURES = {
     "09_guidance_on_real_tasks": ("guidance",),
 }
 THEORY_FIGURES = {
-    "01_closed_form_guidance": (),
+    "01_closed_form_guidance": (
+        "fields",
+        "posterior_variance",
+        "orders",
+        "sign_reversal",
+        "cubature",
+        "support",
+        "errors",
+    ),
     "02_exact_toys": ("densities", "samples", "known", "guidance_error", "solver"),
 }
 

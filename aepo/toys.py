@@ -25,11 +25,16 @@ UNGUIDED = "unguided"
 
 @dataclass(frozen=True)
 class ToySettings:
-    """Sizes of the toy trainings; `support`: actions of a support or contrastive estimate; `groups`: contrastive sets."""
+    """Sizes of the toy trainings.
+
+    `harmonics`: of the noise network's input; `support`: actions of a support or contrastive estimate; `groups`:
+    contrastive sets a batch, so that groups x support equals `batch` and every method evaluates its network as often.
+    """
 
     width: int = 64
     depth: int = 3
-    behavior_steps: int = 1_500
+    harmonics: int = 3
+    behavior_steps: int = 3_000
     energy_steps: int = 1_500
     batch: int = 256
     support: int = 64
@@ -39,10 +44,11 @@ class ToySettings:
     variance_times: int = 65
     solver_steps: int = 25
     pool: int = 16_384
+    proposals: int = 200_000
 
 
 SETTINGS = {
-    "smoke": ToySettings(width=32, behavior_steps=150, energy_steps=100, samples=2_000, pool=1_024),
+    "smoke": ToySettings(width=32, behavior_steps=80, energy_steps=40, samples=2_000, pool=512, proposals=20_000),
     "quick": ToySettings(),
     "full": ToySettings(width=128, behavior_steps=10_000, energy_steps=10_000, samples=100_000, pool=65_536),
 }
@@ -83,12 +89,15 @@ class Rows:
         return pd.DataFrame({"problem": self.problem, "beta": self.beta.flatten().tolist(), "seed": self.seed})
 
 
-def draw_data(name: str, count: int, seed: int) -> Tensor:
-    """Samples of a named density (`exact.TOYS` or a mixture) in float32, `(count, 2)`."""
-    g = generator(seed, "toy", name)
-    mixture = exact.toy_mixture(name) if name in exact.MIXTURES else None
-    drawn = mixture.sample(count, g) if mixture is not None else exact.toy(name, count, g)
+def draw_density(name: str, count: int, g: torch.Generator) -> Tensor:
+    """Samples of a named density (`exact.TOYS` or `exact.MIXTURES`) in float32, `(count, 2)`."""
+    drawn = exact.toy_mixture(name).sample(count, g) if name in exact.MIXTURES else exact.toy(name, count, g)
     return drawn.float()
+
+
+def draw_data(name: str, count: int, seed: int) -> Tensor:
+    """The data of a problem for one seed, `(count, 2)`."""
+    return draw_density(name, count, generator(seed, "toy", name))
 
 
 def make_rows(problems: Sequence[str], betas: Sequence[float], seeds: Sequence[int], samples: int) -> Rows:
@@ -148,7 +157,7 @@ class ToyBehavior:
 def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     """Denoising training of a noise network a row, with a moving average, and its posterior variance."""
     count = len(rows.problem)
-    net, average = (NoiseNet(count, 1, 2, settings.width, settings.depth, VP) for _ in range(2))
+    net, average = (NoiseNet(count, 1, 2, settings.width, settings.depth, VP, settings.harmonics) for _ in range(2))
     initialize(net, rows.identity, "toy-behavior")
     average.load_state_dict(net.state_dict())
     average.requires_grad_(False)
@@ -314,20 +323,24 @@ def sample(rows: Rows, behavior: ToyBehavior, energy: EnergyNet | None, count: i
     )
 
 
-def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> Tensor:
-    """Samples of the tilted density of every row `(R, count, 2)`, by importance resampling of fresh data."""
-    drawn, made = [], {}
-    for r, problem in enumerate(rows.problem):
-        key = (problem, rows.beta[r].item())
-        if key not in made:
-            candidates = draw_data(problem, proposals, 10**6 + 1 + repeat)
-            weight = torch.softmax(key[1] * (raw_q(candidates) - rows.loc[r]) / rows.scale[r], 0)
-            index = torch.multinomial(
-                weight, count, replacement=True, generator=generator(repeat, "toy-truth", problem, key[1])
+def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> tuple[Tensor, float]:
+    """Exact samples of the tilted density of every row `(R, count, 2)`, and the least effective sample size behind them.
+
+    Rows of one problem and beta share their samples; `repeat` chooses an independent set.
+    """
+    made: dict[tuple[str, float], tuple[Tensor, float]] = {}
+    keys = list(zip(rows.problem, rows.beta.flatten().tolist(), strict=True))
+    for r, (problem, beta) in enumerate(keys):
+        if (problem, beta) not in made:
+            made[problem, beta] = exact.tilted_samples(
+                lambda number, g, problem=problem: draw_density(problem, number, g),
+                lambda action, r=r: (raw_q(action) - rows.loc[r]) / rows.scale[r],
+                beta,
+                count,
+                generator(repeat, "toy-truth", problem, beta),
+                proposals,
             )
-            made[key] = candidates[index]
-        drawn.append(made[key])
-    return torch.stack(drawn)
+    return torch.stack([made[key][0] for key in keys]), min(size for _, size in made.values())
 
 
 def guidance_error(

@@ -259,3 +259,27 @@ def test_toy_targets_reduce_to_each_other(rows):
     values = {m: toys.target(m, rows, behavior, action, noisy, t) for m in ("aepo", "aepo-2", "aepo-cubature", "point")}
     bounded = values.pop("point").clamp(rows.lowest, rows.highest)
     assert all(torch.allclose(v, bounded, atol=1e-5) for v in values.values())
+
+
+def test_the_gate_is_an_option():
+    state, action, t = torch.zeros(1, 3, 1), torch.randn(1, 3, 2), torch.full((1, 3), 0.6)
+    gated, free = (networks.initialize(networks.EnergyNet(1, 1, 2, 8, 2, VP, gate=g), (0,), "x") for g in (True, False))
+    assert torch.allclose(gated.gradient(state, action, t), VP.alpha(t)[..., None] * free.gradient(state, action, t))
+
+
+def test_zero_covariance_is_the_point_estimate():
+    mean = normal(4, 2)
+    energy = guidance.taylor_energy(mean[:, 0], torch.ones_like(mean), posterior.zero(mean), 2.0)
+    assert torch.equal(energy, 2.0 * mean[:, 0])
+
+
+def test_second_order_gradient_is_exact_for_a_concave_quadratic():
+    """d/dm of the energy through `offset`, against the closed form beta (I - beta C H)^-1-weighted slope, 1e-8."""
+    _, cov = gaussian(3)
+    hessian, slope, beta = -gaussian(3)[1], normal(3, seed=8), 2.0
+    mean = normal(3, seed=9).requires_grad_(True)
+    energy = guidance.taylor_energy(
+        slope @ mean + 0.5 * mean @ hessian @ mean, slope + hessian @ mean, cov, beta, hessian=hessian
+    )
+    true = beta * torch.linalg.solve(torch.eye(3, dtype=torch.float64) - beta * hessian @ cov, slope + hessian @ mean)
+    assert torch.allclose(torch.autograd.grad(energy, mean)[0], true, atol=1e-8)

@@ -161,3 +161,10 @@ def test_results_replace_their_own_rows_and_leave_others(run):
     for _ in range(2):
         merged = results.merge_results(run)
     assert merged[["profile", "task"]].value_counts().to_dict() == {("quick", "other"): 1, ("smoke", "maze2d-umaze"): 2}
+
+
+def test_the_readme_example_runs(tmp_path):
+    readme = (EXAMPLE.parents[2] / "README.md").read_text()
+    block = next(b.split("```")[0] for b in readme.split("```python\n")[1:] if "Policy.load" in b)
+    exec(block.replace("guidance.png", str(tmp_path / "guidance.png")), {})
+    assert (tmp_path / "guidance.png").stat().st_size > 10_000
