@@ -36,7 +36,7 @@ def use_style() -> None:
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, atomically and without a time stamp, and close it; returns the path."""
     with runs.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)  # a notebook shows the figure that a cell ends with, and not once more
     return path
 
