@@ -73,11 +73,6 @@ class Rows:
     lowest: Tensor
     highest: Tensor
 
-    @property
-    def identity(self) -> tuple[int, ...]:
-        """One number a row that its random draws depend on."""
-        return self.seed
-
     def scaled_q(self, action: Tensor) -> Tensor:
         """beta Q, standardised: action `(R, ..., 2)` -> `(R, ...)`."""
         shape = (-1,) + (1,) * (action.ndim - 2)
@@ -158,7 +153,7 @@ def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     """Denoising training of a noise network a row, with a moving average, and its posterior variance."""
     count = len(rows.problem)
     net, average = (NoiseNet(count, 1, 2, settings.width, settings.depth, VP, settings.harmonics) for _ in range(2))
-    initialize(net, rows.identity, "toy-behavior")
+    initialize(net, rows.seed, "toy-behavior")
     average.load_state_dict(net.state_dict())
     average.requires_grad_(False)
     averaged, trained = list(average.parameters()), list(net.parameters())
@@ -173,11 +168,11 @@ def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     def draw(generators, steps):
         return _draw(generators, steps, settings.batch, rows.data.shape[1])
 
-    learner = Learner("behavior", rows.identity, net, trained, draw, loss, after_step)
+    learner = Learner("behavior", rows.seed, net, trained, draw, loss, after_step)
     fit(learner, settings.behavior_steps, settings.learning_rate, 250)
     behavior = ToyBehavior(average, torch.ones(count, settings.variance_times))
     used = min(2_048, rows.data.shape[1])
-    generators = [generator(seed, "toy-variance") for seed in rows.identity]
+    generators = [generator(seed, "toy-variance") for seed in rows.seed]
     noise = stack_draws(generators, lambda g: torch.randn(settings.variance_times, used, 2, generator=g))
     times = posterior.variance_times(settings.variance_times)
     behavior.variance = posterior.fit_isotropic(behavior.noise, rows.data[:, :used], noise, times, VP)
@@ -233,7 +228,7 @@ def target(
 @torch.no_grad()
 def exact_pool(rows: Rows, settings: ToySettings) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy actions `(R, P, 2)`, times and exact energies `(R, P)` of mixtures, to regress on the truth itself."""
-    generators = [generator(seed, "toy-pool") for seed in rows.identity]
+    generators = [generator(seed, "toy-pool") for seed in rows.seed]
     draws = {key: value[0] for key, value in _draw(generators, 1, settings.pool, rows.data.shape[1]).items()}
     noisy = losses.diffuse(_gather(rows.data, draws["index"]), draws["noise"], draws["t"], VP)
     return noisy, draws["t"], exact_energy(rows, noisy, draws["t"])
@@ -263,7 +258,7 @@ def train_energy(method: str, rows: Rows, behavior: ToyBehavior, settings: ToySe
     """Train the energy network of a method of `LEARNED` for every row."""
     count = len(rows.problem)
     net = EnergyNet(count, 1, 2, settings.width, settings.depth, VP)
-    initialize(net, rows.identity, "toy-energy")
+    initialize(net, rows.seed, "toy-energy")
     size = rows.data.shape[1]
     pool = exact_pool(rows, settings) if method == "exact" else None
     support = settings.support if method in ("aepo-support", "contrastive") else 0
@@ -297,21 +292,21 @@ def train_energy(method: str, rows: Rows, behavior: ToyBehavior, settings: ToySe
         return draws | {"noises": stack_draws(generators, lambda g: torch.randn(shape, generator=g))}
 
     if method != "contrastive":
-        first = draw([generator(seed, "toy-scale") for seed in rows.identity], 8)
+        first = draw([generator(seed, "toy-scale") for seed in rows.seed], 8)
         energies = torch.cat([pairs({key: v[i] for key, v in first.items()})[2] for i in range(8)], 1)
         net.loc.copy_(energies.mean(1, keepdim=True))
         net.scale.copy_(energies.std(1, keepdim=True).clamp(min=1e-6))
     else:
         net.scale.copy_(rows.beta)
     loss = contrastive if method == "contrastive" else regression
-    learner = Learner(method, rows.identity, net, list(net.parameters()), draw, loss)
+    learner = Learner(method, rows.seed, net, list(net.parameters()), draw, loss)
     fit(learner, settings.energy_steps, settings.learning_rate, 250)
     return net.requires_grad_(False)
 
 
 def sample(rows: Rows, behavior: ToyBehavior, energy: EnergyNet | None, count: int, settings: ToySettings) -> Tensor:
     """`count` guided samples of every row `(R, count, 2)`; the same initial noise for every method."""
-    noise = torch.stack([torch.randn(count, 2, generator=generator(seed, "toy-sample")) for seed in rows.identity])
+    noise = torch.stack([torch.randn(count, 2, generator=generator(seed, "toy-sample")) for seed in rows.seed])
     return sampler.sample(
         behavior.noise,
         noise,
@@ -352,7 +347,7 @@ def guidance_error(
 ) -> pd.DataFrame:
     """Relative error |g - g*| / |g*| (root mean squares over noised data) of each method's guidance over t."""
     frames = []
-    generators = [generator(seed, "toy-error") for seed in rows.identity]
+    generators = [generator(seed, "toy-error") for seed in rows.seed]
     index = torch.stack([torch.randint(rows.data.shape[1], (count,), generator=g) for g in generators])
     noise = torch.stack([torch.randn(count, 2, generator=g) for g in generators])
     for moment in times:
