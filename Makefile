@@ -32,7 +32,7 @@ test: setup ## unit and stage tests, every notebook at the smoke profile against
 	@sh scripts/test.sh
 
 lab: setup ## JupyterLab on the notebooks, at 127.0.0.1 with its token
-	@$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/03_dataset.ipynb $(LAB)
 
 results: setup ## print the table of results of finished runs
 	@$(BIN)/aepo results --runs-dir "$(RUNS)"

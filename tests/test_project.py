@@ -238,3 +238,33 @@ def test_setup_says_that_the_network_is_missing(copy):
 
 def test_methods_have_what_they_need():
     assert list(METHODS) == ["bc", "best-of-n", "aepo", "aepo-cubature"]
+
+
+def test_make_lab_serves_the_notebooks_with_a_token():
+    """The server answers with the token that it prints, and with nothing to those who lack it."""
+    import signal
+    import time
+    import urllib.error
+    import urllib.request
+
+    command = ["make", "-s", "lab", "LAB=--no-browser --port=8931 --ServerApp.port_retries=20"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        deadline, found = time.time() + 60, None
+        while found is None and time.time() < deadline:
+            found = re.search(r"http://127\.0\.0\.1:(\d+)/\S*\?token=(\w+)", server.stdout.readline())
+        base = f"http://127.0.0.1:{found[1]}/api/contents/notebooks"
+        listing = b""
+        while not listing and time.time() < deadline:
+            try:
+                listing = urllib.request.urlopen(f"{base}?token={found[2]}").read()
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        assert b"03_dataset.ipynb" in listing
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(base)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=20)
