@@ -96,6 +96,23 @@ TARGETS = {"taylor": taylor_target, "cubature": cubature_target}
 
 
 @torch.no_grad()
+def _posterior(
+    noise_net: NoiseNet,
+    variance_table: Tensor,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor]:
+    """Boxed posterior mean `(S, B, d)` and isotropic variance `(S, B)` of the behavior model."""
+    noise = noise_net(state, noisy_action, t)
+    mean = posterior.mean(noisy_action, noise, t, vp, low, high, check=False)
+    return mean, posterior.isotropic_variance(variance_table, t)
+
+
+@torch.no_grad()
 def energy_target(
     kind: str,
     noise_net: NoiseNet,
@@ -115,9 +132,7 @@ def energy_target(
     q_function(state, action) is the normalised advantage (Q - V)/std of K actions a state `(S, B K, d)`; `bounds` its
     range `(S, 1)` over the data.
     """
-    noise = noise_net(state, noisy_action, t)
-    mean = posterior.mean(noisy_action, noise, t, vp, low, high, check=False)
-    variance = posterior.isotropic_variance(variance_table, t)
+    mean, variance = _posterior(noise_net, variance_table, state, noisy_action, t, vp, low, high)
 
     return TARGETS[kind](lambda a: q_function(state, a), mean, variance, beta, bounds)
 
@@ -139,10 +154,7 @@ def curvature_info(
 
     Above 1 first order is not to be trusted (see `guidance.curvature`). direction `(S, B, d)`.
     """
-    with torch.no_grad():
-        noise = noise_net(state, noisy_action, t)
-        mean = posterior.mean(noisy_action, noise, t, vp, low, high, check=False)
-        variance = posterior.isotropic_variance(variance_table, t)
+    mean, variance = _posterior(noise_net, variance_table, state, noisy_action, t, vp, low, high)
     bend = guidance.curvature(lambda action: q_function(state, action), mean, variance, beta, direction)
     return {"curvature": bend.median(-1).values, "curved": (bend > 1).to(bend).mean(-1)}
 
