@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from aepo import methods, runs, settings
+from aepo import methods, runs, settings, tasks
 
 ROOT = Path(workflow.basedir)
 PROFILE = config.get("profile", "quick")
@@ -18,7 +18,7 @@ GUIDED = [m for m in METHODS if methods.METHODS[m].energy]
 RUN = RUNS / PROFILE / TASK
 FIGURES = RUNS.parent / "figures" / PROFILE / TASK
 THEORY = RUNS / PROFILE / "theory"
-SETTINGS = settings.get(PROFILE)
+SETTINGS = settings.for_task(PROFILE, tasks.get(TASK).settings)
 
 
 def mark(notebook):

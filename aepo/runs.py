@@ -53,8 +53,8 @@ class Run:
 
     @property
     def profile(self) -> settings_table.Profile:
-        """The settings of this run."""
-        return settings_table.get(self.profile_name)
+        """The settings of this run: the profile's, and what differs for its task."""
+        return settings_table.for_task(self.profile_name, self.task.settings)
 
     @property
     def figures(self) -> Path:

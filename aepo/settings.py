@@ -33,7 +33,10 @@ class BehaviorSettings:
 
 @dataclass(frozen=True)
 class CriticSettings:
-    """Expectile critic (IQL). `reward_scale` multiplies rewards so that Q is about 1; `target_rate` moves the target."""
+    """Expectile critic (IQL). `target_rate` moves the target.
+
+    `reward_scale` multiplies rewards so that Q is about 1; None: (1 - discount) / mean |r|.
+    """
 
     width: int = 128
     depth: int = 2
@@ -43,7 +46,7 @@ class CriticSettings:
     discount: float = 0.98
     expectile: float = 0.8
     target_rate: float = 0.02
-    reward_scale: float = 0.05
+    reward_scale: float | None = 0.05
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,12 @@ def get(profile: str) -> Profile:
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[profile]
+
+
+def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profile:
+    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}."""
+    base = get(profile)
+    return replace(base, **{stage: replace(getattr(base, stage), **values) for stage, values in differing.items()})
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

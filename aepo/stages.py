@@ -96,6 +96,14 @@ def finish_behavior(behavior: Behavior, data: Dataset, seeds: tuple[int, ...], s
     behavior.variance.copy_(table)
 
 
+def reward_scale(data: Dataset, settings: CriticSettings) -> float:
+    """The factor on rewards: as set, or the one that makes Q about 1, (1 - discount) / mean |r|; 1 where all r are 0."""
+    if settings.reward_scale is not None:
+        return settings.reward_scale
+    size = float(data.reward.double().abs().mean())
+    return (1 - settings.discount) / size if size > 0 else 1.0
+
+
 def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettings) -> tuple[Learner, Critic]:
     """Implicit Q-learning: expectile V on the target Q, twin Q on r + discount V(s')."""
     n, d = data.state.shape[1], data.action.shape[1]
@@ -108,7 +116,7 @@ def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettin
             data.standardize(data.state),
             data.standardize(data.next_state),
             data.action,
-            settings.reward_scale * data.reward.unsqueeze(1),
+            reward_scale(data, settings) * data.reward.unsqueeze(1),
             data.terminated.unsqueeze(1),
         ],
         1,
