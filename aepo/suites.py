@@ -121,7 +121,9 @@ def _point_environment(name: str) -> dict[str, Any]:
         "horizon": POINTMAZE_HORIZON[size],
         "observation_keys": GOAL_KEYS,
         "dimensions": (6, 2),
+        "continuing": True,
         "settings": _maze_critic(size, bool(dense)),
+        "note": "data: a new goal at each success; evaluation: one goal, reward in each step at it",
     }
 
 
