@@ -99,7 +99,7 @@ def open_run(
     if unknown or not methods:
         raise StudyError(f"unknown method {', '.join(map(repr, unknown))}: choose from {', '.join(METHODS)}")
     device = choose_device(device)
-    folder = resolve(runs_dir) / profile / task
+    folder = resolve(runs_dir) / profile / found.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
