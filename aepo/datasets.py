@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import gymnasium as gym
 import minari
 import numpy as np
 import torch
@@ -82,22 +81,21 @@ def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True)
 
 def _collect(task: Task, dataset_id: str, data: DataSettings, progress: bool) -> None:
     """Run the task's recipe and write what it recorded as a Minari dataset."""
-    collect_steps, reference_returns = collect.RECIPES[task.recipe]
-    episodes = collect_steps(task.env_id, data.steps, data.seed, progress)
-    low, high = reference_returns(task.env_id, data.seed)
+    episodes = collect.RECIPES[task.recipe](task, data.steps, data.seed, progress)
+    env, eval_env = collect.environment_specs(task)
+    low, high, origin = collect.reference_scores(task, data.seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is set to None", module="minari")
         minari.create_dataset_from_buffers(
             dataset_id,
             buffer=episodes,
-            env=gym.spec(task.env_id),
-            eval_env=gym.spec(task.env_id),
-            algorithm_name=f"{task.recipe} controller, action noise {collect.ACTION_NOISE:g}, seed {data.seed}",
+            env=env,
+            eval_env=eval_env,
+            algorithm_name=f"{collect.describe(task)}, seed {data.seed}",
             author="AEPO study contributors",
             ref_min_score=low,
             ref_max_score=high,
-            num_episodes_average_score=collect.REFERENCE_EPISODES,
-            description=f"{data.steps} steps; D4RL's Maze2D protocol made anew by the AEPO study. Scores: {task.scores}.",
+            description=f"{data.steps} steps, collected by the AEPO study. Scores: {origin}.",
             requirements=stored.requirements(),
         )
 
