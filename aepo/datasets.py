@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import gymnasium as gym
 import minari
 import numpy as np
 import torch
-from minari.storage.datasets_root_dir import get_dataset_path
 from torch import Tensor
 
-from aepo import collect, runs
+from aepo import collect, runs, stored
 from aepo.settings import DataSettings
-from aepo.tasks import Task
+from aepo.tasks import D4RL, MINARI, Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,8 @@ class Dataset:
     """N transitions; states raw, actions scaled to [-1, 1]. `episode` tells which recorded segment a row is from.
 
     state, next_state `(N, n)`, action `(N, d)`, reward, terminated, truncated, episode `(N,)`;
-    state_mean, state_std `(n,)`; action_low, action_high `(d,)` of the environment's box.
+    state_mean, state_std `(n,)`; action_low, action_high `(d,)` of the environment's box. `reference_scores`: returns of
+    score 0 and 100, the task's own where it has some, else those stored with the data, else None.
     """
 
     dataset_id: str
@@ -46,7 +41,7 @@ class Dataset:
     state_std: Tensor
     action_low: Tensor
     action_high: Tensor
-    reference_scores: tuple[float, float]
+    reference_scores: tuple[float, float] | None
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -65,84 +60,61 @@ class Dataset:
         return (state - self.state_mean) / self.state_std
 
 
-@contextmanager
-def _staging(root: Path) -> Iterator[Path]:
-    """Let Minari write into a temporary folder beside its own, so that a broken-off dataset is never seen."""
-    root.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(staging)
-    try:
-        yield staging
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _complete(path: Path) -> bool:
-    return (path / "data" / "metadata.json").exists()
-
-
 def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True) -> str:
-    """Make the task's Minari dataset where it is not on disk yet; returns its id. A second process waits for the first."""
+    """Download, or collect, the task's Minari dataset where it is not on disk yet; returns its id.
+
+    A second process waits for the first. StudyError where it cannot be had, with the next step.
+    """
     dataset_id = task.dataset_ids[profile]
-    root = Path(get_dataset_path())
-    path = root / dataset_id
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with runs.lock(root, dataset_id.replace("/", "-")):
-            if not _complete(path):
-                _create(task, dataset_id, data, root, progress)
-    except OSError as error:
+    if not stored.complete(dataset_id) and task.source == D4RL:
         raise runs.StudyError(
-            f"cannot write the dataset {dataset_id} to {root} ({error.strerror or error}): "
-            "free space or set MINARI_DATASETS_PATH to a writable folder"
-        ) from error
+            f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study: "
+            f"fetch the HDF5 file yourself, then run `aepo data import FILE --task {task.name}`"
+        )
+    with stored.claim(dataset_id) as staging:
+        if staging is not None and task.source == MINARI:
+            minari.download_dataset(dataset_id)
+        elif staging is not None:
+            _collect(task, dataset_id, data, progress)
     return dataset_id
 
 
-def _create(task: Task, dataset_id: str, data: DataSettings, root: Path, progress: bool) -> None:
-    collect_steps, reference_returns = collect.RECIPES[task.recipe]
-    episodes = collect_steps(task.env_id, data.steps, data.seed, progress)
-    random_return, controller_return = reference_returns(task.env_id, data.seed)
-    with _staging(root) as staging, warnings.catch_warnings():
+def _collect(task: Task, dataset_id: str, data: DataSettings, progress: bool) -> None:
+    """Run the task's recipe and write what it recorded as a Minari dataset."""
+    episodes = collect.RECIPES[task.recipe](task, data.steps, data.seed, progress)
+    env, eval_env = collect.environment_specs(task)
+    low, high, origin = collect.reference_scores(task, data.seed)
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is set to None", module="minari")
         minari.create_dataset_from_buffers(
             dataset_id,
             buffer=episodes,
-            env=gym.spec(task.env_id),
-            eval_env=gym.spec(task.env_id),
-            algorithm_name=f"{task.recipe} controller, action noise {collect.ACTION_NOISE:g}, seed {data.seed}",
+            env=env,
+            eval_env=eval_env,
+            algorithm_name=f"{collect.describe(task)}, seed {data.seed}",
             author="AEPO study contributors",
-            ref_min_score=random_return,
-            ref_max_score=controller_return,
-            num_episodes_average_score=collect.REFERENCE_EPISODES,
-            description=f"{data.steps} steps; D4RL's Maze2D protocol made anew by the AEPO study. Scores: {task.scores}.",
-            requirements=[
-                f"{name}=={version}"
-                for name, version in runs.versions().items()
-                if name in ("mujoco", "gymnasium-robotics")
-            ],
+            ref_min_score=low,
+            ref_max_score=high,
+            description=f"{data.steps} steps, collected by the AEPO study. Scores: {origin}.",
+            requirements=stored.requirements(),
         )
-        target = root / dataset_id
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staging / dataset_id, target)
+
+
+def load(task: Task, profile: str) -> Dataset:
+    """The task's dataset of a profile as float32 tensors on the CPU; no transition spans two episodes."""
+    data = _load(task.dataset_ids[profile], task.observation_keys, str(stored.root()))
+    return data if task.references is None else replace(data, reference_scores=task.references)
 
 
 @functools.lru_cache(maxsize=2)
-def load(dataset_id: str) -> Dataset:
-    """Read a Minari dataset into float32 tensors on the CPU; no transition spans two episodes."""
+def _load(dataset_id: str, observation_keys: tuple[str, ...], root: str) -> Dataset:
     try:
-        stored = minari.load_dataset(dataset_id)
+        opened = minari.load_dataset(dataset_id)
     except (FileNotFoundError, ValueError) as error:
         raise runs.StudyError(f"dataset {dataset_id} is not on disk ({error}): run notebook 03_dataset first") from None
     parts: dict[str, list[np.ndarray]] = {key: [] for key in ("s", "a", "r", "n", "te", "tr", "e")}
-    for i, episode in enumerate(stored.iterate_episodes()):
-        observations = np.asarray(episode.observations, dtype=np.float32)
+    for i, episode in enumerate(opened.iterate_episodes()):
+        observations = flatten(episode.observations, observation_keys, dataset_id).astype(np.float32)
         parts["s"].append(observations[:-1])
         parts["n"].append(observations[1:])
         parts["a"].append(np.asarray(episode.actions, dtype=np.float32))
@@ -157,9 +129,8 @@ def load(dataset_id: str) -> Dataset:
     digest = hashlib.sha256()
     for key in sorted(arrays):
         digest.update(arrays[key].tobytes())
-    low, high = stored.action_space.low, stored.action_space.high
+    low, high = opened.action_space.low, opened.action_space.high
     scale = lambda action: 2 * (action - low) / (high - low) - 1  # noqa: E731
-    metadata = stored.storage.metadata
     return Dataset(
         dataset_id=dataset_id,
         content_hash=digest.hexdigest()[:16],
@@ -174,8 +145,27 @@ def load(dataset_id: str) -> Dataset:
         state_std=torch.from_numpy(arrays["s"].std(0)).clamp(min=1e-3),
         action_low=torch.as_tensor(low, dtype=torch.float32),
         action_high=torch.as_tensor(high, dtype=torch.float32),
-        reference_scores=(float(metadata["ref_min_score"]), float(metadata["ref_max_score"])),
+        reference_scores=stored.references(opened.storage.metadata),
     )
+
+
+def flatten(observations: np.ndarray | Mapping, keys: tuple[str, ...], name: str) -> np.ndarray:
+    """Observations `(T, n)`: an array as it is, the named parts of a dict side by side in that order."""
+    if isinstance(observations, Mapping):
+        missing = [key for key in keys if key not in observations]
+        if missing or not keys:
+            raise runs.StudyError(
+                f"dataset {name} has observations with the parts {', '.join(sorted(observations))}, "
+                f"the task takes {', '.join(keys) or 'plain arrays'}: correct the task's observation_keys"
+            )
+        parts = [np.asarray(observations[key]) for key in keys]
+    else:
+        parts = [np.asarray(observations)]
+    if any(part.ndim != 2 for part in parts):
+        raise runs.StudyError(
+            f"dataset {name} has observations of shape {tuple(parts[0].shape[1:])} a step: only vectors can be used"
+        )
+    return np.concatenate(parts, 1)
 
 
 def record(folder: Path, data: Dataset) -> None:
@@ -184,7 +174,7 @@ def record(folder: Path, data: Dataset) -> None:
         "content_hash": data.content_hash,
         "transitions": len(data),
         "episodes": int(data.episode.max()) + 1,
-        "reference_scores": list(data.reference_scores),
+        "reference_scores": None if data.reference_scores is None else list(data.reference_scores),
     }
     runs.update_manifest(folder, "data", data.dataset_id, entry)
 
