@@ -208,8 +208,8 @@ def _success(values: np.ndarray) -> pd.Series:
 
 
 def references(run: Run, data: Dataset) -> tuple[float, float] | None:
-    """Returns of score 0 and 100: the task's, else those stored with the data, else (or where train-only) None."""
-    return (run.task.references or data.reference_scores) if run.task.env_id else None
+    """Returns of score 0 and 100; None where there are none, and for a train-only task."""
+    return data.reference_scores if run.task.env_id else None
 
 
 def _scored(frame: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
