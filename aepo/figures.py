@@ -74,6 +74,7 @@ def action_density(data: Dataset) -> Figure:
         axes[0].pcolormesh(edges, np.arange(d + 1) - 0.5, counts, cmap="viridis", norm="log")
         axes[0].set(title="recorded actions (log count)", xlabel="action, scaled to the box", ylabel="dimension")
         axes[0].grid(False)
+        axes[0].yaxis.get_major_locator().set_params(integer=True)
     axes[1].hist(torch.bincount(data.episode).numpy(), bins=40)
     axes[1].set(title="lengths of the recorded episodes", xlabel="steps", ylabel="episodes")
     return figure
@@ -114,6 +115,7 @@ def ranges(data: Dataset) -> Figure:
         ax.plot(where, half, "k_", ms=5)
         ax.plot(where, low, "k.", where, high, "k.", ms=2)
         ax.set(title=title, xlabel="dimension")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_yscale("symlog")
     return figure
 
