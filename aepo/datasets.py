@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aepo import collect, runs, stored
+from aepo import cache, collect, download, importing, reading, runs, stored
 from aepo.settings import DataSettings
-from aepo.tasks import D4RL, MINARI, Task
+from aepo.tasks import D4RL, LOCAL, MINARI, Task
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,8 @@ class Dataset:
 
     state, next_state `(N, n)`, action `(N, d)`, reward, terminated, truncated, episode `(N,)`;
     state_mean, state_std `(n,)`; action_low, action_high `(d,)` of the environment's box. `reference_scores`: returns of
-    score 0 and 100, the task's own where it has some, else those stored with the data, else None.
+    score 0 and 100, the task's own where it has some, else those stored with the data, else None. `warnings`: what is odd
+    about the data, a sentence each.
     """
 
     dataset_id: str
@@ -42,6 +40,7 @@ class Dataset:
     action_low: Tensor
     action_high: Tensor
     reference_scores: tuple[float, float] | None
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -61,22 +60,35 @@ class Dataset:
 
 
 def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True) -> str:
-    """Download, or collect, the task's Minari dataset where it is not on disk yet; returns its id.
+    """Download, import or collect the task's Minari dataset where it is not on disk yet; returns its id.
 
-    A second process waits for the first. StudyError where it cannot be had, with the next step.
+    A second process waits for the first. StudyError where it cannot be had, with the next step, and nothing is written.
     """
     dataset_id = task.dataset_ids[profile]
-    if not stored.complete(dataset_id) and task.source == D4RL:
+    if stored.complete(dataset_id):
+        return dataset_id
+    if task.source == MINARI:
+        return download.fetch(task, dataset_id, progress)
+    if task.source == D4RL and task.file:
+        return importing.import_hdf5(task.file, task, dataset_id, progress=progress)
+    if task.source == D4RL:
         raise runs.StudyError(
             f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study: "
-            f"fetch the HDF5 file yourself, then run `aepo data import FILE --task {task.name}`"
+            f"fetch the HDF5 file yourself, then {next_step(task, profile)}{download.instead(task)}"
         )
     with stored.claim(dataset_id) as staging:
-        if staging is not None and task.source == MINARI:
-            minari.download_dataset(dataset_id)
-        elif staging is not None:
+        if staging is not None:
             _collect(task, dataset_id, data, progress)
+            cache.build(staging / dataset_id, dataset_id, task)
     return dataset_id
+
+
+def next_step(task: Task, profile: str) -> str:
+    """The command that puts the task's dataset on disk."""
+    if task.source == D4RL and not task.file:
+        return f"run `aepo data import FILE --task {task.argument}`"
+    verb = "collect" if task.source == LOCAL else "get"
+    return f"run `aepo data {verb} {task.argument} --profile {profile}`"
 
 
 def _collect(task: Task, dataset_id: str, data: DataSettings, progress: bool) -> None:
@@ -101,71 +113,26 @@ def _collect(task: Task, dataset_id: str, data: DataSettings, progress: bool) ->
 
 
 def load(task: Task, profile: str) -> Dataset:
-    """The task's dataset of a profile as float32 tensors on the CPU; no transition spans two episodes."""
-    data = _load(task.dataset_ids[profile], task.observation_keys, str(stored.root()))
-    return data if task.references is None else replace(data, reference_scores=task.references)
+    """The task's dataset of a profile as float32 tensors on the CPU, memory-mapped; no transition spans two episodes.
 
-
-@functools.lru_cache(maxsize=2)
-def _load(dataset_id: str, observation_keys: tuple[str, ...], root: str) -> Dataset:
-    try:
-        opened = minari.load_dataset(dataset_id)
-    except (FileNotFoundError, ValueError) as error:
-        raise runs.StudyError(f"dataset {dataset_id} is not on disk ({error}): run notebook 03_dataset first") from None
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in ("s", "a", "r", "n", "te", "tr", "e")}
-    for i, episode in enumerate(opened.iterate_episodes()):
-        observations = flatten(episode.observations, observation_keys, dataset_id).astype(np.float32)
-        parts["s"].append(observations[:-1])
-        parts["n"].append(observations[1:])
-        parts["a"].append(np.asarray(episode.actions, dtype=np.float32))
-        parts["r"].append(np.asarray(episode.rewards, dtype=np.float32))
-        parts["te"].append(np.asarray(episode.terminations, dtype=np.float32))
-        parts["tr"].append(np.asarray(episode.truncations, dtype=np.float32))
-        parts["e"].append(np.full(len(episode.rewards), i, dtype=np.int64))
-    arrays = {key: np.concatenate(value) for key, value in parts.items()}
-    bad = [key for key, value in arrays.items() if not np.isfinite(value).all()]
-    if bad:
-        raise runs.StudyError(f"dataset {dataset_id} holds NaN or infinity: delete it and make it again")
-    digest = hashlib.sha256()
-    for key in sorted(arrays):
-        digest.update(arrays[key].tobytes())
-    low, high = opened.action_space.low, opened.action_space.high
-    scale = lambda action: 2 * (action - low) / (high - low) - 1  # noqa: E731
+    The first load reads and checks the data (StudyError) and leaves a cache beside them, later ones take that:
+    `aepo.cache` says what is verified when.
+    """
+    dataset_id = task.dataset_ids[profile]
+    if not stored.complete(dataset_id):
+        raise runs.StudyError(
+            f"dataset {dataset_id} is not on disk: {next_step(task, profile)}, or notebook 03_dataset"
+        )
+    folder = stored.root() / dataset_id
+    metadata = reading.metadata(folder, dataset_id)
+    tensors, made = cache.fetch(folder, dataset_id, task)
     return Dataset(
         dataset_id=dataset_id,
-        content_hash=digest.hexdigest()[:16],
-        state=torch.from_numpy(arrays["s"]),
-        action=torch.from_numpy(scale(arrays["a"]).astype(np.float32)).clamp(-1, 1),
-        reward=torch.from_numpy(arrays["r"]),
-        next_state=torch.from_numpy(arrays["n"]),
-        terminated=torch.from_numpy(arrays["te"]),
-        truncated=torch.from_numpy(arrays["tr"]),
-        episode=torch.from_numpy(arrays["e"]),
-        state_mean=torch.from_numpy(arrays["s"].mean(0)),
-        state_std=torch.from_numpy(arrays["s"].std(0)).clamp(min=1e-3),
-        action_low=torch.as_tensor(low, dtype=torch.float32),
-        action_high=torch.as_tensor(high, dtype=torch.float32),
-        reference_scores=stored.references(opened.storage.metadata),
+        content_hash=made["content_hash"],
+        reference_scores=task.references or stored.references(metadata),
+        warnings=tuple(made["warnings"]),
+        **tensors,
     )
-
-
-def flatten(observations: np.ndarray | Mapping, keys: tuple[str, ...], name: str) -> np.ndarray:
-    """Observations `(T, n)`: an array as it is, the named parts of a dict side by side in that order."""
-    if isinstance(observations, Mapping):
-        missing = [key for key in keys if key not in observations]
-        if missing or not keys:
-            raise runs.StudyError(
-                f"dataset {name} has observations with the parts {', '.join(sorted(observations))}, "
-                f"the task takes {', '.join(keys) or 'plain arrays'}: correct the task's observation_keys"
-            )
-        parts = [np.asarray(observations[key]) for key in keys]
-    else:
-        parts = [np.asarray(observations)]
-    if any(part.ndim != 2 for part in parts):
-        raise runs.StudyError(
-            f"dataset {name} has observations of shape {tuple(parts[0].shape[1:])} a step: only vectors can be used"
-        )
-    return np.concatenate(parts, 1)
 
 
 def record(folder: Path, data: Dataset) -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
-import h5py
 import minari
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from aepo import checks, stored
+from aepo import cache, checks, reading, stored
 from aepo.progress import Progress
 from aepo.runs import StudyError
 from aepo.tasks import Task
@@ -41,7 +41,7 @@ def import_hdf5(
             print(f"dataset {dataset_id} is there already and is kept: delete its folder to import it again")
             return dataset_id
         arrays = read(path)
-        spec, box = _environment(task, arrays["actions"].shape[1])
+        spec, box = _environment(task, arrays, str(path))
         if clip:
             np.clip(arrays["actions"], box.low, box.high, out=arrays["actions"])
         checks.inside_box(arrays["actions"], box, str(path), "import it with --clip to move them into the box")
@@ -65,23 +65,28 @@ def import_hdf5(
             )
         if bar:
             bar.close()
+        cache.build(staging / dataset_id, dataset_id, task)
     return dataset_id
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a D4RL file, checked: `observations (N, n), actions (N, d), rewards (N,)`, flags as bool `(N,)`."""
-    try:
-        with h5py.File(path, "r") as file:
-            checks.keys(file, NEEDED, str(path))
+    name = str(path)
+    with reading.open_hdf5(path) as file:
+        checks.keys(file, NEEDED, name)
+        try:
             arrays = {key: file[key][()] for key in (*NEEDED, *OPTIONAL) if key in file}
-    except OSError as error:
-        raise StudyError(f"{path} cannot be read as an HDF5 file ({error.strerror or error})") from None
+        except OSError as error:
+            raise StudyError(f"{name} is damaged ({error}): get it again") from None
     for key in ("rewards", "terminals", "timeouts"):
         if key in arrays:
             arrays[key] = arrays[key].reshape(-1)
-    checks.lengths(arrays, str(path))
-    checks.layout(arrays["observations"], arrays["actions"], str(path))
-    checks.finite(arrays, str(path))
+    checks.lengths(arrays, name)
+    for key in ("observations", "next_observations"):
+        if key in arrays:
+            checks.observation_vectors(arrays[key].shape[1:], arrays[key].dtype, name)
+    checks.action_vectors(arrays["actions"].shape[1:], arrays["actions"].dtype, name)
+    checks.finite(arrays, name)
     return arrays | {key: arrays[key].astype(bool) for key in ("terminals", "timeouts") if key in arrays}
 
 
@@ -125,14 +130,11 @@ def _episodes(
             bar.update(b - a)
 
 
-def _environment(task: Task, actions: int) -> tuple[gym.envs.registration.EnvSpec | None, gym.spaces.Box]:
+def _environment(task: Task, arrays: Mapping[str, np.ndarray], name: str) -> tuple[EnvSpec | None, gym.spaces.Box]:
     """The spec of the environment that evaluates the task, and its action box; [-1, 1]^d where there is none."""
-    if task.env_id is None:
-        return None, gym.spaces.Box(-1.0, 1.0, (actions,), np.float32)
+    sizes = arrays["observations"].shape[1], arrays["actions"].shape[1]
+    box = reading.check_task(task, sizes, name)
+    if box is None:
+        return None, gym.spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
     spec = gym.spec(task.env_id)
-    spec = replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon)
-    env = gym.make(spec, disable_env_checker=True)
-    try:
-        return spec, env.action_space
-    finally:
-        env.close()
+    return replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon), box

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from aepo import runs
+
+CLIP_MARK = "clip-actions"
 
 
 def root() -> Path:
@@ -24,6 +26,16 @@ def complete(dataset_id: str) -> bool:
     return (root() / dataset_id / "data" / "metadata.json").exists()
 
 
+def lock(dataset_id: str) -> AbstractContextManager[int]:
+    """The lock of a dataset's making, of the datasets below Minari's folder."""
+    return runs.lock(root(), dataset_id.replace("/", "-"))
+
+
+def clips(folder: Path) -> bool:
+    """Whether it was asked that this dataset's actions be moved into the action box where they are outside."""
+    return (folder / CLIP_MARK).exists()
+
+
 @contextmanager
 def claim(dataset_id: str) -> Iterator[Path | None]:
     """None where the dataset is complete already; else a staging folder that Minari writes into meanwhile.
@@ -33,7 +45,7 @@ def claim(dataset_id: str) -> Iterator[Path | None]:
     """
     folder = root()
     try:
-        with runs.lock(folder, dataset_id.replace("/", "-")):
+        with lock(dataset_id):
             if complete(dataset_id):
                 yield None
                 return

@@ -11,13 +11,10 @@ import torch
 from aepo import datasets, importing, stored, tasks
 
 TASK = replace(
-    tasks.get("maze2d-umaze"),
+    tasks.get("d4rl-hopper-medium-v2"),
     name="d4rl-test",
-    source=tasks.D4RL,
     dataset_ids=dict.fromkeys(("smoke", "quick", "full"), "aepo/d4rl/test-v0"),
-    env_id="Hopper-v5",
     horizon=5,
-    recipe=None,
     references=(-20.0, 3234.0),
 )
 LENGTHS = (4, 1, 5, 3)  # steps of each episode; the file ends inside the last
