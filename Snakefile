@@ -28,7 +28,7 @@ def mark(notebook):
 
 
 # A notebook runs again when one of the files it leaves is gone; its stages skip what is already there.
-runs.forget_incomplete(RUN, runs.products(RUN, FIGURES, METHODS, SETTINGS))
+runs.forget_incomplete(RUN, runs.products(RUN, FIGURES, METHODS, SETTINGS, tasks.get(TASK).env_id is not None))
 runs.forget_incomplete(THEORY, runs.theory_products(THEORY, FIGURES.parent / "theory"))
 
 

@@ -146,13 +146,14 @@ def record(folder: Path, data: Dataset) -> None:
     runs.update_manifest(folder, "data", data.dataset_id, entry)
 
 
-def recorded_returns(data: Dataset, horizon: int, continuing: bool) -> np.ndarray:
+def recorded_returns(data: Dataset, horizon: int, continuing: bool, how: str = "sum") -> np.ndarray:
     """Returns of the recorded behavior: of whole windows of `horizon` steps where one walk was cut into segments
-    (`continuing`), else of the recorded episodes."""
+    (`continuing`), else of the recorded episodes. `how`: the "sum" of the rewards, or their "max" where a reward
+    counts what is achieved so far."""
     reward = data.reward.double().cpu()
     if continuing:
         windows = len(reward) // horizon
         return reward[: windows * horizon].view(windows, horizon).sum(1).numpy()
-    return (
-        torch.zeros(int(data.episode.max()) + 1, dtype=torch.float64).index_add_(0, data.episode.cpu(), reward).numpy()
-    )
+    episodes = torch.zeros(int(data.episode.max()) + 1, dtype=torch.float64)
+    reduce = {"sum": "sum", "max": "amax"}[how]
+    return episodes.scatter_reduce_(0, data.episode.cpu(), reward, reduce, include_self=how == "sum").numpy()

@@ -13,6 +13,7 @@ import gymnasium_robotics
 import numpy as np
 
 from aepo import mazes
+from aepo.observations import flatten
 from aepo.runs import StudyError
 from aepo.tasks import Task
 
@@ -101,22 +102,6 @@ class KitchenSuccess(gym.Wrapper):
         completed = len(info["episode_task_completions"])
         info = {"success": completed == len(self.unwrapped.goal), "completed": completed}
         return observation, reward, terminated, truncated, info
-
-
-def flatten(observation: Any, keys: tuple[str, ...]) -> np.ndarray:
-    """The parts of a dict observation, one or a batch, joined along the last axis in the order of `keys`.
-
-    Arrays pass as they are, and so does everything where there are no keys. ValueError names missing parts.
-    """
-    if not isinstance(observation, dict):
-        return np.asarray(observation)
-    missing = [key for key in keys if key not in observation]
-    if missing or not keys:
-        raise ValueError(
-            f"the observation is a dict of {', '.join(observation)}: "
-            + (f"it lacks {', '.join(missing)}" if missing else "this policy was trained on plain arrays")
-        )
-    return np.concatenate([np.asarray(observation[key]) for key in keys], axis=-1)
 
 
 class FlattenKeys(gym.ObservationWrapper):

@@ -17,17 +17,15 @@ from aepo.progress import Progress
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Episodes of S policies: returns, length, success `(S, E)`; states `(T, S, E, n)`, NaN after an episode's end."""
+    """Episodes of S policies: returns, length, success `(S, E)`; states `(T, S, E, n)`, NaN after an episode's end.
+
+    success: 1 or 0, NaN where the environment does not report it. E of states: the episodes whose states were kept.
+    """
 
     returns: np.ndarray
     length: np.ndarray
     success: np.ndarray
     states: np.ndarray
-
-
-def make_environments(env_id: str, count: int) -> gym.vector.SyncVectorEnv:
-    """`count` copies of an environment in one process."""
-    return gym.vector.SyncVectorEnv([lambda: gym.make(env_id, disable_env_checker=True)] * count)
 
 
 def rollout(
@@ -38,10 +36,12 @@ def rollout(
     horizon: int,
     name: str = "evaluate",
     progress_folder: Path | None = None,
+    kept: int | None = None,
 ) -> Rollouts:
     """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
 
-    Start and noise of an episode follow from (seed, episode) alone, the same for every method.
+    `kept`: number of episodes a row whose states are kept (None: all). Start and noise of an episode follow from
+    (seed, episode) alone, the same for every method.
     """
     shape = (len(seeds), episodes)
     device = actor.behavior.low.device
@@ -59,10 +59,11 @@ def rollout(
     ).to(device)
     starts = [int(generator(seed, "start", e).initial_seed() % 2**31) for seed in seeds for e in range(episodes)]
     observation, _ = environments.reset(seed=starts)
-    returns, length, success = np.zeros(shape), np.zeros(shape, dtype=int), np.zeros(shape, dtype=bool)
+    returns, length, success = np.zeros(shape), np.zeros(shape, dtype=int), np.full(shape, np.nan)
     running = np.ones(shape, dtype=bool)
-    states = np.full((horizon + 1, *shape, observation.shape[-1]), np.nan)
-    states[0] = observation.reshape(*shape, -1)
+    kept = episodes if kept is None else min(kept, episodes)
+    states = np.full((horizon + 1, shape[0], kept, observation.shape[-1]), np.nan, dtype=np.float32)
+    states[0] = observation.reshape(*shape, -1)[:, :kept]
     with Progress(name, horizon, folder=progress_folder) as progress:
         for step in range(horizon):
             state = torch.as_tensor(observation, dtype=torch.float32, device=device).view(*shape, -1)
@@ -70,8 +71,10 @@ def rollout(
             observation, reward, terminated, truncated, info = environments.step(action.reshape(-1, d).cpu().numpy())
             returns += np.where(running, reward.reshape(shape), 0)
             length += running
-            success |= running & np.asarray(info.get("success", np.zeros(shape)), dtype=bool).reshape(shape)
-            states[step + 1][running] = observation.reshape(*shape, -1)[running]
+            if "success" in info:
+                reached = np.asarray(info["success"], dtype=float).reshape(shape)
+                success = np.where(running, np.fmax(success, reached), success)
+            states[step + 1][running[:, :kept]] = observation.reshape(*shape, -1)[:, :kept][running[:, :kept]]
             running &= ~(terminated | truncated).reshape(shape)
             progress.update(1)
             if not running.any():

@@ -121,7 +121,9 @@ def _point_environment(name: str) -> dict[str, Any]:
         "horizon": POINTMAZE_HORIZON[size],
         "observation_keys": GOAL_KEYS,
         "dimensions": (6, 2),
+        "continuing": True,
         "settings": _maze_critic(size, bool(dense)),
+        "note": "data: a new goal at each success; evaluation: one goal, reward in each step at it",
     }
 
 
@@ -332,7 +334,7 @@ def local() -> Iterator[dict[str, Any]]:
                 "references": D4RL_LOCOMOTION.get(robot),
                 "scores": f"D4RL's constants; {VERSIONS_DIFFER}"
                 if robot in D4RL_LOCOMOTION
-                else "those stored with the data, else returns only",
+                else "0: random policy, 100: our expert actor, both measured after its training",
                 "settings": DENSE,
             }
 

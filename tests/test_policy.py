@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aepo import Policy, evaluation, models, networks, results, runs, stages
+from aepo import Policy, environments, evaluation, models, networks, results, runs, stages, tasks
 from aepo.methods import METHODS
 from aepo.policy import Actor
 
@@ -23,8 +23,8 @@ def test_an_episode_depends_on_its_seed_and_number_alone(behavior):
     def rollout(seeds, episodes):
         rows = [(0, 3).index(s) for s in seeds]
         actor = Actor(models.take_seeds(behavior, rows, 2), None, None, 0.0, 3, 1)
-        environments = evaluation.make_environments("aepo/Maze2D-UMaze-v0", len(seeds) * episodes)
-        return evaluation.rollout(actor, environments, seeds, episodes, 25)
+        vector = environments.make_vector(tasks.get("maze2d-umaze"), len(seeds) * episodes)
+        return evaluation.rollout(actor, vector, seeds, episodes, 25)
 
     many, few = rollout((0, 3), 3), rollout((3,), 2)
     assert np.allclose(many.states[:, 1, :2], few.states[:, 0], atol=1e-4)
@@ -98,11 +98,9 @@ def test_the_example_policy_acts(method):
 
 def test_the_example_is_small_and_better_than_cloning():
     assert sum(path.stat().st_size for path in EXAMPLE.iterdir()) < 1_000_000
-    environments = evaluation.make_environments("aepo/Maze2D-UMaze-v0", 8)
+    vector = environments.make_vector(tasks.get("maze2d-umaze"), 8)
     returns = {
-        method: evaluation.rollout(
-            Policy.load(EXAMPLE, method, device="cpu").actor, environments, [0], 8, 300
-        ).returns.mean()
+        method: evaluation.rollout(Policy.load(EXAMPLE, method, device="cpu").actor, vector, [0], 8, 300).returns.mean()
         for method in ("bc", "aepo")
     }
     assert returns["aepo"] > 2 * returns["bc"]

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from aepo import environments, runs, settings, tasks
+from aepo import environments, observations, runs, settings, tasks
 from aepo.suites import SUITES
 
 TASKS = list(tasks.TASKS.values())
@@ -63,7 +63,7 @@ def test_the_parts_of_a_goal_observation_come_in_the_stated_order():
     task = tasks.get("antmaze-umaze-v1")
     env = environments.make(task, flat=False)
     observation, _ = env.reset(seed=0)
-    flat = environments.flatten(observation, task.observation_keys)
+    flat = observations.flatten(observation, task.observation_keys)
     assert flat[:2].tolist() == observation["achieved_goal"].tolist()
     assert flat[2:29].tolist() == observation["observation"].tolist()
     assert flat[29:].tolist() == observation["desired_goal"].tolist()
@@ -107,3 +107,38 @@ def test_maze2d_dense_is_the_distance_to_the_same_goal(size):
         distance = np.linalg.norm(state[:2] - sparse.unwrapped.goal)
         assert value == pytest.approx(np.exp(-distance))
         assert reward == (distance <= environments.GOAL_RADIUS)
+
+
+def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
+    """One dict, a batch of them and the flat array give the same actions; the order comes from the manifest."""
+    import numpy as np
+    import torch
+
+    from aepo import Policy, models, results
+    from aepo.settings import BehaviorSettings
+
+    task = tasks.get("pointmaze-umaze-v2")
+    run = runs.open_run(task.name, [0], ["bc"], "smoke", "cpu", tmp_path / "runs")
+    settings = BehaviorSettings(width=16, depth=2)
+    behavior = models.Behavior(1, 6, 2, settings)
+    behavior.state_std.fill_(1.0)
+    behavior.low.fill_(-1.0), behavior.high.fill_(1.0)
+    runs.write_artifact(
+        run.artifact("behavior"), behavior.state_dict(), {"settings": vars(settings), "seeds": [0], "settings_hash": ""}
+    )
+    rollouts = results.evaluate(run, "bc")
+    assert rollouts.states.shape[-1] == 6
+    assert set(np.unique(rollouts.success)) <= {0.0, 1.0}
+    policy = Policy.load(run.folder, "bc", device="cpu")
+    assert policy.observation_keys == ("observation", "desired_goal")
+    vector = environments.make_vector(task, 3)
+    flat, _ = vector.reset(seed=1)
+    parts = {"achieved_goal": flat[:, :2], "desired_goal": flat[:, 4:], "observation": flat[:, :4]}
+    seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    assert np.array_equal(policy.act(parts, seeded()), policy.act(flat, seeded()))
+    one = {key: value[0] for key, value in parts.items()}
+    assert np.array_equal(policy.act(one, seeded()), policy.act(flat[0], seeded()))
+    with pytest.raises(ValueError, match="it lacks desired_goal"):
+        policy.act({"observation": flat[0, :4]})
+    with pytest.raises(ValueError, match="an array is needed"):
+        Policy(policy.actor, 6, 2, "cpu").act(one)
