@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from aepo import runs, settings, tasks
+from aepo import cli_data, runs, settings, tasks
 from aepo.methods import METHODS
 from aepo.runs import StudyError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(cli_data.app, name="data")
 
 Task = Annotated[
     str, typer.Option(help="Task name (`aepo tasks` lists them), or the path of a YAML file that describes your own.")

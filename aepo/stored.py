@@ -36,6 +36,15 @@ def clips(folder: Path) -> bool:
     return (folder / CLIP_MARK).exists()
 
 
+def clip(dataset_id: str) -> None:
+    """Ask for that: a mark beside the data, which themselves stay as they are."""
+    mark = root() / dataset_id / CLIP_MARK
+    try:
+        mark.touch()
+    except OSError as error:
+        raise runs.StudyError(f"cannot write {mark} ({error.strerror})") from None
+
+
 @contextmanager
 def claim(dataset_id: str) -> Iterator[Path | None]:
     """None where the dataset is complete already; else a staging folder that Minari writes into meanwhile.
