@@ -179,7 +179,7 @@ def _data(dataset: str, name: str, path: Path) -> dict[str, Any]:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Check that settings name stages, values that a profile has, and their types."""
+    """Settings by stage, checked for names and types; those of the critic start from what dense rewards need."""
     profile = settings_table.QUICK
     stages = [f.name for f in fields(profile) if hasattr(getattr(profile, f.name), "__dataclass_fields__")]
     for stage, values in given.items():
@@ -195,4 +195,4 @@ def _settings(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 value is None and key == "reward_scale"
             ):
                 raise ValueError(f"setting {stage}: {key} must be a number like {before!r}, got {value!r}")
-    return given
+    return {**given, "critic": suites.DENSE["critic"] | given.get("critic", {})}
