@@ -41,7 +41,7 @@ results: setup ## print the table of results of finished runs
 	@$(BIN)/aepo results --runs-dir "$(RUNS)"
 
 figures: setup ## draw the figures of a finished run again, from its files
-	@rm -rf "figures/$(PROFILE)/$(TASK)"
+	@rm -rf "figures/$(PROFILE)/$(basename $(notdir $(TASK)))"
 	@$(BIN)/aepo reproduce --task "$(TASK)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
 
 notebooks: setup ## run the committed notebooks at the smoke profile and store their outputs

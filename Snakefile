@@ -15,8 +15,9 @@ DEVICE = config.get("device", "auto")
 RUNS = Path(config.get("runs_dir", "runs"))
 RUNS = RUNS if RUNS.is_absolute() else ROOT / RUNS
 GUIDED = [m for m in METHODS if methods.METHODS[m].energy]
-RUN = RUNS / PROFILE / TASK
-FIGURES = RUNS.parent / "figures" / PROFILE / TASK
+NAME = tasks.get(TASK).name
+RUN = RUNS / PROFILE / NAME
+FIGURES = RUNS.parent / "figures" / PROFILE / NAME
 THEORY = RUNS / PROFILE / "theory"
 SETTINGS = settings.for_task(PROFILE, tasks.get(TASK).settings)
 
@@ -27,7 +28,7 @@ def mark(notebook):
 
 
 # A notebook runs again when one of the files it leaves is gone; its stages skip what is already there.
-runs.forget_incomplete(RUN, runs.products(RUN, FIGURES, METHODS, SETTINGS))
+runs.forget_incomplete(RUN, runs.products(RUN, FIGURES, METHODS, SETTINGS, tasks.get(TASK).env_id is not None))
 runs.forget_incomplete(THEORY, runs.theory_products(THEORY, FIGURES.parent / "theory"))
 
 
@@ -94,6 +95,7 @@ rule dataset:
         notebook=RUN / "03_dataset.ipynb",
     params:
         settings=changed(SETTINGS.data),
+        dataset=tasks.get(TASK).dataset_ids[PROFILE],
     threads: 1
     shell:
         papermill("03_dataset")

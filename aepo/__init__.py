@@ -2,7 +2,7 @@
 
 import farama_notifications
 
-# Importing gymnasium prints a note on Adroit rewards each time; no task here uses those environments.
+# Importing gymnasium prints a note on Adroit rewards each time; the tasks it concerns carry it as their `note`.
 farama_notifications.notifications.get("gymnasium_robotics", {}).clear()
 
 __version__ = "0.1.0"

@@ -26,7 +26,7 @@ STAGE_LINE_SECONDS = 20.0
 
 def reproduce(run: Run, cores: int) -> None:
     """Bring a run to its end and print its table: what is finished is not done again."""
-    made = runs.products(run.folder, run.figures, run.methods, run.profile)
+    made = runs.products(run.folder, run.figures, run.methods, run.profile, run.task.env_id is not None)
     if not _bring_to_end(run, cores, "study", run.folder, made):
         print(f"Nothing to do: every notebook of {run.task.name} at {run.profile_name} is up to date in {run.folder}.")
     print_table(run.folder)
@@ -87,7 +87,7 @@ def _bring_to_end(run: Run, cores: int, goal: str, folder: Path, made: dict[str,
             "--latency-wait",
             "0",
             "--config",
-            f"task={run.task.name}",
+            f"task={run.task.argument}",
             f"profile={run.profile_name}",
             f"methods={','.join(run.methods)}",
             f"seeds={len(run.seeds)}",

@@ -9,13 +9,16 @@ from typing import Annotated
 
 import typer
 
-from aepo import runs, settings, tasks
+from aepo import cli_data, runs, settings, tasks
 from aepo.methods import METHODS
 from aepo.runs import StudyError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(cli_data.app, name="data")
 
-Task = Annotated[str, typer.Option(help="Task name; `aepo tasks` lists them.")]
+Task = Annotated[
+    str, typer.Option(help="Task name (`aepo tasks` lists them), or the path of a YAML file that describes your own.")
+]
 ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
 
@@ -42,11 +45,36 @@ def _seed_count(seeds: str, profile: str) -> int:
     return int(seeds)
 
 
+def _on_disk(task: tasks.Task) -> str:
+    """The profiles whose Minari dataset is complete on disk, with its size; `-` where none is."""
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    root, found = Path(get_dataset_path()), []
+    for dataset_id in dict.fromkeys(task.dataset_ids.values()):
+        data = root / dataset_id / "data"
+        if (data / "metadata.json").exists():
+            size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+            profiles = [profile for profile, its in task.dataset_ids.items() if its == dataset_id]
+            found.append(f"{'' if len(profiles) == len(settings.PROFILES) else profiles[0] + ' '}{size / 1e6:.1f} MB")
+    return ", ".join(found) or "-"
+
+
 @app.command("tasks")
-def list_tasks() -> None:
-    """List the tasks: name, suite, Minari dataset of each profile, environment."""
-    for task in tasks.TASKS.values():
-        print(f"{task.name}\t{task.suite}\t{', '.join(task.dataset_ids.values())}\t{task.env_id}")
+def list_tasks(
+    suite: Annotated[str, typer.Option(help="One suite, or local-small: six that fit an hour; empty: all.")] = "",
+) -> None:
+    """List the tasks, one a line: name, suite, source of the data, environment, size on disk, origin of scores."""
+    try:
+        chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
+    except ValueError as error:
+        raise StudyError(str(error)) from None
+    rows = [
+        (t.name, t.suite, t.source, t.env_id or "none: train-only", _on_disk(t), t.scores if t.env_id else "no score")
+        for t in chosen
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @app.command()

@@ -1,139 +1,130 @@
-"""Behavior policies that make data where nothing can be downloaded: the way-point controller of D4RL's Maze2D."""
+"""Recipes that make data where nothing can be downloaded: way-point walks through mazes, and small trained actors."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from aepo.environments import HORIZON
+from aepo import actors
+from aepo.actors import Actor
 from aepo.progress import Progress
+from aepo.tasks import Task
+from aepo.waypoint import ACTION_NOISE, POINTMAZE_WALK, collect_maze2d, collect_pointmaze, maze_references
 
-POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0
-ACTION_NOISE = 0.5
-WAYPOINT_RADIUS, REACHED_RADIUS = 0.3, 0.1
-GOAL_NOISE = 0.25
-REFERENCE_EPISODES = 100
-
-
-def value_iteration(free: np.ndarray, goal: tuple[int, int], discount: float = 0.95) -> np.ndarray:
-    """Optimal value of each free cell `(rows, columns)`: reward 1 at `goal`, moves to 4 neighbors; walls get -inf."""
-    value = np.where(free, 0.0, -np.inf)
-    for _ in range(free.size):
-        padded = np.pad(value, 1, constant_values=-np.inf)
-        best = np.max([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:], value], axis=0)
-        updated = np.where(free, discount * best, -np.inf)
-        updated[goal] = 1.0
-        if np.array_equal(updated, value):
-            break
-        value = updated
-    return value
+ENVIRONMENTS = 16
+EPISODES_EACH = 10
+D4RL_EXPERT = {"Hopper": 3234.3, "HalfCheetah": 12135.0, "Walker2d": 4592.3}
 
 
-class WaypointController:
-    """Drives a point mass through the cells that value iteration prefers, with a PD law toward the next way-point."""
-
-    def __init__(self, maze):
-        self.maze = maze
-        self.free = np.array([[cell != 1 for cell in row] for row in maze.maze_map])
-        self.cells = [tuple(int(i) for i in cell) for cell in np.argwhere(self.free)]
-        self._values = {goal: value_iteration(self.free, goal) for goal in self.cells}
-        self.waypoints: list[np.ndarray] = []
-
-    def set_goal(self, position: np.ndarray, goal: np.ndarray) -> None:
-        """Plan from `position` to `goal` (both xy): the centres of the cells between, then the goal itself."""
-        cell = tuple(int(i) for i in self.maze.cell_xy_to_rowcol(position))
-        goal_cell = tuple(int(i) for i in self.maze.cell_xy_to_rowcol(goal))
-        value = self._values[goal_cell]
-        self.waypoints = []
-        while cell != goal_cell:
-            row, column = cell
-            neighbors = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
-            cell = max(neighbors, key=lambda c: value[c])
-            if cell != goal_cell:
-                self.waypoints.append(np.asarray(self.maze.cell_rowcol_to_xy(np.array(cell)), dtype=np.float64))
-        self.waypoints.append(np.array(goal, dtype=np.float64))
-
-    def act(self, state: np.ndarray) -> np.ndarray:
-        """PD action 10 (target - x) - v, clipped to the box; state (x, y, vx, vy)."""
-        position, velocity = state[:2], state[2:]
-        while len(self.waypoints) > 1 and np.hypot(*(self.waypoints[0] - position)) < WAYPOINT_RADIUS:
-            self.waypoints.pop(0)
-        action = POSITION_GAIN * (self.waypoints[0] - position) + VELOCITY_GAIN * velocity
-        return np.clip(action, -1.0, 1.0)
+def _split(total: int, parts: int) -> list[int]:
+    """`total` as `parts` integers that differ by at most one."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-def collect_maze2d(env_id: str, steps: int, seed: int, progress: bool = True) -> list[EpisodeBuffer]:
-    """One long walk between random goals, cut into segments where the controller's goal changes (truncated).
+def _play(task: Task, actor: Actor, steps: int, key: list[int], bar: Progress | None) -> list[EpisodeBuffer]:
+    """`steps` steps of one actor with sampled actions, several environments side by side, their episodes in order.
 
-    The ball is never reset: a segment starts where the last one ended. Goals are random cells other than the current
-    one, plus U(-0.25, 0.25); a new goal comes when the ball is within 0.1 of it, or after 300 steps.
+    The last episode of each environment is cut off (truncated) where its share of the steps ends.
     """
-    env = gym.make(env_id, disable_env_checker=True).unwrapped
-    rng = np.random.default_rng([seed, 0])
-    controller = WaypointController(env.maze)
-    state, _ = env.reset(seed=seed)
-    segments: list[EpisodeBuffer] = []
+    count = int(np.clip(steps // (EPISODES_EACH * task.horizon), 1, ENVIRONMENTS))
+    shares = _split(steps, count)
+    rng = np.random.default_rng(key)
+    envs = [gym.make(task.env_id, disable_env_checker=True, **task.env_kwargs) for _ in range(count)]
+    seeds = [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(count)]
+    rows = [[env.reset(seed=seed)[0]] for env, seed in zip(envs, seeds, strict=True)]
+    actions: list[list] = [[] for _ in envs]
+    rewards: list[list] = [[] for _ in envs]
+    episodes: list[list[EpisodeBuffer]] = [[] for _ in envs]
+    for step in range(max(shares)):
+        chosen = actor.act(np.array([row[-1] for row in rows]), rng)
+        for i, env in enumerate(envs):
+            if step >= shares[i]:
+                continue
+            observation, reward, terminated, truncated, _ = env.step(chosen[i])
+            rows[i].append(observation.copy())
+            actions[i].append(chosen[i])
+            rewards[i].append(reward)
+            cut = step == shares[i] - 1
+            if terminated or truncated or cut:
+                length = len(rewards[i])
+                last = np.arange(length) == length - 1
+                episodes[i].append(
+                    EpisodeBuffer(
+                        seed=seeds[i],
+                        observations=np.array(rows[i]),
+                        actions=np.array(actions[i], dtype=np.float32),
+                        rewards=np.array(rewards[i], dtype=np.float64),
+                        terminations=last & bool(terminated),
+                        truncations=last & bool(truncated or (cut and not terminated)),
+                    )
+                )
+                if not cut:
+                    rows[i] = [env.reset()[0]]
+                    actions[i], rewards[i] = [], []
+        if bar and (step % 100 == 99 or step == max(shares) - 1):
+            bar.update(sum(min(share, step + 1) - min(share, step // 100 * 100) for share in shares))
+    for env in envs:
+        env.close()
+    return [episode for of_one in episodes for episode in of_one]
+
+
+def collect_actors(task: Task, steps: int, seed: int, progress: bool = True) -> list[EpisodeBuffer]:
+    """Episodes of the trained actors of the task's tier, with sampled actions; several checkpoints in equal shares."""
+    checkpoints = actors.tier_checkpoints(task.env_id, task.tier)
+    shares = _split(steps, len(checkpoints))
     bar = Progress("collect", steps) if progress else None
-    done = 0
-    while done < steps:
-        here = tuple(int(i) for i in env.maze.cell_xy_to_rowcol(state[:2]))
-        choices = [cell for cell in controller.cells if cell != here]
-        cell = choices[rng.integers(len(choices))]
-        goal = np.asarray(env.maze.cell_rowcol_to_xy(np.array(cell))) + rng.uniform(-GOAL_NOISE, GOAL_NOISE, 2)
-        controller.set_goal(state[:2], goal)
-        observations, actions, rewards = [state], [], []
-        while True:
-            noise = ACTION_NOISE * rng.standard_normal(2)
-            action = np.clip(controller.act(state) + noise, -1.0, 1.0).astype(np.float32)
-            state, reward, *_ = env.step(action)
-            observations.append(state)
-            actions.append(action)
-            rewards.append(reward)
-            reached = np.hypot(*(goal - state[:2])) < REACHED_RADIUS
-            if reached or len(actions) == HORIZON or done + len(actions) == steps:
-                break
-        count = len(actions)
-        done += count
-        if bar:
-            bar.update(count)
-        segments.append(
-            EpisodeBuffer(
-                id=len(segments),
-                seed=seed,
-                observations=np.array(observations),
-                actions=np.array(actions),
-                rewards=np.array(rewards),
-                terminations=np.zeros(count, dtype=bool),
-                truncations=np.arange(count) == count - 1,
-            )
-        )
+    episodes: list[EpisodeBuffer] = []
+    for i, (checkpoint, share) in enumerate(zip(checkpoints, shares, strict=True)):
+        if share:
+            episodes += _play(task, actors.load_checkpoint(task.env_id, checkpoint), share, [seed, i], bar)
     if bar:
         bar.close()
-    env.close()
-    return segments
+    return episodes
 
 
-def reference_returns(env_id: str, seed: int, episodes: int = REFERENCE_EPISODES) -> tuple[float, float]:
-    """Mean return of the random policy and of the noiseless way-point controller sent to the task's goal."""
-    env = gym.make(env_id, disable_env_checker=True)
-    maze = env.unwrapped
-    controller = WaypointController(maze.maze)
-    means = []
-    for kind in ("random", "controller"):
-        returns = np.zeros(episodes)
-        env.action_space.seed(seed)
-        for episode in range(episodes):
-            state, _ = env.reset(seed=seed + episode)
-            controller.set_goal(state[:2], maze.goal)
-            truncated = False
-            while not truncated:
-                action = env.action_space.sample() if kind == "random" else controller.act(state)
-                state, reward, _, truncated, _ = env.step(action)
-                returns[episode] += reward
-        means.append(float(returns.mean()))
-    env.close()
-    return means[0], means[1]
+def actor_references(task: Task, seed: int) -> tuple[float, float, str]:
+    """Score 0: random policy as measured after the training; 100: D4RL's expert where it has one, else our own expert."""
+    training = actors.training(task.env_id)
+    random_return = training["random_return"]
+    expert = D4RL_EXPERT.get(task.env_id.split("-")[0])
+    if expert is not None:
+        origin = "0: random policy, measured; 100: D4RL's expert reference, of older data and environment versions"
+        return random_return, expert, origin
+    best = training["checkpoints"][str(training["tiers"]["expert"])]
+    origin = "0: random policy, 100: our expert checkpoint with deterministic actions, both measured after its training"
+    return random_return, best["deterministic_mean"], origin
 
 
-RECIPES = {"waypoint": (collect_maze2d, reference_returns)}
+Recipe = Callable[[Task, int, int, bool], list[EpisodeBuffer]]
+RECIPES: dict[str, Recipe] = {"waypoint": collect_maze2d, "pointmaze": collect_pointmaze, "sac": collect_actors}
+REFERENCES: dict[str, Callable[[Task, int], tuple[float, float, str]]] = {
+    "waypoint": maze_references,
+    "pointmaze": maze_references,
+    "sac": actor_references,
+}
+
+
+def reference_scores(task: Task, seed: int) -> tuple[float, float, str]:
+    """Returns of score 0 and 100 for a task with a recipe, and where they come from."""
+    return REFERENCES[task.recipe](task, seed)
+
+
+def environment_specs(task: Task) -> tuple[EnvSpec, EnvSpec]:
+    """What the data are collected in, and what evaluates: for the dataset's metadata."""
+    collecting, evaluating = (copy.deepcopy(gym.spec(task.env_id)) for _ in range(2))
+    evaluating.kwargs.update(task.env_kwargs)
+    collecting.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
+    return collecting, evaluating
+
+
+def describe(task: Task) -> str:
+    """What made the data, for the dataset's metadata."""
+    if task.recipe == "sac":
+        checkpoints = actors.tier_checkpoints(task.env_id, task.tier)
+        return f"soft actor-critic, sampled actions of the checkpoints after {', '.join(map(str, checkpoints))} steps"
+    return f"{task.recipe} controller, action noise {ACTION_NOISE:g}"

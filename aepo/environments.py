@@ -1,13 +1,21 @@
-"""Environments that the study adds: Maze2D, D4RL's fixed-goal protocol on Gymnasium-Robotics' PointMaze."""
+"""A task's environments, with flat observations; and Maze2D, D4RL's fixed-goal protocol on PointMaze."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
+import warnings
 from typing import Any
 
 import gymnasium as gym
 import gymnasium_robotics
 import numpy as np
+
+from aepo import mazes
+from aepo.observations import flatten
+from aepo.runs import StudyError
+from aepo.tasks import Task
 
 gym.register_envs(gymnasium_robotics)
 
@@ -16,20 +24,22 @@ HORIZON = 300
 
 
 class Maze2D(gym.Env):
-    """A point mass in a PointMaze that collects reward 1 in each step that ends within 0.45 of one fixed goal.
+    """A point mass in a PointMaze with one fixed goal, the same in every episode.
 
-    Observation (x, y, vx, vy) without the goal, action: force in [-1, 1]^2. Never terminates. `reset` starts in a
-    random free cell away from the goal, or in `options={"reset_cell": (row, column)}`. `info["success"]`: at the goal.
+    Reward: 1 in each step that ends within 0.45 of the goal; exp(-distance) where `dense`. Observation (x, y, vx, vy)
+    without the goal, action: force in [-1, 1]^2. Never terminates. `reset` starts in a random free cell away from the
+    goal, or in `options={"reset_cell": (row, column)}`. `info["success"]`: at the goal.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 50}  # noqa: RUF012
 
-    def __init__(self, maze: str, goal_cell: tuple[int, int], render_mode: str | None = None):
+    def __init__(self, maze: str, goal_cell: tuple[int, int], dense: bool = False, render_mode: str | None = None):
         self._point = gym.make(maze, render_mode=render_mode, disable_env_checker=True).unwrapped
-        os.unlink(self._point.tmp_xml_file_path)
+        _remove_model_file(self._point)
         self.maze = self._point.maze
         self.goal_cell = np.array(goal_cell)
         self.goal = np.asarray(self.maze.cell_rowcol_to_xy(self.goal_cell), dtype=np.float64)
+        self.dense = dense
         self.observation_space = self._point.observation_space["observation"]
         self.action_space = self._point.action_space
         self.render_mode = render_mode
@@ -41,15 +51,16 @@ class Maze2D(gym.Env):
         self._point.goal = self.goal.copy()
         self._point.update_target_site_pos()
         state = observation["observation"]
-        return state, {"success": self._at_goal(state)}
+        return state, {"success": self._distance(state) <= GOAL_RADIUS}
 
     def step(self, action: np.ndarray):
         state = self._point.step(action)[0]["observation"]
-        success = self._at_goal(state)
-        return state, float(success), False, False, {"success": success}
+        distance = self._distance(state)
+        success = distance <= GOAL_RADIUS
+        return state, float(np.exp(-distance) if self.dense else success), False, False, {"success": success}
 
-    def _at_goal(self, state: np.ndarray) -> bool:
-        return bool(np.hypot(*(state[:2] - self.goal)) <= GOAL_RADIUS)
+    def _distance(self, state: np.ndarray) -> float:
+        return float(np.hypot(*(state[:2] - self.goal)))
 
     def render(self):
         return self._point.render()
@@ -58,9 +69,118 @@ class Maze2D(gym.Env):
         self._point.close()
 
 
-gym.register(
-    "aepo/Maze2D-UMaze-v0",
-    entry_point="aepo.environments:Maze2D",
-    kwargs={"maze": "PointMaze_UMaze-v3", "goal_cell": (1, 1)},
-    max_episode_steps=HORIZON,
-)
+for _size, _title, _horizon in (("umaze", "UMaze", HORIZON), ("medium", "Medium", 600), ("large", "Large", 800)):
+    for _dense in (False, True):
+        gym.register(
+            f"aepo/Maze2D-{_title}{'Dense' * _dense}-v0",
+            entry_point="aepo.environments:Maze2D",
+            kwargs={
+                "maze": f"PointMaze_{_title}-v3",
+                "goal_cell": mazes.GOAL_CELLS[_size],
+                **({"dense": True} if _dense else {}),
+            },
+            max_episode_steps=_horizon,
+        )
+
+
+class CopiedObservations(gym.ObservationWrapper):
+    """Observations of their own: FrankaKitchen hands out arrays that share memory with the simulation."""
+
+    def observation(self, observation: Any) -> Any:
+        return copy.deepcopy(observation)
+
+
+class KitchenSuccess(gym.Wrapper):
+    """`info["success"]`: all subtasks of the episode were completed; in place of lists that cannot be batched."""
+
+    def reset(self, **options: Any):
+        observation, _ = self.env.reset(**options)
+        return observation, {"success": False, "completed": 0}
+
+    def step(self, action: np.ndarray):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        completed = len(info["episode_task_completions"])
+        info = {"success": completed == len(self.unwrapped.goal), "completed": completed}
+        return observation, reward, terminated, truncated, info
+
+
+class FlattenKeys(gym.ObservationWrapper):
+    """A dict observation as one array: its parts `keys`, in that order."""
+
+    def __init__(self, env: gym.Env, keys: tuple[str, ...]):
+        super().__init__(env)
+        self.keys = keys
+        parts = [env.observation_space[key] for key in keys]
+        low, high = (np.concatenate([np.ravel(getattr(p, end)) for p in parts]) for end in ("low", "high"))
+        self.observation_space = gym.spaces.Box(low, high, dtype=parts[0].dtype)
+
+    def observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        return flatten(observation, self.keys)
+
+
+def _remove_model_file(env: gym.Env) -> None:
+    """Gymnasium-Robotics' mazes leave their MuJoCo model in the temporary folder."""
+    path = getattr(env.unwrapped, "tmp_xml_file_path", None)
+    if path:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def make(task: Task, flat: bool = True) -> gym.Env:
+    """The environment that evaluates a task: its arguments, episodes of `task.horizon` steps, flat observations.
+
+    `flat=False` leaves dict observations as they are. StudyError where the task is train-only, or where the
+    environment cannot be made or does not have the task's spaces.
+    """
+    if task.env_id is None:
+        raise StudyError(
+            f"task {task.name} is train-only ({task.note or 'it names no environment'}): it has no rollouts"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is out of date.*")
+            env = gym.make(
+                task.env_id, max_episode_steps=task.horizon, disable_env_checker=True, **dict(task.env_kwargs)
+            )
+    except (gym.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise StudyError(
+            f"the environment {task.env_id} of task {task.name} cannot be made ({reason}): check env_id and env_kwargs"
+        ) from None
+    _remove_model_file(env)
+    if task.env_id.startswith("FrankaKitchen"):
+        env = KitchenSuccess(CopiedObservations(env))
+    try:
+        _check_spaces(task, env)
+    except StudyError:
+        env.close()
+        raise
+    return FlattenKeys(env, task.observation_keys) if flat and task.observation_keys else env
+
+
+def _check_spaces(task: Task, env: gym.Env) -> None:
+    space, where = env.observation_space, f"the environment {task.env_id} of task {task.name}"
+    if isinstance(space, gym.spaces.Dict):
+        if not task.observation_keys:
+            raise StudyError(f"{where} has dict observations ({', '.join(space)}): name the parts in observation_keys")
+        missing = [key for key in task.observation_keys if key not in space.spaces]
+        if missing:
+            raise StudyError(f"{where} has no observation {', '.join(missing)}: it has {', '.join(space)}")
+        parts = [space[key] for key in task.observation_keys]
+    elif task.observation_keys:
+        raise StudyError(f"{where} has plain observations: leave observation_keys empty")
+    else:
+        parts = [space]
+    for part in parts:
+        if not isinstance(part, gym.spaces.Box) or len(part.shape) != 1:
+            raise StudyError(f"{where} has observations {part}: only vectors of numbers can be learned from")
+    if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
+        raise StudyError(f"{where} has the action space {env.action_space}: only boxes of numbers can be acted in")
+    found = (sum(part.shape[0] for part in parts), env.action_space.shape[0])
+    if task.dimensions and found != tuple(task.dimensions):
+        raise StudyError(f"{where} has {found[0]} observations and {found[1]} actions, the task {task.dimensions}")
+
+
+def make_vector(task: Task, count: int) -> gym.vector.SyncVectorEnv:
+    """`count` copies of a task's environment in one process; errors as `make`."""
+    return gym.vector.SyncVectorEnv([lambda: make(task)] * count)

@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aepo import environments, runs
+from aepo import runs
 from aepo.datasets import Dataset
 from aepo.methods import DATASET, LABELS
 from aepo.models import Critic
 from aepo.policy import Policy
+from aepo.views import MazeMap, View
 
 COLORS = dict(zip(LABELS, sns.color_palette("colorblind", len(LABELS)), strict=True))
 
@@ -41,54 +40,83 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-class MazeMap:
-    """Walls and goal of a task's maze, to draw under anything that has positions."""
-
-    def __init__(self, env_id: str):
-        env = gym.make(env_id, disable_env_checker=True).unwrapped
-        self.goal, self.maze = env.goal, env.maze
-        self.free = np.array([[cell != 1 for cell in row] for row in self.maze.maze_map])
-        env.close()
-
-    def draw(self, axes: Axes) -> None:
-        """Walls grey, the goal disc outlined."""
-        for row, column in np.argwhere(~self.free):
-            x, y = self.maze.cell_rowcol_to_xy(np.array([row, column]))
-            axes.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color="0.75", zorder=0))
-        axes.add_patch(plt.Circle(self.goal, environments.GOAL_RADIUS, fill=False, color="crimson", lw=1.5, zorder=3))
-        rows, columns = self.free.shape
-        axes.set(xlim=(-columns / 2, columns / 2), ylim=(-rows / 2, rows / 2), aspect="equal", xlabel="x", ylabel="y")
-        axes.grid(False)
-
-
-def maze_coverage(data: Dataset, maze: MazeMap) -> Figure:
-    """Where the data were collected, and the mean velocity there."""
+def coverage(data: Dataset, view: View, arrows: float = 0.25) -> Figure:
+    """Where the data were collected, and the mean step from there, in a maze or the plane of two components."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4))
-    xy, v = data.state[:, :2].numpy(), data.state[:, 2:].numpy()
+    here, there = (view.project(states.numpy()) for states in (data.state, data.next_state))
     for ax in axes:
-        maze.draw(ax)
-    axes[0].hist2d(xy[:, 0], xy[:, 1], bins=60, cmin=1, cmap="viridis", norm="log")
-    axes[0].set_title(f"{len(data):,} recorded positions (log count)")
-    bins = [np.arange(-s / 2, s / 2 + 1e-9, 0.25) for s in maze.free.shape[::-1]]
-    count = np.histogram2d(*xy.T, bins=bins)[0]
-    means = [np.histogram2d(*xy.T, bins=bins, weights=v[:, i])[0] / np.maximum(count, 1) for i in range(2)]
+        view.draw(ax)
+    axes[0].hist2d(*here.T, bins=view.bins(arrows / 2), cmin=1, cmap="viridis", norm="log")
+    axes[0].set_title(f"{len(data):,} recorded states (log count)")
+    bins = view.bins(arrows)
+    count = np.histogram2d(*here.T, bins=bins)[0]
+    means = [np.histogram2d(*here.T, bins=bins, weights=step)[0] / np.maximum(count, 1) for step in (there - here).T]
     centers = np.meshgrid(*[(b[:-1] + b[1:]) / 2 for b in bins], indexing="ij")
     shown = count > 0
-    axes[1].quiver(
-        *[c[shown] for c in centers], *[m[shown] for m in means], np.sqrt(sum(m**2 for m in means))[shown], cmap="magma"
-    )
-    axes[1].set_title("mean recorded velocity")
+    size = np.sqrt(sum(m**2 for m in means))[shown]
+    axes[1].quiver(*[c[shown] for c in centers], *[m[shown] for m in means], size, cmap="magma")
+    axes[1].set_title("mean recorded step")
     return figure
 
 
 def action_density(data: Dataset) -> Figure:
-    """Density of recorded actions, and lengths of the recorded segments."""
+    """Density of recorded actions, jointly where there are two and by dimension else, and lengths of the episodes."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     action = data.action.numpy()
-    axes[0].hist2d(action[:, 0], action[:, 1], bins=50, cmap="viridis", norm="log")
-    axes[0].set(title="recorded actions (log count)", xlabel="force x", ylabel="force y", aspect="equal")
+    d = action.shape[1]
+    if d == 2:
+        axes[0].hist2d(*action.T, bins=50, cmap="viridis", norm="log")
+        axes[0].set(title="recorded actions (log count)", xlabel="action 0", ylabel="action 1", aspect="equal")
+    else:
+        edges = np.linspace(-1, 1, 51)
+        counts = np.stack([np.histogram(action[:, i], edges)[0] for i in range(d)])
+        counts = np.where(counts > 0, counts, np.nan)
+        axes[0].pcolormesh(edges, np.arange(d + 1) - 0.5, counts, cmap="viridis", norm="log")
+        axes[0].set(title="recorded actions (log count)", xlabel="action, scaled to the box", ylabel="dimension")
+        axes[0].grid(False)
+        axes[0].yaxis.get_major_locator().set_params(integer=True)
     axes[1].hist(torch.bincount(data.episode).numpy(), bins=40)
-    axes[1].set(title="steps between two goals of the controller", xlabel="steps", ylabel="segments")
+    axes[1].set(title="lengths of the recorded episodes", xlabel="steps", ylabel="episodes")
+    return figure
+
+
+def recorded_rewards(data: Dataset, recorded: np.ndarray, continuing: bool) -> Figure:
+    """Returns of the recorded behavior, and the mean reward over the time since an episode's start (and its deciles)."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    axes[0].hist(recorded, bins=40)
+    axes[0].set(title="recorded returns", xlabel="return", ylabel="windows" if continuing else "episodes")
+    lengths = torch.bincount(data.episode)
+    start = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    step = (torch.arange(len(data)) - start).numpy()
+    bins = np.linspace(0, step.max() + 1, min(100, step.max() + 1) + 1)
+    which = np.digitize(step, bins) - 1
+    by_time = pd.Series(data.reward.double().numpy()).groupby(which)
+    when = bins[by_time.mean().index.to_numpy()]
+    axes[1].fill_between(when, by_time.quantile(0.1), by_time.quantile(0.9), alpha=0.2, label="10% to 90%")
+    axes[1].plot(when, by_time.mean(), label="mean")
+    axes[1].set(title="reward over time", xlabel="step of the episode", ylabel="reward")
+    axes[1].legend()
+    return figure
+
+
+def ranges(data: Dataset) -> Figure:
+    """Each dimension of observations and actions: median, quartiles, 1% and 99%, extremes."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=[2, 1])
+    index = torch.linspace(0, len(data) - 1, min(100_000, len(data))).long()
+    for ax, values, title in zip(
+        axes, (data.state, data.action), ("observations", "actions, scaled to the box"), strict=True
+    ):
+        low, one, quarter, half, three, most, high = np.quantile(
+            values[index].numpy(), [0, 0.01, 0.25, 0.5, 0.75, 0.99, 1], axis=0
+        )
+        where = np.arange(len(half))
+        ax.vlines(where, one, most, lw=1)
+        ax.vlines(where, quarter, three, lw=4, alpha=0.6)
+        ax.plot(where, half, "k_", ms=5)
+        ax.plot(where, low, "k.", where, high, "k.", ms=2)
+        ax.set(title=title, xlabel="dimension")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_yscale("symlog")
     return figure
 
 
@@ -102,13 +130,19 @@ def losses(log: pd.DataFrame, columns: Mapping[str, str], log_scale: bool = True
 
 
 def action_match(recorded: np.ndarray, sampled: np.ndarray) -> Figure:
-    """Recorded beside sampled actions `(N, d)` of the same states: joint density of the first two, marginals of all."""
-    d = recorded.shape[1]
-    figure, axes = plt.subplots(1, 2 + min(d, 2), figsize=(3.2 * (2 + min(d, 2)), 3))
-    for ax, actions, title in zip(axes, (recorded, sampled), ("recorded actions", "sampled actions"), strict=False):
-        ax.hist2d(actions[:, 0], actions[:, min(1, d - 1)], bins=50, range=[[-1, 1]] * 2, cmap="viridis", norm="log")
-        ax.set(title=title, xlabel="action 0", ylabel="action 1", aspect="equal")
-    for i, ax in enumerate(axes[2:]):
+    """Recorded beside sampled actions `(N, d)` of the same states: joint density of two dimensions, marginals.
+
+    Shown are the dimensions that vary most.
+    """
+    shown = sorted(np.argsort(-recorded.std(0), kind="stable")[:2])
+    joint = 2 * (len(shown) > 1)
+    figure, axes = plt.subplots(1, joint + len(shown), figsize=(3.2 * (joint + len(shown)), 3), squeeze=False)
+    for ax, actions, title in zip(
+        axes[0][:joint], (recorded, sampled), ("recorded actions", "sampled actions"), strict=False
+    ):
+        ax.hist2d(*actions[:, shown].T, bins=50, range=[[-1, 1]] * 2, cmap="viridis", norm="log")
+        ax.set(title=title, xlabel=f"action {shown[0]}", ylabel=f"action {shown[1]}", aspect="equal")
+    for i, ax in zip(shown, axes[0][joint:], strict=True):
         for actions, label in ((recorded, "recorded"), (sampled, "sampled")):
             ax.hist(actions[:, i], bins=60, range=(-1, 1), density=True, histtype="step", label=label)
         ax.set(title=f"action {i}", yscale="log")
@@ -129,71 +163,98 @@ def posterior_variance(table: np.ndarray, times: np.ndarray, bound: np.ndarray) 
 
 @torch.no_grad()
 def value_maps(
-    critic: Critic, data: Dataset, maze: MazeMap, row: int = 0, count: int = 20_000, arrows: int = 400
+    critic: Critic, data: Dataset, view: View, collected: np.ndarray, row: int = 0, count: int = 20_000
 ) -> Figure:
-    """Mean V over recorded states by position, and the direction of highest Q at some of them (colored by V)."""
+    """Mean V of recorded states in a maze or the plane of two components; beside it what V knows.
+
+    In a maze with two actions: the direction of highest Q at some states. Else: V against `collected` `(N,)`, the
+    discounted reward that the recorded behavior collected next, in units of the critic's reward.
+    """
     index = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
     device, seeds = critic.std.device, critic.std.shape[0]
     state = data.standardize(data.state[index]).to(device).expand(seeds, -1, -1)
     value = critic.value(state)[row].cpu().numpy()
-    few = slice(None, None, max(1, len(index) // arrows))
-    angle = torch.arange(16) * (2 * torch.pi / 16)
-    force = torch.stack([angle.cos(), angle.sin()], 1)
-    force = (force / force.abs().amax(1, keepdim=True)).to(device)
-    q = torch.stack([critic.q.minimum(state[:, few], f.expand(*state[:, few].shape[:2], 2)) for f in force], -1)[row]
-    best = force[q.argmax(-1)].cpu().numpy()
     figure, axes = plt.subplots(1, 2, figsize=(9, 4))
-    for ax in axes:
-        maze.draw(ax)
-    xy = data.state[index, :2].numpy()
-    bins = [np.arange(-s / 2, s / 2 + 1e-9, 0.1) for s in maze.free.shape[::-1]]
+    view.draw(axes[0])
+    xy = view.project(data.state[index].numpy())
+    bins = view.bins(0.1)
     visits, total = (np.histogram2d(*xy.T, bins=bins, weights=w)[0] for w in (None, value))
     mean = np.where(visits > 0, total / np.maximum(visits, 1), np.nan)
     shown = axes[0].pcolormesh(*bins, mean.T, cmap="viridis", zorder=1)
     figure.colorbar(shown, ax=axes[0])
     axes[0].set_title("mean V of recorded states")
-    axes[1].quiver(*xy[few].T, *best.T, value[few], cmap="viridis", scale=40)
-    axes[1].set_title(r"direction of highest $Q(s, a)$ at recorded states")
+    if isinstance(view, MazeMap) and data.action.shape[1] == 2:
+        view.draw(axes[1])
+        few = slice(None, None, max(1, len(index) // 400))
+        axes[1].quiver(*xy[few].T, *_best_forces(critic, state[:, few], row).T, value[few], cmap="viridis", scale=40)
+        axes[1].set_title(r"direction of highest $Q(s, a)$ at recorded states")
+    else:
+        axes[1].hexbin(collected[index.numpy()], value, gridsize=40, mincnt=1, cmap="viridis", bins="log")
+        axes[1].set(title="V of recorded states (log count)", xlabel="discounted reward collected next", ylabel="V")
     return figure
+
+
+def _best_forces(critic: Critic, state: torch.Tensor, row: int) -> np.ndarray:
+    """Of 16 directions on the box's edge, the action of highest Q at standardised states `(S, B, n)`: `(B, 2)`."""
+    angle = torch.arange(16) * (2 * torch.pi / 16)
+    force = torch.stack([angle.cos(), angle.sin()], 1)
+    force = (force / force.abs().amax(1, keepdim=True)).to(state.device)
+    q = torch.stack([critic.q.minimum(state, f.expand(*state.shape[:2], 2)) for f in force], -1)[row]
+    return force[q.argmax(-1)].cpu().numpy()
 
 
 @torch.no_grad()
 def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] = (0.9, 0.5, 0.1)) -> Figure:
-    """Samples of the unguided and guided policy at one state, and the field of grad E over noisy actions."""
-    actor, device = policy.actor, policy.device
-    raw = torch.as_tensor(state, dtype=torch.float32, device=device)
-    axis = torch.linspace(-1.5, 1.5, 15, device=device)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(1, -1, 2)
-    states = actor.behavior.standardize(raw.expand(1, grid.shape[1], -1))
-    figure, axes = plt.subplots(1, len(times) + 2, figsize=(3 * (len(times) + 2), 3.1))
-    generator = torch.Generator().manual_seed(0)
+    """Samples of the unguided and guided policy at one state, and the field of grad E over noisy actions.
+
+    With more than two actions: the two that guidance moves most, the others at the mean of the guided samples.
+    """
+    actor, device, d = policy.actor, policy.device, policy.action_dim
     batch = np.repeat(np.asarray(state, dtype=np.float32)[None], 500, 0)
-    guided = policy.act(batch, generator)
-    generator.manual_seed(0)
-    cloned = Policy(replace(actor, guidance_scale=0.0), policy.state_dim, policy.action_dim, device).act(
-        batch, generator
+    cloning = Policy(replace(actor, guidance_scale=0.0), policy.state_dim, d, device)
+    low, high = (bound[0, 0].cpu().numpy() for bound in (actor.behavior.low, actor.behavior.high))
+    cloned, guided = (
+        2 * (p.act(batch, torch.Generator().manual_seed(0)) - low) / (high - low) - 1 for p in (cloning, policy)
     )
+    pair = sorted(np.argsort(-np.abs(guided.mean(0) - cloned.mean(0)), kind="stable")[:2])
+    figure, axes = plt.subplots(1, len(times) + 2, figsize=(3 * (len(times) + 2), 3.1))
+    names = [f"action {i}" for i in pair]
     for ax, actions, title in zip(
         axes, (cloned, guided), ("guidance scale 0", f"guidance scale {actor.guidance_scale:g}"), strict=False
     ):
-        ax.scatter(*actions.T, s=4, alpha=0.5)
-        ax.set(title=title, xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal", xlabel="force x")
+        if d == 1:
+            ax.hist(actions[:, 0], bins=40, range=(-1.1, 1.1))
+        else:
+            ax.scatter(*actions[:, pair].T, s=4, alpha=0.5)
+            ax.set(ylim=(-1.1, 1.1), aspect="equal", ylabel=names[1])
+        ax.set(title=title, xlim=(-1.1, 1.1), xlabel=names[0])
+    axis = torch.linspace(-1.5, 1.5, 15, device=device)
+    plane = torch.stack(torch.meshgrid(*[axis] * len(pair), indexing="ij"), -1).reshape(-1, len(pair))
+    grid = torch.as_tensor(guided.mean(0), dtype=torch.float32, device=device).expand(1, len(plane), d).clone()
+    grid[..., pair] = plane
+    raw = torch.as_tensor(state, dtype=torch.float32, device=device)
+    states = actor.behavior.standardize(raw.expand(1, len(plane), -1))
+    where = plane.cpu().numpy()
     for ax, t in zip(axes[2:], times, strict=True):
-        moment = torch.tensor(t, device=device)
-        gradient = actor.energy.gradient(states, grid, moment)[0].cpu().numpy()
-        xy = grid[0].cpu().numpy()
-        ax.quiver(*xy.T, *gradient.T, np.linalg.norm(gradient, axis=1), cmap="magma")
-        ax.set(title=f"$\\nabla E$ at t = {t:g}", aspect="equal", xlabel="$a_t$, x")
+        gradient = actor.energy.gradient(states, grid, torch.tensor(t, device=device))[0, :, pair].cpu().numpy()
+        if d == 1:
+            ax.plot(where[:, 0], gradient[:, 0])
+        else:
+            ax.quiver(*where.T, *gradient.T, np.linalg.norm(gradient, axis=1), cmap="magma")
+            ax.set(aspect="equal")
+        ax.set(title=f"$\\nabla E$ at t = {t:g}", xlabel=f"$a_t$, {names[0]}")
     return figure
 
 
-def trajectories(states: Mapping[str, np.ndarray], maze: MazeMap) -> Figure:
-    """Positions `(T, E, n)` of a few episodes of each method on the maze; a dot marks the start."""
-    figure, axes = plt.subplots(1, len(states), figsize=(3.2 * len(states), 3.2), squeeze=False)
+def trajectories(states: Mapping[str, np.ndarray], view: View) -> Figure:
+    """States `(T, E, n)` of a few episodes of each method in a maze or the plane of two components; a dot: the start."""
+    figure, axes = plt.subplots(
+        1, len(states), figsize=(3.2 * len(states), 3.2), squeeze=False, sharex=True, sharey=True
+    )
     for ax, (name, path) in zip(axes[0], states.items(), strict=True):
-        maze.draw(ax)
+        view.draw(ax)
         for episode in range(path.shape[1]):
-            xy = path[:, episode, :2]
+            xy = view.project(path[:, episode])
             ax.plot(*xy.T, lw=0.8, alpha=0.8)
             ax.plot(*xy[0], "k.", ms=4)
         ax.set_title(LABELS[name])
@@ -201,17 +262,19 @@ def trajectories(states: Mapping[str, np.ndarray], maze: MazeMap) -> Figure:
 
 
 def scores(table: pd.DataFrame) -> Figure:
-    """Mean score of each method with its 95% interval; the recorded behavior as a line."""
+    """Mean score of each method (its return, where the task has no scores) with its 95% interval; the recorded
+    behavior as a line."""
+    name = "score" if table["score"].notna().all() else "return"
     figure, ax = plt.subplots(figsize=(6, 0.5 * len(table) + 1))
     shown = table[table["method"] != DATASET].iloc[::-1]
-    error = np.abs(shown[["score_low", "score_high"]].to_numpy().T - shown["score"].to_numpy())
+    error = np.abs(shown[[f"{name}_low", f"{name}_high"]].to_numpy().T - shown[name].to_numpy())
     colors = [COLORS[m] for m in shown["method"]]
-    ax.barh([LABELS[m] for m in shown["method"]], shown["score"], xerr=error, color=colors, error_kw={"capsize": 3})
+    ax.barh([LABELS[m] for m in shown["method"]], shown[name], xerr=error, color=colors, error_kw={"capsize": 3})
     recorded = table[table["method"] == DATASET]
     if len(recorded):
-        ax.axvline(recorded["score"].iloc[0], color="0.3", ls="--", lw=1, label=LABELS[DATASET])
+        ax.axvline(recorded[name].iloc[0], color="0.3", ls="--", lw=1, label=LABELS[DATASET])
         ax.legend(loc="lower right")
-    ax.set(xlabel="normalised score (0: random policy, 100: noiseless controller)")
+    ax.set(xlabel="normalised score (0 and 100: the reference returns)" if name == "score" else "return")
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from aepo import runs, sampler
 from aepo.methods import METHODS, Method
 from aepo.models import VP, Behavior, Critic
 from aepo.networks import TIME_FEATURES, EnergyNet, select_seeds
+from aepo.observations import flatten
 from aepo.runs import StudyError
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings
 
@@ -115,8 +116,11 @@ def _known(kind: type, settings: dict) -> object:
 class Policy:
     """One trained policy of one seed, loaded from a run folder."""
 
-    def __init__(self, actor: Actor, state_dim: int, action_dim: int, device: str):
+    def __init__(
+        self, actor: Actor, state_dim: int, action_dim: int, device: str, observation_keys: Sequence[str] = ()
+    ):
         self.actor, self.state_dim, self.action_dim, self.device = actor, state_dim, action_dim, device
+        self.observation_keys = tuple(observation_keys)
 
     @classmethod
     def load(
@@ -151,20 +155,23 @@ class Policy:
             evaluated["solver_steps"],
             evaluated["candidates"],
         )
-        return cls(actor, behavior.state_mean.shape[-1], behavior.low.shape[-1], device)
+        keys = evaluated.get("observation_keys", ())
+        return cls(actor, behavior.state_mean.shape[-1], behavior.low.shape[-1], device, keys)
 
-    def act(self, observations: np.ndarray, generator: torch.Generator | None = None) -> np.ndarray:
+    def act(
+        self, observations: np.ndarray | Mapping[str, np.ndarray], generator: torch.Generator | None = None
+    ) -> np.ndarray:
         """Actions `(N, d)` inside the action box for observations `(N, n)`; one state `(n,)` gives `(d,)`.
 
-        ValueError for another shape, or for values that are not finite.
+        A dict observation, one or a batch, is flattened in the order of `observation_keys` that training used.
+        ValueError for another shape, for values that are not finite, or for a dict that lacks a part.
         """
-        states = np.asarray(observations, dtype=np.float32)
+        states = flatten(observations, self.observation_keys).astype(np.float32)
         single = states.ndim == 1
         states = np.atleast_2d(states)
         if states.ndim != 2 or states.shape[1] != self.state_dim:
-            raise ValueError(
-                f"observations have shape {np.shape(observations)}, expected (N, {self.state_dim}) or ({self.state_dim},)"
-            )
+            shape, n = states.shape[1:] if single else states.shape, self.state_dim
+            raise ValueError(f"observations have shape {shape}, expected (N, {n}) or ({n},)")
         if not np.isfinite(states).all():
             raise ValueError("observations hold NaN or infinity")
         shape = (1, len(states), self.actor.candidates, self.action_dim)

@@ -13,7 +13,7 @@ import torch
 from aepo import models, runs, stages
 from aepo import settings as settings_table
 from aepo.datasets import Dataset, recorded_returns
-from aepo.evaluation import Rollouts, make_environments, nested_bootstrap, rollout
+from aepo.evaluation import Rollouts, nested_bootstrap, play
 from aepo.methods import DATASET, LABELS, METHODS
 from aepo.policy import load_networks, make_actor
 from aepo.runs import Run
@@ -51,16 +51,23 @@ def _stored(path: Path, digest: str) -> Rollouts | None:
 
 
 def _keep(path: Path, rollouts: Rollouts, content: dict, digest: str) -> Rollouts:
-    kept = Rollouts(
-        rollouts.returns, rollouts.length, rollouts.success, rollouts.states[:, :, :KEPT_EPISODES].astype(np.float32)
-    )
-    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(kept).items()}
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(rollouts).items()}
     runs.save_tensors(path, tensors, {"settings": content, "settings_hash": digest})
-    return kept
+    return rollouts
 
 
-def evaluate(run: Run, method: str) -> Rollouts:
-    """Evaluate a method's last networks for all seeds of the run: `evaluation.episodes` episodes each; kept, or run."""
+def _environment(run: Run) -> dict:
+    """What evaluates the task, as part of what a kept evaluation was made with."""
+    task = run.task
+    more = {"env_kwargs": dict(task.env_kwargs), "observation_keys": list(task.observation_keys)}
+    return {"env_id": task.env_id, "horizon": task.horizon} | {key: value for key, value in more.items() if value}
+
+
+def evaluate(run: Run, method: str) -> Rollouts | None:
+    """Evaluate a method's last networks for all seeds of the run: `evaluation.episodes` episodes each; kept, or run.
+
+    None, said in one sentence, for a train-only task: the manifest then holds how the policy acts, without rollouts.
+    """
     settings, entry = run.profile.evaluation, METHODS[method]
     beta = settings.beta[method] if entry.energy else 0.0
     scale = settings.guidance_scale[method] if entry.energy else 0.0
@@ -74,8 +81,12 @@ def evaluate(run: Run, method: str) -> Rollouts:
         "episodes": settings.episodes,
         "seeds": list(run.seeds),
     }
-    content = how | {"networks": _content_hashes(run, used), "env_id": run.task.env_id, "horizon": run.task.horizon}
+    content = how | {"networks": _content_hashes(run, used)} | _environment(run)
     digest = settings_table.digest(content)
+    if run.task.env_id is None:
+        runs.update_manifest(run.folder, "evaluation", method, content | {"settings_hash": digest})
+        print(f"{method}: not evaluated, {run.task.name} is {run.task.note or 'train-only: it names no environment'}")
+        return None
     path = run.folder / "evaluation" / f"{method}.safetensors"
     with runs.lock(run.folder, f"evaluation-{method}"):
         rollouts = _stored(path, digest)
@@ -91,17 +102,8 @@ def evaluate(run: Run, method: str) -> Rollouts:
                 settings.solver_steps,
                 settings.candidates,
             )
-            environments = make_environments(run.task.env_id, len(run.seeds) * settings.episodes)
-            rollouts = rollout(
-                actor,
-                environments,
-                run.seeds,
-                settings.episodes,
-                run.task.horizon,
-                f"evaluate {method}",
-                run.folder / "progress",
-            )
-            environments.close()
+            name, folder = f"evaluate {method}", run.folder / "progress"
+            rollouts = play(actor, run.task, run.seeds, settings.episodes, name, folder, KEPT_EPISODES)
             rollouts = _keep(path, rollouts, content, digest)
             entry_seconds = {"seconds": round(time.time() - started, 1), "device": run.device, "settings_hash": digest}
             runs.update_manifest(run.folder, "evaluation", method, content | entry_seconds)
@@ -130,6 +132,8 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
         "seed": seed,
         "networks": _content_hashes(run, ["behavior", *names]),
     }
+    if run.task.env_kwargs:
+        content |= _environment(run)
     digest = settings_table.digest(content)
     path = run.folder / "evaluation" / f"curve-{method}.safetensors"
     with runs.lock(run.folder, f"curve-{method}"):
@@ -146,22 +150,13 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
                 settings.solver_steps,
                 1,
             )
-            environments = make_environments(run.task.env_id, len(cells) * settings.curve_episodes)
-            rollouts = rollout(
-                actor,
-                environments,
-                [seed] * len(cells),
-                settings.curve_episodes,
-                run.task.horizon,
-                f"curve {method}",
-                run.folder / "progress",
-            )
-            environments.close()
+            seeds, name, folder = [seed] * len(cells), f"curve {method}", run.folder / "progress"
+            rollouts = play(actor, run.task, seeds, settings.curve_episodes, name, folder, KEPT_EPISODES)
             rollouts = _keep(path, rollouts, content, digest)
     frames = [
         _rows(rollouts, k, method, "curve", settings.curve_betas[i], scale, seed) for k, (i, scale) in enumerate(cells)
     ]
-    frame = _scored(pd.concat(frames, ignore_index=True), data)
+    frame = _scored(pd.concat(frames, ignore_index=True), run, data)
     with runs.atomic_path(run.folder / "evaluation" / f"curve-{method}.csv") as temporary:
         frame.to_csv(temporary, index=False)
     return frame
@@ -181,19 +176,39 @@ def _rows(
             "episode": range(rollouts.returns.shape[1]),
             "return": rollouts.returns[row],
             "length": rollouts.length[row],
-            "success": rollouts.success[row].astype(int),
+            "success": _success(rollouts.success[row]),
         }
     )
 
 
-def _scored(frame: pd.DataFrame, data: Dataset) -> pd.DataFrame:
-    low, high = data.reference_scores
+def _success(values: np.ndarray) -> pd.Series:
+    """0, 1 or missing."""
+    return pd.Series(values, dtype=float).astype("Int64")
+
+
+def references(run: Run, data: Dataset) -> tuple[float, float] | None:
+    """Returns of score 0 and 100; None where there are none, and for a train-only task."""
+    return data.reference_scores if run.task.env_id else None
+
+
+def _scored(frame: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
+    """With the column score: 100 (return - low) / (high - low), NaN where the task has no reference scores."""
+    low, high = references(run, data) or (np.nan, np.nan)
     return frame.assign(score=100 * (frame["return"] - low) / (high - low)).reindex(columns=COLUMNS)
 
 
+def _recorded_success(run: Run, data: Dataset, recorded: np.ndarray) -> pd.Series:
+    """Whether recorded episodes reached the goal, where the reward says so: in a maze, 1 at the goal and 0 elsewhere."""
+    sparse = "Maze" in (run.task.env_id or "") and set(data.reward.unique().tolist()) <= {0.0, 1.0}
+    return _success(recorded > 0 if sparse else np.full(len(recorded), np.nan))
+
+
 def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
-    """returns.csv of the run: the recorded behavior, every evaluated method, and the curves that are there."""
-    recorded = recorded_returns(data, run.task.horizon, run.task.continuing)
+    """returns.csv of the run: the recorded behavior, every evaluated method, and the curves that are there.
+
+    A train-only task has the recorded behavior alone.
+    """
+    recorded = recorded_returns(data, run.task.horizon, run.task.continuing, run.task.recorded_return)
     frames = [
         pd.DataFrame(
             {
@@ -205,21 +220,21 @@ def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
                 "checkpoint": "last",
                 "episode": range(len(recorded)),
                 "return": recorded,
-                "length": run.task.horizon,
-                "success": (recorded > 0).astype(int),
+                "length": run.task.horizon if run.task.continuing else torch.bincount(data.episode.cpu()).numpy(),
+                "success": _recorded_success(run, data, recorded),
             }
         )
     ]
     settings = run.profile.evaluation
-    for method in run.methods:
+    for method in run.methods if run.task.env_id else ():
         rollouts, guided = evaluate(run, method), METHODS[method].energy
         beta, scale = (settings.beta[method], settings.guidance_scale[method]) if guided else (0.0, 0.0)
         frames += [_rows(rollouts, i, method, "", beta, scale, seed) for i, seed in enumerate(run.seeds)]
-    frame = _scored(pd.concat(frames, ignore_index=True), data)
+    frame = _scored(pd.concat(frames, ignore_index=True), run, data)
     for method in run.methods:
         curve = run.folder / "evaluation" / f"curve-{method}.csv"
         if METHODS[method].energy and curve.exists():
-            frame = pd.concat([frame, pd.read_csv(curve)], ignore_index=True)
+            frame = pd.concat([frame, read_returns(curve)], ignore_index=True)
     with runs.atomic_path(run.folder / "returns.csv") as temporary:
         frame.to_csv(temporary, index=False)
     return frame
@@ -229,7 +244,9 @@ def read_returns(path: Path) -> pd.DataFrame:
     """A returns.csv or results.csv; StudyError where it is missing."""
     if not path.exists():
         raise runs.StudyError(f"{path} is missing: run notebook 07_evaluation first")
-    return pd.read_csv(path, keep_default_na=False)
+    numbers = {name: [""] for name in ("return", "length", "success", "score")}
+    frame = pd.read_csv(path, keep_default_na=False, na_values=numbers)
+    return frame.assign(success=frame["success"].astype("Int64"), score=frame["score"].astype(float))
 
 
 def results_path(run: Run) -> Path:
@@ -256,7 +273,10 @@ def merge_results(run: Run) -> pd.DataFrame:
 
 
 def score_table(returns: pd.DataFrame) -> pd.DataFrame:
-    """One row a method, last checkpoint: mean return and score with nested 95% bootstrap intervals, success, counts."""
+    """One row a method, last checkpoint: mean return and score with nested 95% bootstrap intervals, success, counts.
+
+    Score and success are NaN where the task has none.
+    """
     rows = []
     main = returns[(returns["variant"] == "") & (returns["checkpoint"] == "last")]
     for method in [m for m in LABELS if m in set(main["method"])]:
@@ -264,23 +284,25 @@ def score_table(returns: pd.DataFrame) -> pd.DataFrame:
         row = {"method": method}
         for name in ("return", "score"):
             grid = part.pivot(index="seed", columns="episode", values=name).to_numpy()
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = nested_bootstrap(grid)
-        row |= {"success": part["success"].mean(), "seeds": part["seed"].nunique(), "episodes": len(part)}
+            known = not np.isnan(grid).any()
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = nested_bootstrap(grid) if known else [np.nan] * 3
+        row |= {"success": part["success"].astype(float).mean(), "seeds": part["seed"].nunique(), "episodes": len(part)}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
-    """`score_table` for people: intervals in brackets, one decimal."""
+    """`score_table` for people: intervals in brackets, one decimal; a dash for what the task does not have."""
     show = lambda name: [  # noqa: E731
-        f"{row[name]:.1f} [{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]" for _, row in table.iterrows()
+        "-" if np.isnan(row[name]) else f"{row[name]:.1f} [{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
+        for _, row in table.iterrows()
     ]
     return pd.DataFrame(
         {
             "method": [LABELS[m] for m in table["method"]],
             "return": show("return"),
             "score": show("score"),
-            "success": [f"{100 * s:.0f}%" for s in table["success"]],
+            "success": ["-" if np.isnan(s) else f"{100 * s:.0f}%" for s in table["success"]],
             "seeds": table["seeds"],
             "episodes": table["episodes"],
         }

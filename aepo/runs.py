@@ -99,7 +99,7 @@ def open_run(
     if unknown or not methods:
         raise StudyError(f"unknown method {', '.join(map(repr, unknown))}: choose from {', '.join(METHODS)}")
     device = choose_device(device)
-    folder = resolve(runs_dir) / profile / task
+    folder = resolve(runs_dir) / profile / found.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -263,7 +263,7 @@ def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, A
 
 
 FIGURES = {
-    "03_dataset": ("maze_map", "actions"),
+    "03_dataset": ("maze_map", "actions", "ranges", "rewards"),
     "04_behavior": ("behavior_loss", "behavior_actions", "posterior_variance"),
     "05_critic": ("critic_losses", "value_map"),
     "06_energy": ("energy_loss", "curvature", "guidance_field", "guidance_curve"),
@@ -271,6 +271,7 @@ FIGURES = {
     "08_results": ("scores", "guidance_curves"),
     "09_guidance_on_real_tasks": ("guidance",),
 }
+OF_ROLLOUTS = ("guidance_curve", "guidance_curves", "trajectories")  # figures that a train-only task does not have
 THEORY_FIGURES = {
     "01_closed_form_guidance": (
         "fields",
@@ -293,16 +294,16 @@ def figure_path(run: Run, notebook: str, name: str, method: str | None = None) -
 
 
 def products(
-    folder: Path, figures: Path, methods: Sequence[str], profile: settings_table.Profile
+    folder: Path, figures: Path, methods: Sequence[str], profile: settings_table.Profile, rollouts: bool = True
 ) -> dict[str, list[Path]]:
-    """The files that each executed notebook leaves behind: networks, tables, figures."""
+    """The files that each executed notebook leaves behind: networks, tables, figures; fewer without rollouts."""
     results = folder.parents[0 if folder.parent.name == "smoke" else 1] / "results.csv"
     guided = [m for m in methods if METHODS[m].energy]
     made = {"03_dataset": [], "04_behavior": ["behavior.safetensors"], "05_critic": ["critic.safetensors"]}
     made |= {f"06_energy-{m}": [f"{energy_stage(m, profile.evaluation.beta[m])}.safetensors"] for m in guided}
     made |= {"09_guidance_on_real_tasks": []} if guided else {}
     made |= {
-        "07_evaluation": ["returns.csv", *(f"evaluation/{m}.safetensors" for m in methods)],
+        "07_evaluation": ["returns.csv", *(f"evaluation/{m}.safetensors" for m in methods if rollouts)],
         "08_results": [results],
     }
     result = {}
@@ -310,7 +311,9 @@ def products(
         base, _, method = notebook.partition("-")
         suffix = f"-{method}" if method else ""
         drawn = [
-            figures / f"{base[:2]}_{name}{suffix}.png" for name in FIGURES[base] if guided or name != "guidance_curves"
+            figures / f"{base[:2]}_{name}{suffix}.png"
+            for name in FIGURES[base]
+            if (guided or name != "guidance_curves") and (rollouts or name not in OF_ROLLOUTS)
         ]
         result[notebook] = [folder / f"{notebook}.ipynb", *(folder / name for name in files), *drawn]
     return result

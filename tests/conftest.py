@@ -19,7 +19,8 @@ torch.set_num_threads(1)
 def data():
     """The smoke dataset of maze2d-umaze, made in the real environment."""
     task = tasks.get("maze2d-umaze")
-    return datasets.load(datasets.prepare(task, "smoke", settings.SMOKE.data, progress=False))
+    datasets.prepare(task, "smoke", settings.SMOKE.data, progress=False)
+    return datasets.load(task, "smoke")
 
 
 @pytest.fixture

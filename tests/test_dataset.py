@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from aepo import collect, datasets, environments, runs, settings, tasks
+from aepo import collect, datasets, environments, runs, settings, tasks, waypoint
 
 TASK = tasks.get("maze2d-umaze")
 
@@ -54,9 +55,9 @@ def test_the_walk_goes_on_across_segments(data):
 
 
 def test_collecting_again_gives_the_same_walk():
-    first, second = (collect.collect_maze2d(TASK.env_id, 300, seed=4, progress=False) for _ in range(2))
+    first, second = (collect.collect_maze2d(TASK, 300, seed=4, progress=False) for _ in range(2))
     assert all(np.array_equal(a.observations, b.observations) for a, b in zip(first, second, strict=True))
-    other = collect.collect_maze2d(TASK.env_id, 300, seed=5, progress=False)
+    other = collect.collect_maze2d(TASK, 300, seed=5, progress=False)
     assert not np.array_equal(first[0].observations[:20], other[0].observations[:20])
 
 
@@ -91,7 +92,7 @@ def test_controller_beats_random(data):
 
 def test_value_iteration_counts_cells():
     free = np.array([[1, 1, 1], [0, 0, 1], [1, 1, 1]], dtype=bool)
-    value = collect.value_iteration(free, (2, 0), discount=0.5)
+    value = waypoint.value_iteration(free, (2, 0), discount=0.5)
     assert value[2].tolist() == [1, 0.5, 0.25]
     assert value[0].tolist() == [2**-6, 2**-5, 2**-4]
     assert value[1, 0] == -np.inf
@@ -117,8 +118,8 @@ def test_a_broken_off_collection_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_missing_dataset_says_which_notebook_makes_it():
-    with pytest.raises(runs.StudyError, match=r"dataset aepo/maze2d/nowhere-v0 .*run notebook 03_dataset first"):
-        datasets.load("aepo/maze2d/nowhere-v0")
+    with pytest.raises(runs.StudyError, match=r"dataset aepo/maze2d/nowhere-v0 .*run `aepo data collect maze2d-umaze"):
+        datasets.load(replace(TASK, dataset_ids={"smoke": "aepo/maze2d/nowhere-v0"}), "smoke")
 
 
 def test_recorded_returns_are_windows_of_the_walk(data):

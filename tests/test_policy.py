@@ -1,12 +1,13 @@
 """Policies and rollouts: shapes, the box, what an episode depends on; the tracked example."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from aepo import Policy, evaluation, models, networks, results, runs, stages
+from aepo import Policy, environments, evaluation, models, networks, results, runs, stages, tasks
 from aepo.methods import METHODS
 from aepo.policy import Actor
 
@@ -23,13 +24,25 @@ def test_an_episode_depends_on_its_seed_and_number_alone(behavior):
     def rollout(seeds, episodes):
         rows = [(0, 3).index(s) for s in seeds]
         actor = Actor(models.take_seeds(behavior, rows, 2), None, None, 0.0, 3, 1)
-        environments = evaluation.make_environments("aepo/Maze2D-UMaze-v0", len(seeds) * episodes)
-        return evaluation.rollout(actor, environments, seeds, episodes, 25)
+        vector = environments.make_vector(tasks.get("maze2d-umaze"), len(seeds) * episodes)
+        return evaluation.rollout(actor, vector, seeds, episodes, 25)
 
     many, few = rollout((0, 3), 3), rollout((3,), 2)
     assert np.allclose(many.states[:, 1, :2], few.states[:, 0], atol=1e-4)
     assert not np.allclose(many.states[0, 0, 0], many.states[0, 0, 1])
     assert many.length.tolist() == [[25] * 3] * 2
+
+
+def test_episodes_in_rounds_are_those_played_at_once(behavior, tmp_path, monkeypatch):
+    task = replace(tasks.get("maze2d-umaze"), horizon=6)
+    actor = Actor(behavior, None, None, 0.0, 2, 1)
+    play = lambda: evaluation.play(actor, task, (0, 3), 5, "test", tmp_path, 3)  # noqa: E731
+    at_once = play()
+    monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", {"aepo/Maze2D": 4})
+    in_rounds = play()
+    for name in ("returns", "length", "success", "states"):
+        assert np.allclose(getattr(at_once, name), getattr(in_rounds, name), atol=1e-5), name
+    assert at_once.states.shape == (7, 2, 3, 4)
 
 
 def test_finished_episodes_earn_nothing_more(behavior):
@@ -98,11 +111,9 @@ def test_the_example_policy_acts(method):
 
 def test_the_example_is_small_and_better_than_cloning():
     assert sum(path.stat().st_size for path in EXAMPLE.iterdir()) < 1_000_000
-    environments = evaluation.make_environments("aepo/Maze2D-UMaze-v0", 8)
+    vector = environments.make_vector(tasks.get("maze2d-umaze"), 8)
     returns = {
-        method: evaluation.rollout(
-            Policy.load(EXAMPLE, method, device="cpu").actor, environments, [0], 8, 300
-        ).returns.mean()
+        method: evaluation.rollout(Policy.load(EXAMPLE, method, device="cpu").actor, vector, [0], 8, 300).returns.mean()
         for method in ("bc", "aepo")
     }
     assert returns["aepo"] > 2 * returns["bc"]

@@ -26,7 +26,8 @@ small = replace(
 )
 settings.PROFILES["smoke"] = small
 run = runs.open_run("maze2d-umaze", [0, 1], ["bc", "aepo"], "smoke", "cpu", sys.argv[1])
-data = datasets.load(datasets.prepare(run.task, "smoke", settings.SMOKE.data, progress=False))
+datasets.prepare(run.task, "smoke", settings.SMOKE.data, progress=False)
+data = datasets.load(run.task, "smoke")
 print("ready", flush=True)
 behavior = stages.train_behavior(run, data)
 critic = stages.train_critic(run, data)

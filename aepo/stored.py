@@ -1,0 +1,106 @@
+"""Where Minari's datasets lie, and how a new one is put there in one piece."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from minari.storage.datasets_root_dir import get_dataset_path
+
+from aepo import runs
+
+CLIP_MARK = "clip-actions"
+
+
+def root() -> Path:
+    """Minari's folder: ~/.minari/datasets, or MINARI_DATASETS_PATH."""
+    return Path(get_dataset_path())
+
+
+def complete(dataset_id: str) -> bool:
+    """Whether the dataset is on disk; what is there was moved there in one piece."""
+    return (root() / dataset_id / "data" / "metadata.json").exists()
+
+
+def lock(dataset_id: str) -> AbstractContextManager[int]:
+    """The lock of a dataset's making, of the datasets below Minari's folder."""
+    return runs.lock(root(), dataset_id.replace("/", "-"))
+
+
+def clips(folder: Path) -> bool:
+    """Whether it was asked that this dataset's actions be moved into the action box where they are outside."""
+    return (folder / CLIP_MARK).exists()
+
+
+def clip(dataset_id: str) -> None:
+    """Ask for that: a mark beside the data, which themselves stay as they are."""
+    mark = root() / dataset_id / CLIP_MARK
+    try:
+        mark.touch()
+    except OSError as error:
+        raise runs.StudyError(f"cannot write {mark} ({error.strerror})") from None
+
+
+@contextmanager
+def claim(dataset_id: str) -> Iterator[Path | None]:
+    """None where the dataset is complete already; else a staging folder that Minari writes into meanwhile.
+
+    What lies there when the block ends well is moved into place, otherwise it is removed. The dataset's lock is held: a
+    second process waits, then finds the dataset complete. StudyError where the disk does not do it.
+    """
+    folder = root()
+    try:
+        with lock(dataset_id):
+            if complete(dataset_id):
+                yield None
+                return
+            with _staging(folder, dataset_id) as staging:
+                yield staging
+                _place(staging, folder, dataset_id)
+    except OSError as error:
+        raise runs.StudyError(
+            f"cannot write the dataset {dataset_id} to {folder} ({error.strerror or error}): "
+            "free space or set MINARI_DATASETS_PATH to a writable folder"
+        ) from error
+
+
+@contextmanager
+def _staging(folder: Path, dataset_id: str) -> Iterator[Path]:
+    """A folder beside Minari's own, for which Minari takes it; a killed process's leftovers are removed first."""
+    staging = folder / f".staging-{dataset_id.replace('/', '-')}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(staging)
+    try:
+        yield staging
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _place(staging: Path, folder: Path, dataset_id: str) -> None:
+    target = folder / dataset_id
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(staging / dataset_id, target)
+
+
+def references(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The returns of score 0 and 100 that a dataset's metadata hold, or None."""
+    scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    return None if None in scores else (float(scores[0]), float(scores[1]))
+
+
+def requirements() -> list[str]:
+    """What the bytes of simulated data depend on, in pip's style."""
+    return [
+        f"{name}=={version}" for name, version in runs.versions().items() if name in ("mujoco", "gymnasium-robotics")
+    ]

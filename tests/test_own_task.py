@@ -1,0 +1,97 @@
+"""A user's own task: its YAML file, and what is said where it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from aepo import environments, runs, settings, tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "my-task.yaml"
+GOOD = "dataset: mine/pendulum-v0\nenv_id: Pendulum-v1\nhorizon: 200\n"
+
+
+def write(folder, text, name="mine.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_example_is_a_task(tmp_path):
+    task = tasks.get(str(EXAMPLE))
+    assert (task.name, task.source, task.horizon) == ("my-pendulum", tasks.MINARI, 200)
+    assert set(task.dataset_ids) == set(settings.PROFILES)
+    assert settings.for_task("smoke", task.settings).critic.discount == 0.95
+    env = environments.make(task)
+    assert env.unwrapped.g == 9.81
+    assert env.spec.max_episode_steps == 200
+    run = runs.open_run(str(EXAMPLE), [0], ["bc"], "smoke", "cpu", tmp_path / "runs")
+    assert run.folder == tmp_path / "runs" / "smoke" / "my-pendulum"
+    assert tasks.get(run.task.argument) == task
+
+
+def test_the_least_a_file_must_say(tmp_path):
+    task = tasks.get(write(tmp_path, GOOD))
+    assert (task.name, task.references, task.observation_keys, task.settings) == ("mine", None, (), {})
+
+
+def test_an_hdf5_file_is_found_beside_the_task(tmp_path):
+    (tmp_path / "data.hdf5").write_bytes(b"1")
+    path = write(tmp_path, GOOD.replace("mine/pendulum-v0", "data.hdf5"))
+    first = tasks.get(path)
+    assert (first.source, first.file) == (tasks.D4RL, str(tmp_path / "data.hdf5"))
+    (tmp_path / "data.hdf5").write_bytes(b"22")
+    assert tasks.get(path).dataset_ids != first.dataset_ids
+
+
+BAD = [
+    ("nonsense: [", "is not YAML"),
+    ("- 1\n- 2\n", "must hold keys and values: name, dataset"),
+    ("dataset: a-v0\nenv_id: X-v0\n", "missing key 'horizon'"),
+    (GOOD + "speed: 3\n", "unknown key 'speed'"),
+    (GOOD.replace("200", "fast"), "horizon must be a whole number, got 'fast'"),
+    (GOOD.replace("200", "0"), "horizon must be a number of steps >= 1, got 0"),
+    (GOOD.replace("200", "true"), "horizon must be a whole number, got True"),
+    (GOOD + "name: a b\n", "the name 'a b' must be letters, digits, - and _"),
+    (GOOD + "name: maze2d-umaze\n", "the name 'maze2d-umaze' is taken"),
+    (GOOD + "references: [3, 1]\n", "references must be two numbers, low before high"),
+    (GOOD + "references: [3]\n", "references must be two numbers, low before high"),
+    (GOOD + "observation_keys: [1]\n", "observation_keys must be a list of names"),
+    (GOOD + "settings: {critics: {discount: 1}}\n", "settings must be values by stage (data, behavior"),
+    (GOOD + "settings: {critic: {discont: 1}}\n", "unknown setting critic: discont"),
+    (
+        GOOD + "settings: {critic: {discount: high}}\n",
+        "setting critic: discount must be a number like 0.98, got 'high'",
+    ),
+    (GOOD.replace("mine/pendulum-v0", "not there"), "dataset must be a Minari id"),
+    (GOOD.replace("mine/pendulum-v0", "no.hdf5"), "there is no dataset file"),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
+def test_a_wrong_file_gets_one_sentence(tmp_path, text, sentence):
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError) as said:
+        tasks.get(path)
+    assert str(said.value).startswith(f"task file {path}: ")
+    assert sentence in str(said.value)
+    assert "\n" not in str(said.value)
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be read \(No such file"):
+        tasks.get(str(tmp_path / "no.yaml"))
+
+
+def test_wrong_environments_are_said(tmp_path):
+    for text, sentence in (
+        (GOOD.replace("Pendulum-v1", "Pendulum-v77"), "cannot be made"),
+        (GOOD + "env_kwargs: {wings: 2}\n", "cannot be made .*wings"),
+        (GOOD + "observation_keys: [here]\n", "plain observations: leave observation_keys empty"),
+        (GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3"), "dict observations .*name the parts in observation_keys"),
+        (GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3") + "observation_keys: [here]\n", "has no observation here"),
+        (GOOD.replace("Pendulum-v1", "CartPole-v1"), "only boxes of numbers can be acted in"),
+        (GOOD.replace("Pendulum-v1", "null"), "train-only"),
+    ):
+        with pytest.raises(runs.StudyError, match=sentence):
+            environments.make(tasks.get(write(tmp_path, text)))
