@@ -6,16 +6,27 @@ speed drifts drifts for both. On the CPU it is the process's own CPU time, on a 
 
 from __future__ import annotations
 
+import os
+import platform
+import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+import gymnasium as gym
+import minari
+import numpy as np
+import pandas as pd
 import torch
+from minari.data_collector.episode_buffer import EpisodeBuffer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import settings, stages
+from aepo import datasets, runs, settings, stages, tasks
 from aepo.datasets import Dataset
 from aepo.models import Behavior, Critic
 from aepo.networks import EnergyNet, generator
@@ -225,10 +236,12 @@ def bench_stage(
         yield row("ratio_vmap", ms / vmap[0])
 
 
-def bench_act(networks: str, states: int, device: str, rounds: int, solver_steps: int = 15) -> Iterator[Row]:
+def bench_act(
+    networks: str, states: int, device: str, rounds: int, solver_steps: int = 15, dims: tuple[int, int] = HOPPER
+) -> Iterator[Row]:
     """One policy call for `states` states of one seed, guided and not."""
     profile = settings.with_networks(settings.QUICK, networks)
-    n, d = HOPPER
+    n, d = dims
     data = synthetic(n, d, device=device)
     behavior, _ = networks_of(data, [0], profile)
     energy = EnergyNet(1, n, d, profile.energy.width, profile.energy.depth, stages.VP).to(device).requires_grad_(False)
@@ -238,3 +251,78 @@ def bench_act(networks: str, states: int, device: str, rounds: int, solver_steps
     both = [lambda: guided.act(state, noise), lambda: unguided.act(state, noise)]
     for case, ms in zip(("act-guided", "act-unguided"), medians(both, device, rounds), strict=True):
         yield Row(case, device, networks, 1, states, "ms", ms)
+
+
+def peak_memory(device: str) -> float:
+    """Greatest memory so far in MB: resident size of this process, or allocated on the GPU."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return torch.cuda.max_memory_allocated() / 1e6
+
+
+def bench_load(rows: int = 1_000_000, episode: int = 1_000) -> Iterator[Row]:
+    """First and later load of a recorded dataset of Hopper's dimensions, wall time, made for it in a temporary folder."""
+    n, d = HOPPER
+    with tempfile.TemporaryDirectory() as folder, _environment("MINARI_DATASETS_PATH", folder):
+        task = replace(tasks.get("mujoco-hopper-medium-v0"), dataset_ids={"quick": "aepo/bench/hopper-v0"})
+        rng = np.random.default_rng(0)
+        minari.create_dataset_from_buffers(
+            "aepo/bench/hopper-v0",
+            buffer=[
+                EpisodeBuffer(
+                    id=i,
+                    observations=rng.standard_normal((episode + 1, n), dtype=np.float32),
+                    actions=rng.uniform(-1, 1, (episode, d)).astype(np.float32),
+                    rewards=rng.standard_normal(episode),
+                    terminations=np.zeros(episode, dtype=bool),
+                    truncations=np.arange(episode) == episode - 1,
+                )
+                for i in range(rows // episode)
+            ],
+            env=gym.spec(task.env_id),
+            algorithm_name="random numbers",
+            author="AEPO study contributors",
+            description="random numbers, to time loading",
+            requirements=[],
+        )
+        for case in ("load-first", "load"):
+            start = time.perf_counter()
+            datasets.load(task, "quick")
+            yield Row(case, "cpu", "", 0, rows, "ms", 1e3 * (time.perf_counter() - start))
+            datasets.load.cache_clear()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the figures were measured on: processor or GPU, threads, versions."""
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    versions = ", ".join(f"{package} {version}" for package, version in runs.versions().items())
+    return {"device": f"{device}: {name}", "threads": str(torch.get_num_threads()), "versions": versions}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write(rows: Sequence[Row], path: Path, header: Mapping[str, str]) -> None:
+    """bench.csv, atomically: the machine as comment lines, then one row a figure."""
+    frame = pd.DataFrame([asdict(row) for row in rows])
+    with runs.atomic_path(path) as temporary:
+        comments = "".join(f"# {key}: {value}\n" for key, value in header.items())
+        temporary.write_text(comments + frame.to_csv(index=False))
