@@ -13,7 +13,7 @@ else
 SETUP_MB := 4000
 endif
 
-.PHONY: help setup reproduce theory test lab results figures notebooks example
+.PHONY: help setup reproduce theory test lab bench results figures notebooks example
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ test: setup ## unit and stage tests, every notebook at the smoke profile against
 
 lab: setup ## JupyterLab on the notebooks, at 127.0.0.1 with its token
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/03_dataset.ipynb $(LAB)
+
+bench: setup ## time every stage, sampling and loading on this machine: runs/bench.csv
+	@$(BIN)/aepo bench --device "$(DEVICE)" --output "$(RUNS)/bench.csv" $(BENCH)
 
 results: setup ## print the table of results of finished runs
 	@$(BIN)/aepo results --runs-dir "$(RUNS)"

@@ -10,9 +10,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from aepo.environments import make_vector
 from aepo.networks import generator
 from aepo.policy import Actor
 from aepo.progress import Progress
+from aepo.tasks import Task
+
+MOST_ENVIRONMENTS = {"FrankaKitchen": 24}  # 68 MB each
 
 
 @dataclass(frozen=True)
@@ -37,27 +41,25 @@ def rollout(
     name: str = "evaluate",
     progress_folder: Path | None = None,
     kept: int | None = None,
+    first: int = 0,
 ) -> Rollouts:
     """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
 
-    `kept`: number of episodes a row whose states are kept (None: all). Start and noise of an episode follow from
-    (seed, episode) alone, the same for every method.
+    `kept`: number of episodes a row whose states are kept (None: all). `first`: number of the first episode.
+    Start and noise of an episode follow from (seed, episode) alone, the same for every method.
     """
-    shape = (len(seeds), episodes)
+    shape, numbers = (len(seeds), episodes), range(first, first + episodes)
     device = actor.behavior.low.device
     d = environments.single_action_space.shape[0]
     noise = torch.stack(
         [
             torch.stack(
-                [
-                    torch.randn(horizon, actor.candidates, d, generator=generator(seed, "episode", e))
-                    for e in range(episodes)
-                ]
+                [torch.randn(horizon, actor.candidates, d, generator=generator(seed, "episode", e)) for e in numbers]
             )
             for seed in seeds
         ]
     ).to(device)
-    starts = [int(generator(seed, "start", e).initial_seed() % 2**31) for seed in seeds for e in range(episodes)]
+    starts = [int(generator(seed, "start", e).initial_seed() % 2**31) for seed in seeds for e in numbers]
     observation, _ = environments.reset(seed=starts)
     returns, length, success = np.zeros(shape), np.zeros(shape, dtype=int), np.full(shape, np.nan)
     running = np.ones(shape, dtype=bool)
@@ -80,6 +82,29 @@ def rollout(
             if not running.any():
                 break
     return Rollouts(returns, length, success, states)
+
+
+def play(
+    actor: Actor, task: Task, seeds: Sequence[int], episodes: int, name: str, progress_folder: Path, kept: int
+) -> Rollouts:
+    """`rollout` in the task's environment, in rounds where so many copies of it at once would fill the memory."""
+    most = next((count for kind, count in MOST_ENVIRONMENTS.items() if task.env_id.startswith(kind)), None)
+    together = episodes if most is None else min(episodes, max(1, most // len(seeds)))
+    rounds, environments = [], None
+    for first in range(0, episodes, together):
+        count = min(together, episodes - first)
+        if environments is None or count < together:
+            if environments is not None:
+                environments.close()
+            environments = make_vector(task, len(seeds) * count)
+        label = name if together == episodes else f"{name}, episodes {first + 1} to {first + count} of {episodes}"
+        keep = max(0, kept - first)
+        rounds.append(rollout(actor, environments, seeds, count, task.horizon, label, progress_folder, keep, first))
+    environments.close()
+    joined = {
+        field: np.concatenate([getattr(r, field) for r in rounds], 1) for field in ("returns", "length", "success")
+    }
+    return Rollouts(**joined, states=np.concatenate([r.states for r in rounds], 2))
 
 
 def nested_bootstrap(returns: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ of its own separate run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,7 @@ from aepo.networks import EnergyNet, NoiseNet, TwinQ, ValueNet
 from aepo.schedule import VPSchedule
 
 Info = dict[str, Tensor]
+LINEAR_BEYOND = 6.0
 
 
 def diffuse(action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule) -> Tensor:
@@ -166,6 +168,24 @@ def energy_loss(
     error = (energy_net(state, noisy_action, t) - target) / energy_net.scale
     loss = error.square().mean(-1)
     return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+
+
+def bregman_loss(
+    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
+) -> tuple[Tensor, Info]:
+    """exp(E - s) - exp(T - s) (E - s), s the log of the batch's mean exp(T): its minimiser is E = log E[exp(T) | a_t].
+
+    The Bregman divergence of y log y. Squared error fits the mean of T, which lies below where T is the logarithm of
+    an unbiased estimate; and the weight exp(E) puts the accuracy where guided samples go. Beyond E - s = 6 the
+    exponential goes on as its tangent. T is finite; target `(S, B)`.
+    """
+    shift = torch.logsumexp(target, -1, keepdim=True) - math.log(target.shape[-1])
+    energy, weight = energy_net(state, noisy_action, t) - shift, torch.exp(target - shift)
+    low = energy.clamp(max=LINEAR_BEYOND)
+    loss = (torch.exp(low) * (1 + energy - low) - weight * energy).mean(-1)
+    floor = (weight - weight * (target - shift)).mean(-1)
+    info = {"loss": (loss - floor).detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+    return loss, info
 
 
 def contrastive_loss(

@@ -13,8 +13,7 @@ import torch
 from aepo import models, runs, stages
 from aepo import settings as settings_table
 from aepo.datasets import Dataset, recorded_returns
-from aepo.environments import make_vector
-from aepo.evaluation import Rollouts, nested_bootstrap, rollout
+from aepo.evaluation import Rollouts, nested_bootstrap, play
 from aepo.methods import DATASET, LABELS, METHODS
 from aepo.policy import load_networks, make_actor
 from aepo.runs import Run
@@ -103,18 +102,8 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
                 settings.solver_steps,
                 settings.candidates,
             )
-            environments = make_vector(run.task, len(run.seeds) * settings.episodes)
-            rollouts = rollout(
-                actor,
-                environments,
-                run.seeds,
-                settings.episodes,
-                run.task.horizon,
-                f"evaluate {method}",
-                run.folder / "progress",
-                KEPT_EPISODES,
-            )
-            environments.close()
+            name, folder = f"evaluate {method}", run.folder / "progress"
+            rollouts = play(actor, run.task, run.seeds, settings.episodes, name, folder, KEPT_EPISODES)
             rollouts = _keep(path, rollouts, content, digest)
             entry_seconds = {"seconds": round(time.time() - started, 1), "device": run.device, "settings_hash": digest}
             runs.update_manifest(run.folder, "evaluation", method, content | entry_seconds)
@@ -161,18 +150,8 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
                 settings.solver_steps,
                 1,
             )
-            environments = make_vector(run.task, len(cells) * settings.curve_episodes)
-            rollouts = rollout(
-                actor,
-                environments,
-                [seed] * len(cells),
-                settings.curve_episodes,
-                run.task.horizon,
-                f"curve {method}",
-                run.folder / "progress",
-                KEPT_EPISODES,
-            )
-            environments.close()
+            seeds, name, folder = [seed] * len(cells), f"curve {method}", run.folder / "progress"
+            rollouts = play(actor, run.task, seeds, settings.curve_episodes, name, folder, KEPT_EPISODES)
             rollouts = _keep(path, rollouts, content, digest)
     frames = [
         _rows(rollouts, k, method, "curve", settings.curve_betas[i], scale, seed) for k, (i, scale) in enumerate(cells)
@@ -219,9 +198,9 @@ def _scored(frame: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
 
 
 def _recorded_success(run: Run, data: Dataset, recorded: np.ndarray) -> pd.Series:
-    """Whether recorded episodes reached the goal, where the reward says so: 1 at the goal and 0 elsewhere."""
-    sparse = bool(data.reward.unique().tolist() == [0.0, 1.0]) and run.task.recorded_return == "sum"
-    return _success(recorded > 0 if sparse and run.task.env_id else np.full(len(recorded), np.nan))
+    """Whether recorded episodes reached the goal, where the reward says so: in a maze, 1 at the goal and 0 elsewhere."""
+    sparse = "Maze" in (run.task.env_id or "") and set(data.reward.unique().tolist()) <= {0.0, 1.0}
+    return _success(recorded > 0 if sparse else np.full(len(recorded), np.nan))
 
 
 def write_returns(run: Run, data: Dataset) -> pd.DataFrame:

@@ -6,7 +6,7 @@ cost little more than one. Q is standardised over each problem's density, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,7 +19,11 @@ from aepo.networks import EnergyNet, NoiseNet, generator, initialize
 from aepo.schedule import T_MIN
 from aepo.training import Draws, Learner, fit, stack_draws
 
-LEARNED = ("exact", "aepo", "aepo-2", "aepo-cubature", "aepo-support", "contrastive", "point", "mean-q")
+LEARNED = (
+    "exact", "aepo", "aepo-2", "aepo-cubature", "aepo-support", "support-mse", "exp-q", "contrastive", "point", "mean-q",
+)  # fmt: skip
+SUPPORTED = ("aepo-support", "support-mse", "contrastive")
+BREGMAN = ("aepo-support", "exp-q")
 UNGUIDED = "unguided"
 
 
@@ -34,7 +38,7 @@ class ToySettings:
     width: int = 64
     depth: int = 3
     harmonics: int = 3
-    behavior_steps: int = 3_000
+    behavior_steps: int = 6_000
     energy_steps: int = 1_500
     batch: int = 256
     support: int = 64
@@ -111,7 +115,7 @@ def make_rows(problems: Sequence[str], betas: Sequence[float], seeds: Sequence[i
     )  # fmt: skip
 
 
-def _gather(data: Tensor, index: Tensor) -> Tensor:
+def gather(data: Tensor, index: Tensor) -> Tensor:
     """data `(R, N, 2)`, index `(R, ...)` -> `(R, ..., 2)`."""
     rows = data.shape[0]
     return data.gather(1, index.reshape(rows, -1, 1).expand(-1, -1, 2)).view(*index.shape, 2)
@@ -159,7 +163,7 @@ def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     averaged, trained = list(average.parameters()), list(net.parameters())
 
     def loss(draws: Draws):
-        action = _gather(rows.data, draws["index"])
+        action = gather(rows.data, draws["index"])
         return losses.behavior_loss(net, _no_state(action), action, draws["noise"], draws["t"], VP)
 
     def after_step() -> None:
@@ -207,9 +211,9 @@ def target(
     support: Tensor | None = None,
 ) -> Tensor:
     """Regression target of a method, clamped to the range of beta Q over the data: action, noisy `(R, B, 2)` -> `(R, B)`."""
-    if method == "mean-q":
+    if method in ("mean-q", "exp-q"):
         return rows.scaled_q(action)
-    if method == "aepo-support":
+    if method in ("aepo-support", "support-mse"):
         candidates = torch.cat([action.unsqueeze(-2), support], -2)
         return guidance.support_energy(rows.scaled_q(candidates), candidates, noisy, t, VP, 1.0, check=False)
     mean = posterior.mean(noisy, behavior.noise(noisy, t), t, VP, -1.5, 1.5, check=False)
@@ -230,7 +234,7 @@ def exact_pool(rows: Rows, settings: ToySettings) -> tuple[Tensor, Tensor, Tenso
     """Noisy actions `(R, P, 2)`, times and exact energies `(R, P)` of mixtures, to regress on the truth itself."""
     generators = [generator(seed, "toy-pool") for seed in rows.seed]
     draws = {key: value[0] for key, value in _draw(generators, 1, settings.pool, rows.data.shape[1]).items()}
-    noisy = losses.diffuse(_gather(rows.data, draws["index"]), draws["noise"], draws["t"], VP)
+    noisy = losses.diffuse(gather(rows.data, draws["index"]), draws["noise"], draws["t"], VP)
     return noisy, draws["t"], exact_energy(rows, noisy, draws["t"])
 
 
@@ -261,25 +265,26 @@ def train_energy(method: str, rows: Rows, behavior: ToyBehavior, settings: ToySe
     initialize(net, rows.seed, "toy-energy")
     size = rows.data.shape[1]
     pool = exact_pool(rows, settings) if method == "exact" else None
-    support = settings.support if method in ("aepo-support", "contrastive") else 0
+    support = settings.support if method in SUPPORTED else 0
+    energy_loss = losses.bregman_loss if method in BREGMAN else losses.energy_loss
 
     def pairs(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         if pool is not None:
             noisy, t, energy = pool
             index = draws["index"] % settings.pool
-            return _gather(noisy, index), t.gather(1, index), energy.gather(1, index)
-        action = _gather(rows.data, draws["index"])
+            return gather(noisy, index), t.gather(1, index), energy.gather(1, index)
+        action = gather(rows.data, draws["index"])
         noisy = losses.diffuse(action, draws["noise"], draws["t"], VP)
-        others = _gather(rows.data, draws["support"]) if "support" in draws else None
+        others = gather(rows.data, draws["support"]) if "support" in draws else None
         with torch.no_grad():
             return noisy, draws["t"], target(method, rows, behavior, action, noisy, draws["t"], others)
 
     def regression(draws: Draws):
         noisy, t, energy = pairs(draws)
-        return losses.energy_loss(net, _no_state(noisy), noisy, t, energy)
+        return energy_loss(net, _no_state(noisy), noisy, t, energy)
 
     def contrastive(draws: Draws):
-        action = _gather(rows.data, draws["support"])
+        action = gather(rows.data, draws["support"])
         return losses.contrastive_loss(
             net, _no_state(action[:, :, 0]), action, draws["noises"], draws["t"], rows.scaled_q(action), VP
         )
@@ -316,84 +321,3 @@ def sample(rows: Rows, behavior: ToyBehavior, energy: EnergyNet | None, count: i
         low=-2.0,
         high=2.0,
     )
-
-
-def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> tuple[Tensor, float]:
-    """Exact samples of the tilted density of every row `(R, count, 2)`, and the least effective sample size behind them.
-
-    Rows of one problem and beta share their samples; `repeat` chooses an independent set.
-    """
-    made: dict[tuple[str, float], tuple[Tensor, float]] = {}
-    keys = list(zip(rows.problem, rows.beta.flatten().tolist(), strict=True))
-    for r, (problem, beta) in enumerate(keys):
-        if (problem, beta) not in made:
-            made[problem, beta] = exact.tilted_samples(
-                lambda number, g, problem=problem: draw_density(problem, number, g),
-                lambda action, r=r: (raw_q(action) - rows.loc[r]) / rows.scale[r],
-                beta,
-                count,
-                generator(repeat, "toy-truth", problem, beta),
-                proposals,
-            )
-    return torch.stack([made[key][0] for key in keys]), min(size for _, size in made.values())
-
-
-def guidance_error(
-    rows: Rows,
-    behavior: ToyBehavior,
-    gradients: dict[str, Callable[[Tensor, Tensor], Tensor]],
-    times: Sequence[float],
-    count: int,
-) -> pd.DataFrame:
-    """Relative error |g - g*| / |g*| (root mean squares over noised data) of each method's guidance over t."""
-    frames = []
-    generators = [generator(seed, "toy-error") for seed in rows.seed]
-    index = torch.stack([torch.randint(rows.data.shape[1], (count,), generator=g) for g in generators])
-    noise = torch.stack([torch.randn(count, 2, generator=g) for g in generators])
-    for moment in times:
-        t = torch.tensor(moment)
-        noisy = VP.alpha(t) * _gather(rows.data, index) + VP.sigma(t) * noise
-        reference = noisy.clone().requires_grad_(True)
-        true = torch.autograd.grad(exact_energy(rows, reference, t).sum(), reference)[0]
-        size = true.square().sum(-1).mean(-1).sqrt()
-        for method, gradient in gradients.items():
-            error = (gradient(noisy, t) - true).square().sum(-1).mean(-1).sqrt() / size
-            frames.append(rows.frame().assign(method=method, t=moment, error=error.detach().numpy()))
-    return pd.concat(frames, ignore_index=True)
-
-
-def distances(rows: Rows, samples: dict[str, Tensor], truths: tuple[Tensor, Tensor]) -> pd.DataFrame:
-    """Energy distance and sliced Wasserstein distance of every method's samples to exact ones, a row each.
-
-    `truths`: two independent sets of exact samples; the distance between them is the method "noise floor".
-    """
-    first, second = truths
-    frames = []
-    for method, drawn in {**samples, "noise floor": second}.items():
-        columns = {
-            "energy_distance": [exact.energy_distance(x, y) for x, y in zip(drawn, first, strict=True)],
-            "sliced_wasserstein": [
-                exact.sliced_wasserstein(x, y, generator(0, "projections")) for x, y in zip(drawn, first, strict=True)
-            ],
-        }
-        frames.append(rows.frame().assign(method=method, **columns))
-    return pd.concat(frames, ignore_index=True)
-
-
-def solver_error(
-    problem: str, grids: Sequence[str], steps: Sequence[int], count: int, seeds: Sequence[int]
-) -> pd.DataFrame:
-    """Energy distance of unguided samples with the exact score to exact samples, over solver steps and time grids."""
-    mixture, frames = exact.toy_mixture(problem), []
-    for seed in seeds:
-        noise = torch.randn(count, 2, generator=generator(seed, "toy-solver"), dtype=torch.float64)
-        reference = mixture.sample(count, generator(seed, "toy-solver-truth"))
-        floor = exact.energy_distance(mixture.sample(count, generator(seed, "toy-solver-floor")), reference)
-        for grid in grids:
-            for number in steps:
-                drawn = sampler.sample(lambda a, t: mixture.noise(a, t, VP), noise, VP, number, grid=grid)
-                distance = exact.energy_distance(drawn, reference)
-                frames.append(
-                    {"seed": seed, "grid": grid, "steps": number, "energy_distance": distance, "floor": floor}
-                )
-    return pd.DataFrame(frames)

@@ -61,6 +61,120 @@ def learning_rate(base: float, step: int, steps: int) -> float:
     return base * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def adam(learner: Learner, base_rate: float) -> torch.optim.Adam:
+    """The optimizer of every stage: fused; on a GPU its rate is a tensor, so that a captured step can change it."""
+    device = learner.trained[0].device
+    if device.type == "cuda":
+        rate = torch.tensor(base_rate, device=device)
+        return torch.optim.Adam(learner.trained, lr=rate, fused=True, capturable=True)
+    return torch.optim.Adam(learner.trained, lr=base_rate, fused=True)
+
+
+def step(learner: Learner, optimizer: torch.optim.Adam, draws: Draws) -> dict[str, Tensor]:
+    """One optimizer step from the draws of one step; returns the info of its loss. Never waits for the device."""
+    loss, info = learner.loss(draws)
+    optimizer.zero_grad(set_to_none=True)
+    loss.sum().backward()
+    optimizer.step()
+    learner.after_step()
+    return info
+
+
+class EagerSteps:
+    """Runs the steps of a chunk one by one."""
+
+    def __init__(self, learner: Learner, optimizer: torch.optim.Adam):
+        self.learner, self.optimizer = learner, optimizer
+
+    def run(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
+        """Steps with the draws `(step, ...)` and a learning rate each; returns the sums of their info `(S,)`."""
+        total: dict[str, Tensor] = {}
+        for i, rate in enumerate(rates):
+            for group in self.optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+            info = step(self.learner, self.optimizer, _some(draws, i))
+            total = {key: total[key] + value if total else value for key, value in info.items()}
+        return total
+
+
+class CapturedSteps:
+    """The step captured once as a CUDA graph and replayed; draws and rates are copied into its inputs.
+
+    The draws come from outside, since captured random numbers would repeat. The first steps are run eagerly: they warm
+    the kernels up and are steps of the training like any other. Where capture fails it goes on eagerly and says so.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, learner: Learner, optimizer: torch.optim.Adam):
+        self.eager = EagerSteps(learner, optimizer)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.failed = False
+
+    def run(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
+        """As `EagerSteps.run`."""
+        if self.failed:
+            return self.eager.run(draws, rates)
+        warm: dict[str, Tensor] = {}
+        if self.graph is None:
+            warm = self._warm_up(_some(draws, slice(self.WARM_UP)), rates[: self.WARM_UP])
+            draws, rates = _some(draws, slice(self.WARM_UP, None)), rates[self.WARM_UP :]
+            if not rates:
+                return warm
+            self._capture(_some(draws, 0), warm)
+            if self.failed:
+                rest = self.eager.run(draws, rates)
+                return {key: value + warm[key] for key, value in rest.items()}
+        for value in self.total.values():
+            value.zero_()
+        steps = torch.tensor(rates, dtype=torch.float32).to(self.rate.device)
+        for i in range(len(rates)):
+            for key, value in self.inputs.items():
+                value.copy_(draws[key][i])
+            self.rate.copy_(steps[i])
+            self.graph.replay()
+        return {key: value + warm.get(key, 0) for key, value in self.total.items()}
+
+    def _warm_up(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            total = self.eager.run(draws, rates)
+        torch.cuda.current_stream().wait_stream(stream)
+        return total
+
+    def _capture(self, draws: Draws, info: dict[str, Tensor]) -> None:
+        learner, optimizer = self.eager.learner, self.eager.optimizer
+        self.rate = optimizer.param_groups[0]["lr"]
+        self.inputs = {key: value.clone() for key, value in draws.items()}
+        self.total = {key: torch.zeros_like(value) for key, value in info.items()}
+        optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                for key, value in step(learner, optimizer, self.inputs).items():
+                    self.total[key].add_(value)
+        except RuntimeError as error:
+            self.failed = True
+            print(f"{learner.name}: its step could not be captured as a CUDA graph ({error}): it runs step by step")
+            return
+        self.graph = graph
+
+
+def _some(draws: Draws, which: int | slice) -> Draws:
+    """One step, or a slice of the steps, of a chunk's draws."""
+    return {key: value[which] for key, value in draws.items()}
+
+
+def steps_of(learner: Learner, optimizer: torch.optim.Adam) -> EagerSteps | CapturedSteps:
+    """Captured steps on a GPU, eager ones elsewhere."""
+    captured = learner.trained[0].device.type == "cuda"
+    return CapturedSteps(learner, optimizer) if captured else EagerSteps(learner, optimizer)
+
+
 def fit(
     learner: Learner,
     steps: int,
@@ -77,7 +191,8 @@ def fit(
     """
     keep_freed_memory()
     device = learner.trained[0].device
-    optimizer = torch.optim.Adam(learner.trained, lr=base_rate, fused=True)
+    optimizer = adam(learner, base_rate)
+    chunk_steps = steps_of(learner, optimizer)
     store = Checkpoints(checkpoints, learner, optimizer, meta or {}) if checkpoints else None
     first, log = store.restore() if store else (0, [])
     chunks = math.ceil(steps / chunk)
@@ -87,18 +202,10 @@ def fit(
             count = min(chunk, steps - index * chunk)
             generators = [generator(seed, learner.name, index, device=device) for seed in learner.seeds]
             draws = learner.draw(generators, count)
-            total: dict[str, Tensor] = {}
-            for i in range(count):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(base_rate, index * chunk + i, steps)
-                loss, info = learner.loss({key: value[i] for key, value in draws.items()})
-                optimizer.zero_grad(set_to_none=True)
-                loss.sum().backward()
-                optimizer.step()
-                learner.after_step()
-                total = {key: total[key] + value if total else value for key, value in info.items()}
+            rates = [learning_rate(base_rate, index * chunk + i, steps) for i in range(count)]
+            total = chunk_steps.run(draws, rates)
             row = {key: value / count for key, value in total.items()}
-            row |= learner.diagnose({key: value[-1] for key, value in draws.items()})
+            row |= learner.diagnose(_some(draws, -1))
             columns = list(row)
             row = torch.stack(list(row.values()), -1).double().cpu()
             if not torch.isfinite(row).all():
@@ -156,8 +263,10 @@ class Checkpoints:
             for i, parameter in enumerate(self.learner.trained):
                 prefix = f"adam.{i}."
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                on_device = self.optimizer.defaults["capturable"]
                 self.optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter) for key, value in state.items()
+                    key: value if key == "step" and not on_device else value.to(parameter)
+                    for key, value in state.items()
                 }
             self.columns = meta["columns"]
             return meta["chunks"], list(tensors["log"])

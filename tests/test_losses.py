@@ -1,5 +1,7 @@
 """Each loss against a plain loop over seeds and samples that is written from its formula."""
 
+import math
+
 import pytest
 import torch
 from scipy.optimize import brentq
@@ -169,3 +171,22 @@ def test_energy_gradient_is_that_of_the_energy_and_gated(batch):
     assert torch.allclose(own[..., 0], finite, atol=1e-7)
     at_noise = net.gradient(batch["state"], batch["action"], torch.ones((), dtype=torch.float64))
     assert at_noise.abs().max() < 0.01
+
+
+def test_bregman_loss_is_least_at_the_log_of_the_mean_exponential(batch):
+    """A network that is constant in a_t, two targets of unequal exp: optimum log((e^0 + 3 e^4) / 4), where MSE says 3."""
+    net = made(EnergyNet, N, D, 16, 2, VP)
+    target = torch.tensor([0.0, 4.0, 4.0, 4.0], dtype=torch.float64).expand(S, 4)
+    state, noisy, t = (batch[k][:, :4] for k in ("state", "action", "t"))
+
+    def slope(value):
+        energy = torch.full((S, 4), value, dtype=torch.float64, requires_grad=True)
+        loss, _ = losses.bregman_loss(lambda *_: energy, state, noisy, t, target)
+        return torch.autograd.grad(loss.sum(), energy)[0].sum(1)
+
+    optimum = torch.logsumexp(target[0], -1).item() - math.log(4)
+    assert brentq(lambda e: slope(e)[0].item(), -5, 10, xtol=1e-12) == pytest.approx(optimum, abs=1e-9)
+    assert (slope(optimum + 50) > 0).all()
+    assert torch.isfinite(slope(optimum + 1e6)).all()
+    far = losses.bregman_loss(net, state, noisy, t, 1e6 * target)[0]
+    assert torch.isfinite(far).all()

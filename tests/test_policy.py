@@ -1,5 +1,6 @@
 """Policies and rollouts: shapes, the box, what an episode depends on; the tracked example."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,18 @@ def test_an_episode_depends_on_its_seed_and_number_alone(behavior):
     assert np.allclose(many.states[:, 1, :2], few.states[:, 0], atol=1e-4)
     assert not np.allclose(many.states[0, 0, 0], many.states[0, 0, 1])
     assert many.length.tolist() == [[25] * 3] * 2
+
+
+def test_episodes_in_rounds_are_those_played_at_once(behavior, tmp_path, monkeypatch):
+    task = replace(tasks.get("maze2d-umaze"), horizon=6)
+    actor = Actor(behavior, None, None, 0.0, 2, 1)
+    play = lambda: evaluation.play(actor, task, (0, 3), 5, "test", tmp_path, 3)  # noqa: E731
+    at_once = play()
+    monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", {"aepo/Maze2D": 4})
+    in_rounds = play()
+    for name in ("returns", "length", "success", "states"):
+        assert np.allclose(getattr(at_once, name), getattr(in_rounds, name), atol=1e-5), name
+    assert at_once.states.shape == (7, 2, 3, 4)
 
 
 def test_finished_episodes_earn_nothing_more(behavior):

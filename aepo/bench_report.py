@@ -1,0 +1,67 @@
+"""The whole benchmark: every case in turn, printed as it comes and written as one CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from aepo import bench, runs, settings
+from aepo.runs import StudyError
+from aepo.training import keep_freed_memory
+
+
+def run(
+    networks: Sequence[str],
+    seeds: Sequence[int],
+    batches: Sequence[int],
+    states: Sequence[int],
+    load: int,
+    device: str,
+    threads: int,
+    rounds: int,
+    output: Path,
+) -> list[bench.Row]:
+    """Measure, print and write all cases; StudyError for networks or a device that do not exist."""
+    device = runs.choose_device(device)
+    for name in networks:
+        try:
+            settings.with_networks(settings.QUICK, name)
+        except ValueError as error:
+            raise StudyError(str(error)) from None
+    if threads < 1 or rounds < 1 or load < 0:
+        raise StudyError("threads and rounds must be at least 1, and load at least 0")
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    header = bench.machine(device)
+    for key, value in header.items():
+        print(f"# {key}: {value}")
+    rows: list[bench.Row] = []
+    for case in _cases(networks, seeds, batches, states, load, device, rounds):
+        line = {}
+        for row in case:
+            rows.append(row)
+            line[row.metric if row.metric != "ms" or row.case not in line else row.case] = row.value
+            last = row
+        values = "  ".join(f"{name} {value:.3g}" for name, value in line.items())
+        print(f"{last.case:22} {last.networks:8} seeds {last.seeds:2}  batch {last.batch:7}  {values}", flush=True)
+        bench.write(rows, output, header)
+    rows.append(bench.Row("all", device, ",".join(networks), 0, 0, "mb", bench.peak_memory(device)))
+    bench.write(rows, output, header)
+    print(f"peak memory {rows[-1].value:.0f} MB; written to {output}")
+    return rows
+
+
+def _cases(networks, seeds, batches, states, load, device, rounds):
+    for name in networks:
+        for stage in bench.STAGES:
+            for batch in batches:
+                for count in seeds:
+                    yield bench.bench_stage(stage, name, count, batch, device, rounds)
+        for count in states:
+            for row in bench.bench_act(name, count, device, rounds):
+                yield [row]
+    if load:
+        for row in bench.bench_load(load):
+            yield [row]

@@ -1,0 +1,169 @@
+"""What makes the study fast: captured, compared and counted; never a time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from aepo import bench, settings, training
+from aepo.policy import Actor
+
+SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
+
+
+@pytest.fixture(scope="module")
+def tiny_profile():
+    profile = settings.SMOKE
+    small = {"width": 16, "batch": 8}
+    return replace(
+        profile,
+        behavior=replace(profile.behavior, **small, variance_times=5),
+        critic=replace(profile.critic, **small),
+        energy=replace(profile.energy, **small, target_batches=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    return bench.synthetic(4, 2, rows=200)
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails where an operation would make the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in SYNCHRONISING, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", bench.STAGES)
+def test_no_step_waits_for_the_device(stage, data, tiny_profile):
+    learner = bench.learner_of(stage, data, [0, 1], tiny_profile, 8)
+    optimizer = training.adam(learner, 1e-3)
+    draws = {key: value[0] for key, value in bench._chunk(learner, 1).items()}
+    training.step(learner, optimizer, draws)
+    with NoSynchronisation():
+        learner.loss(draws)[0].sum().backward()
+        learner.after_step()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoSynchronisation():
+        draws["index"].sum().item()
+
+
+class RecordedGraph:
+    """Stands in for a CUDA graph: `replay` does what was captured again, on the same input tensors."""
+
+    captured: list = []  # noqa: RUF012
+
+    def replay(self):
+        learner, optimizer, inputs, total = self.captured[-1]
+        for key, value in training.step(learner, optimizer, inputs).items():
+            total[key].add_(value)
+
+
+@pytest.mark.parametrize("stage", bench.STAGES)
+def test_captured_steps_make_the_steps_of_eager_ones(stage, data, tiny_profile, monkeypatch):
+    """The chunk logic of capture (warm-up, input copies, rates, sums) with a stand-in for the graph itself."""
+    learners = [bench.learner_of(stage, data, [0, 1], tiny_profile, 8) for _ in range(2)]
+    eager, captured = (training.adam(learner, torch.tensor(1e-3)) for learner in learners)
+
+    def capture(self, draws, info):
+        self.rate = self.eager.optimizer.param_groups[0]["lr"]
+        self.inputs = {key: value.clone() for key, value in draws.items()}
+        self.total = {key: torch.zeros_like(value) for key, value in info.items()}
+        self.graph = RecordedGraph()
+        self.graph.captured.append((self.eager.learner, self.eager.optimizer, self.inputs, self.total))
+
+    monkeypatch.setattr(training.CapturedSteps, "_capture", capture)
+    monkeypatch.setattr(training.CapturedSteps, "_warm_up", lambda self, draws, rates: self.eager.run(draws, rates))
+    plain, graph = training.EagerSteps(learners[0], eager), training.CapturedSteps(learners[1], captured)
+    for first in (0, 10):
+        draws, rates = bench._chunk(learners[0], 10), [1e-3 / (1 + first + i) for i in range(10)]
+        expected, found = plain.run(draws, rates), graph.run(draws, rates)
+        assert all(torch.allclose(expected[key], found[key], atol=1e-5) for key in expected)
+    assert len({tuple(v.flatten().tolist()) for v in draws["index"]}) == 10
+    for a, b in zip(learners[0].trained, learners[1].trained, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, monkeypatch, capsys):
+    learner = bench.learner_of("behavior", data, [0], tiny_profile, 8)
+    steps = training.CapturedSteps(learner, training.adam(learner, torch.tensor(1e-3)))
+
+    class Refused:
+        def __init__(self, graph):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", Refused)
+    monkeypatch.setattr(training.CapturedSteps, "_warm_up", lambda self, draws, rates: self.eager.run(draws, rates))
+    total = steps.run(bench._chunk(learner, 8), [1e-3] * 8)
+    reference = bench.learner_of("behavior", data, [0], tiny_profile, 8)
+    expected = training.EagerSteps(reference, training.adam(reference, 1e-3)).run(
+        bench._chunk(reference, 8), [1e-3] * 8
+    )
+    assert torch.allclose(total["loss"], expected["loss"], rtol=1e-5)
+    assert "could not be captured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", bench.STAGES)
+def test_a_seed_does_not_depend_on_its_neighbors(stage, data, tiny_profile):
+    """Over 100 steps a seed in a stack of three and the same seed alone have the same losses."""
+    stacked, alone = (bench.learner_of(stage, data, seeds, tiny_profile, 8) for seeds in ([0, 1, 2], [1]))
+    totals = [
+        training.EagerSteps(x, training.adam(x, 1e-3)).run(bench._chunk(x, 100), [1e-3] * 100) for x in (stacked, alone)
+    ]
+    for key in totals[1]:
+        assert torch.allclose(totals[0][key][1], totals[1][key][0], rtol=1e-4, atol=1e-4), key
+
+
+def test_vmap_makes_the_same_step(data, tiny_profile):
+    learners = [bench.learner_of("behavior", data, [seed], tiny_profile, 8) for seed in (0, 1)]
+    draws = [{key: value[0] for key, value in bench._chunk(learner, 1).items()} for learner in learners]
+    vmapped = bench.VmapSteps(learners)
+    vmapped.step({key: torch.stack([d[key] for d in draws]) for key in draws[0]})
+    for s, learner in enumerate(learners):
+        training.step(learner, training.adam(learner, 1e-3), draws[s])
+        for stacked, own in zip(vmapped.stacked, learner.trained, strict=True):
+            assert torch.allclose(stacked[s], own, atol=1e-6)
+
+
+def test_unguided_sampling_asks_no_energy(data, tiny_profile):
+    behavior, _ = bench.networks_of(data, [0], tiny_profile)
+    calls = []
+
+    class Energy:
+        def gradient(self, state, action, t):
+            calls.append(t)
+            return torch.zeros_like(action)
+
+    state, noise = data.state[:3].unsqueeze(0), torch.randn(1, 3, 1, 2)
+    for scale, expected in ((0.0, 0), (1.0, 5)):
+        calls.clear()
+        Actor(behavior, None, Energy(), scale, 5, 1).act(state, noise)
+        assert len(calls) == expected
+
+
+def test_products_are_those_of_the_step(data, tiny_profile):
+    """One linear map of a batch: its product, counted by hand."""
+    weight, x = torch.randn(2, 4, 5), torch.randn(2, 3, 4)
+    with bench._Recorder() as recorder:
+        torch.baddbmm(torch.zeros(2, 1, 5), x, weight)
+    ((product, layouts),) = recorder.calls
+    assert product is torch.bmm
+    assert [shape for shape, *_ in layouts] == [(2, 3, 4), (2, 4, 5)]
+
+
+def test_qgpo_networks_have_the_public_sizes():
+    profile = settings.get("quick-qgpo")
+    data = bench.synthetic(*bench.HOPPER, rows=64)
+    behavior, critic = bench.networks_of(data, [0], profile)
+    energy = bench.learner_of("energy-aepo", data, [0], profile, 8).module
+    for module, millions in ((behavior.noise_net, 1.63), (critic.q, 0.27), (energy, 0.21)):
+        assert sum(p.numel() for p in module.parameters()) == pytest.approx(1e6 * millions, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["quick-other", "quick-", "fast", "smoke-qgpo-x"])
+def test_unknown_networks_are_refused(name):
+    with pytest.raises(ValueError, match="unknown profile"):
+        settings.get(name)
