@@ -42,6 +42,16 @@ def test_the_least_a_file_must_say(tmp_path):
     assert settings.for_task("quick", task.settings).critic.reward_scale is None, "scaled by the data's rewards"
 
 
+def test_settings_of_one_method_leave_those_of_the_others(tmp_path):
+    task = tasks.get(
+        write(tmp_path, GOOD + "settings: {evaluation: {beta: {aepo: 7}, episodes: 5}, critic: {steps: 9}}\n")
+    )
+    profile = settings.for_task("full", task.settings)
+    assert profile.evaluation.beta["aepo"] == 7
+    assert set(profile.evaluation.beta) == set(settings.FULL.evaluation.beta)
+    assert (profile.evaluation.episodes, profile.critic.steps, profile.critic.discount) == (5, 9, 0.99)
+
+
 def test_an_hdf5_file_is_found_beside_the_task(tmp_path):
     (tmp_path / "data.hdf5").write_bytes(b"1")
     path = write(tmp_path, GOOD.replace("mine/pendulum-v0", "data.hdf5"))
@@ -68,8 +78,10 @@ BAD = [
     (GOOD + "settings: {critic: {discont: 1}}\n", "unknown setting critic: discont"),
     (
         GOOD + "settings: {critic: {discount: high}}\n",
-        "setting critic: discount must be a number like 0.98, got 'high'",
+        "setting critic: discount must be like 0.98, got 'high'",
     ),
+    (GOOD + "settings: {critic: {steps: 1.5}}\n", "setting critic: steps must be like 14000, got 1.5"),
+    (GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n", "setting evaluation: beta must be like {'aepo': 3.0"),
     (GOOD.replace("mine/pendulum-v0", "not there"), "dataset must be a Minari id"),
     (GOOD.replace("mine/pendulum-v0", "no.hdf5"), "there is no dataset file"),
 ]
