@@ -78,7 +78,7 @@ def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True)
         )
     with stored.claim(dataset_id) as staging:
         if staging is not None:
-            _collect(task, dataset_id, data, progress)
+            _collect(task, dataset_id, data, staging, progress)
             cache.build(staging / dataset_id, dataset_id, task)
     return dataset_id
 
@@ -91,10 +91,12 @@ def next_step(task: Task, profile: str) -> str:
     return f"run `aepo data {verb} {task.argument} --profile {profile}`"
 
 
-def _collect(task: Task, dataset_id: str, data: DataSettings, progress: bool) -> None:
+def _collect(task: Task, dataset_id: str, data: DataSettings, staging: Path, progress: bool) -> None:
     """Run the task's recipe and write what it recorded as a Minari dataset."""
+    stored.reserve(staging, data.steps, data.steps // task.horizon, task.dimensions)
     episodes = collect.RECIPES[task.recipe](task, data.steps, data.seed, progress)
     env, eval_env = collect.environment_specs(task)
+    stored.reserve(staging, data.steps, len(episodes), task.dimensions)
     low, high, origin = collect.reference_scores(task, data.seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is set to None", module="minari")

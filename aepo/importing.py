@@ -47,6 +47,7 @@ def import_hdf5(
         checks.inside_box(arrays["actions"], box, str(path), "import it with --clip to move them into the box")
         first, last = segments(arrays, task.horizon)
         steps = int((last - first).sum())
+        stored.reserve(staging, steps, len(first), (arrays["observations"].shape[1], arrays["actions"].shape[1]))
         bar = Progress("import", steps) if progress else None
         observations = arrays["observations"]
         with warnings.catch_warnings():
@@ -77,7 +78,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         try:
             arrays = {key: file[key][()] for key in (*NEEDED, *OPTIONAL) if key in file}
         except OSError as error:
-            raise StudyError(f"{name} is damaged ({error}): get it again") from None
+            raise StudyError(f"{name} is damaged ({stored.reason(error)}): get it again") from None
     for key in ("rewards", "terminals", "timeouts"):
         if key in arrays:
             arrays[key] = arrays[key].reshape(-1)

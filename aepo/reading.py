@@ -14,7 +14,7 @@ import numpy as np
 from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 
-from aepo import checks, environments
+from aepo import checks, environments, stored
 from aepo.runs import StudyError
 from aepo.tasks import Task
 
@@ -110,7 +110,7 @@ def transitions(
     if clip and outside:
         np.clip(arrays["action"], box.low, box.high, out=arrays["action"])
         warnings += (f"{outside} of {count} actions were outside the box, by {most:.3g} at most, and are clipped",)
-    checks.inside_box(arrays["action"], box, name, "get or import it with --clip to have them moved into the box")
+    checks.inside_box(arrays["action"], box, name, f"`aepo data get {task.argument} --clip` has them moved into it")
     return arrays, box, warnings
 
 
@@ -177,7 +177,7 @@ def _episodes(folder: Path, found: Mapping[str, Any], parts: tuple[str, ...], na
                 except KeyError as error:
                     raise StudyError(f"{name}: episode {i} lacks a key ({error.args[0]}): {DELETE}") from None
                 except OSError as error:
-                    raise StudyError(f"{path} is damaged at episode {i} ({error}): {DELETE}") from None
+                    raise StudyError(f"{path} is damaged at episode {i} ({stored.reason(error)}): {DELETE}") from None
                 yield arrays[: len(names)], *arrays[len(names) :]
 
 
@@ -192,6 +192,8 @@ def _array(file: h5py.File, name: str) -> np.ndarray:
 
 def open_hdf5(path: Path) -> h5py.File:
     """The file opened for reading; StudyError where it cannot be read, is truncated or is something else."""
+    if path.is_dir():
+        raise StudyError(f"{path} is a folder, not an HDF5 file")
     try:
         return h5py.File(path, "r")
     except PermissionError:
@@ -199,6 +201,5 @@ def open_hdf5(path: Path) -> h5py.File:
     except FileNotFoundError:
         raise StudyError(f"there is no file {path}") from None
     except OSError as error:
-        text = str(error).lower()
-        kind = "is truncated" if "truncated" in text else "is not an HDF5 file, or a damaged one"
-        raise StudyError(f"{path} {kind} ({error}): get it again") from None
+        kind = "is truncated" if "truncated" in str(error) else "is not an HDF5 file, or a damaged one"
+        raise StudyError(f"{path} {kind} ({stored.reason(error)}): get it again") from None

@@ -160,9 +160,14 @@ def get(profile: str) -> Profile:
 
 
 def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profile:
-    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}."""
+    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}; values by method are merged."""
     base = get(profile)
-    return replace(base, **{stage: replace(getattr(base, stage), **values) for stage, values in differing.items()})
+
+    def merged(stage: Any, values: Mapping[str, Any]) -> Any:
+        new = {k: {**getattr(stage, k), **v} if isinstance(v, Mapping) else v for k, v in values.items()}
+        return replace(stage, **new)
+
+    return replace(base, **{stage: merged(getattr(base, stage), values) for stage, values in differing.items()})
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +16,8 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from aepo import runs
 
 CLIP_MARK = "clip-actions"
+EPISODE_BYTES = 16_384  # that HDF5 needs for an episode beside its numbers
+CACHE_BYTES = 8  # that the cache needs for a number of a step, at most
 
 
 def root() -> Path:
@@ -42,7 +46,7 @@ def clip(dataset_id: str) -> None:
     try:
         mark.touch()
     except OSError as error:
-        raise runs.StudyError(f"cannot write {mark} ({error.strerror})") from None
+        raise runs.StudyError(f"cannot write {mark} ({reason(error)})") from None
 
 
 @contextmanager
@@ -61,9 +65,13 @@ def claim(dataset_id: str) -> Iterator[Path | None]:
             with _staging(folder, dataset_id) as staging:
                 yield staging
                 _place(staging, folder, dataset_id)
-    except OSError as error:
+    except runs.StudyError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        if not isinstance(error, OSError) and "errno = " not in str(error):
+            raise  # HDF5 names the system's errors in the text of others
         raise runs.StudyError(
-            f"cannot write the dataset {dataset_id} to {folder} ({error.strerror or error}): "
+            f"cannot write the dataset {dataset_id} to {folder} ({reason(error)}): "
             "free space or set MINARI_DATASETS_PATH to a writable folder"
         ) from error
 
@@ -91,6 +99,31 @@ def _place(staging: Path, folder: Path, dataset_id: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staging / dataset_id, target)
+
+
+def reserve(staging: Path, steps: int, episodes: int, numbers: tuple[int, int]) -> None:
+    """Make sure that a dataset of this size fits on the disk with its cache (OSError), as the system knows best.
+
+    HDF5 does not survive a full disk: it ends the process. `numbers`: in an observation and in an action.
+    """
+    needed = steps * (8 * sum(numbers) + 16) + EPISODE_BYTES * episodes + steps * CACHE_BYTES * sum(numbers)
+    with open(staging / "space", "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(needed, 1))
+        except (AttributeError, OSError) as error:  # no such call here, or not on this file system
+            if getattr(error, "errno", None) not in (None, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            if shutil.disk_usage(staging).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        finally:
+            os.unlink(staging / "space")
+
+
+def reason(error: Exception) -> str:
+    """The system's words for an error, without the rest of HDF5's long messages."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    found = re.search(r"error message = '([^']+)'", text) or re.search(r"\(([^():,]+)", text)
+    return found[1].strip() if found else text
 
 
 def references(metadata: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -1,0 +1,417 @@
+"""Checks at the door: each kind of bad data has its sentence, and nothing is written."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+import torch
+from minari.data_collector.episode_buffer import EpisodeBuffer
+from minari.serialization import serialize_space
+
+from aepo import cache, datasets, importing, reading, runs, stored, tasks
+
+HOPPER = replace(
+    tasks.get("d4rl-hopper-medium-v2"), dataset_ids=dict.fromkeys(("smoke", "full"), "aepo/check/hopper-v0")
+)
+ID = "aepo/check/hopper-v0"
+BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path
+
+
+def files(folder):
+    """Everything below Minari's folder with its content, locks left out."""
+    found = (folder / "minari").rglob("*")
+    return {str(p): p.read_bytes() for p in found if p.is_file() and ".locks" not in p.parts}
+
+
+# ---- D4RL's HDF5 files
+
+
+def rows(steps=40):
+    rng = np.random.default_rng(0)
+    return {
+        "observations": rng.standard_normal((steps, 11)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (steps, 3)).astype(np.float32),
+        "rewards": rng.standard_normal(steps).astype(np.float32),
+        "terminals": np.arange(steps) % 10 == 9,
+    }
+
+
+def d4rl(path, change=lambda found: None):
+    found = rows()
+    change(found)
+    with h5py.File(path, "w") as file:
+        for key, value in found.items():
+            file[key] = value
+
+
+def entry(key, index, value):
+    def change(found):
+        found[key][index] = value
+
+    return change
+
+
+def other(key, value):
+    return lambda found: found.update({key: value})
+
+
+def truncate(path):
+    with open(path, "rb+") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+BAD_ROWS = {
+    "missing key": (lambda found: found.pop("terminals"), "has no 'terminals': it must hold observations, actions"),
+    "lengths": (other("rewards", np.zeros(39)), r"differ in length \(observations 40, actions 40, rewards 39"),
+    "nan": (
+        entry("observations", (7, 2), np.nan),
+        r"observations holds NaN or infinity \(1 numbers, first at step 7\)",
+    ),
+    "infinity": (entry("rewards", 31, -np.inf), r"rewards holds NaN or infinity \(1 numbers, first at step 31\)"),
+    "outside": (
+        entry("actions", ([3, 9], 1), 1.5),
+        "2 of 40 actions are outside the action box, by 0.5 at most: .*--clip",
+    ),
+    "discrete": (other("actions", np.zeros(40, np.int64)), r"actions of type int64 and shape \(\), a discrete"),
+    "images": (
+        other("observations", np.zeros((40, 9, 9, 3), np.uint8)),
+        "type uint8 and shape .9, 9, 3., images it seems",
+    ),
+    "empty": (lambda found: found.update({k: v[:0] for k, v in found.items()}), "is empty: it holds no episode"),
+    "other task": (
+        other("observations", np.zeros((40, 17), np.float32)),
+        "has 17 observations and 3 actions, task d4rl-hopper-medium-v2 11 and 3: it belongs to another task",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_d4rl_file(folder, change, sentence):
+    d4rl(folder / "bad.hdf5", change)
+    with pytest.raises(runs.StudyError, match=sentence) as raised:
+        importing.import_hdf5(folder / "bad.hdf5", HOPPER, progress=False)
+    assert "bad.hdf5" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert files(folder) == {}
+
+
+def test_a_file_that_is_none(folder, monkeypatch):
+    path = folder / "bad.hdf5"
+    for make, sentence in (
+        (lambda: None, "there is no file"),
+        (lambda: path.write_text("state,action"), "is not an HDF5 file"),
+        (lambda: (d4rl(path), truncate(path)), "bad.hdf5 is truncated"),
+        (lambda: monkeypatch.setattr(h5py, "File", forbidden), "cannot be read: no permission"),
+        (lambda: (path.unlink(), path.mkdir()), "bad.hdf5 is a folder"),
+    ):
+        make()
+        with pytest.raises(runs.StudyError, match=sentence):
+            importing.import_hdf5(path, HOPPER, progress=False)
+    assert files(folder) == {}
+
+
+def forbidden(*arguments, **options):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_actions_are_clipped_on_request_only(folder):
+    d4rl(folder / "wide.hdf5", entry("actions", ([3, 9], 1), 1.5))
+    importing.import_hdf5(folder / "wide.hdf5", HOPPER, clip=True, progress=False)
+    data = datasets.load(HOPPER, "full")
+    assert data.action[[3, 9], 1].tolist() == [1, 1]
+    assert torch.allclose(data.action[:3], torch.from_numpy(rows()["actions"][:3]), atol=1e-6)
+
+
+# ---- Minari datasets
+
+
+def hopper(lengths=(5, 1, 7), dataset_id=ID):
+    """A Minari dataset in the shape of Hopper's, with an episode of one step."""
+    rng = np.random.default_rng(1)
+    episodes = [
+        EpisodeBuffer(
+            observations=rng.standard_normal((n + 1, 11)),
+            actions=rng.uniform(-1, 1, (n, 3)).astype(np.float32),
+            rewards=rng.standard_normal(n),
+            terminations=np.zeros(n, dtype=bool),
+            truncations=np.arange(n) == n - 1,
+        )
+        for n in lengths
+    ]
+    space = gym.spaces.Box(-np.inf, np.inf, (11,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        minari.create_dataset_from_buffers(dataset_id, episodes, observation_space=space, action_space=BOX)
+    return stored.root() / dataset_id
+
+
+def meta(**changes):
+    def change(data):
+        path = data / "metadata.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def space(**changes):
+    return meta(**{f"{key}_space": serialize_space(value) for key, value in changes.items()})
+
+
+def hdf5(edit):
+    def change(data):
+        with h5py.File(data / "main_data.hdf5", "r+") as file:
+            edit(file)
+
+    return change
+
+
+def put(name, value):
+    def edit(file):
+        file.pop(name)
+        file[name] = value
+
+    return hdf5(edit)
+
+
+def at(name, index, value):
+    def edit(file):
+        file[name][index] = value
+
+    return hdf5(edit)
+
+
+def empty_episode(file):
+    for key in reading.KEYS:
+        value = file[f"episode_1/{key}"][()]
+        file.pop(f"episode_1/{key}")
+        file[f"episode_1/{key}"] = value[:1] if key == "observations" else value[:0]
+
+
+BAD_DATA = {
+    "not HDF5": (lambda data: (data / "main_data.hdf5").write_text("no"), "main_data.hdf5 is not an HDF5 file"),
+    "truncated": (lambda data: truncate(data / "main_data.hdf5"), "main_data.hdf5 is truncated"),
+    "no file": (lambda data: (data / "main_data.hdf5").unlink(), "there is no file .*main_data.hdf5"),
+    "no JSON": (
+        lambda data: (data / "metadata.json").write_text("{"),
+        r"metadata.json cannot be read \(it is not JSON\)",
+    ),
+    "version": (meta(minari_version="9.0.0"), "written by Minari 9.0.0, which Minari .* cannot read"),
+    "other dataset": (meta(dataset_id="D4RL/pen/human-v2"), "holds the dataset D4RL/pen/human-v2, not aepo/check"),
+    "no episodes": (meta(total_episodes=0), "is empty: it holds no episode"),
+    "steps": (meta(total_steps=12), "should hold 12 steps in 3 episodes and does not: it is damaged"),
+    "episodes": (hdf5(lambda file: file.pop("episode_2")), "episode 2 lacks a key"),
+    "missing key": (hdf5(lambda file: file.pop("episode_0/rewards")), "episode 0 lacks a key .*rewards"),
+    "lengths": (put("episode_2/actions", np.zeros((6, 3))), r"episode 2 with 7 rewards .*actions \(6, 3\)"),
+    "no last observation": (put("episode_0/observations", np.zeros((5, 11))), r"episode 0 .*observations \(5, 11\)"),
+    "length 0": (hdf5(empty_episode), "episode 1 has length 0"),
+    "nan": (
+        at("episode_2/observations", (3, 1), np.nan),
+        r"state holds NaN or infinity \(1 numbers, first at step 9\)",
+    ),
+    "infinity": (at("episode_2/rewards", 0, np.inf), r"reward holds NaN or infinity \(1 numbers, first at step 6\)"),
+    "overflow": (at("episode_0/rewards", 0, 1e300), r"reward holds NaN or infinity \(1 numbers, first at step 0\)"),
+    "outside": (
+        at("episode_0/actions", (2, 0), -1.25),
+        "1 of 13 actions are outside .* by 0.25 at most: `aepo data get d4rl-hopper-medium-v2 --clip`",
+    ),
+    "discrete": (space(action=gym.spaces.Discrete(4)), r"action space Discrete\(4\): only vectors .* not a discrete"),
+    "unbounded": (space(action=gym.spaces.Box(-np.inf, np.inf, (3,))), "unbounded action space"),
+    "images": (
+        space(observation=gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)),
+        r"shape \(64, 64, 3\), images it seems",
+    ),
+    "parts": (
+        space(observation=gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (11,)))),
+        "has observations with the parts a, its task takes plain arrays: correct the task's observation_keys",
+    ),
+    "other task": (
+        space(action=gym.spaces.Box(-1, 1, (6,))),
+        "has 11 observations and 6 actions, task d4rl-hopper-medium-v2 11 and 3: it belongs to another task",
+    ),
+    "other box": (space(action=gym.spaces.Box(-2, 2, (3,))), "has the action space .*the environment Hopper-v4"),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_minari_data(folder, change, sentence):
+    change(hopper() / "data")
+    before = files(folder)
+    with pytest.raises(runs.StudyError, match=sentence) as raised:
+        datasets.load(HOPPER, "full")
+    assert "\n" not in str(raised.value)
+    assert files(folder) == before
+
+
+def test_good_data_with_an_episode_of_one_step(folder, capsys):
+    data_folder = hopper()
+    data = datasets.load(HOPPER, "full")
+    assert torch.bincount(data.episode).tolist() == [5, 1, 7]
+    first = minari.load_dataset(ID)[1]
+    assert torch.equal(data.next_state[5], torch.from_numpy(first.observations[1]).float())
+    assert data.warnings == ()
+    assert capsys.readouterr().out == ""
+    again = datasets.load(HOPPER, "full")
+    assert all(torch.equal(getattr(again, k), v) for k, v in vars(data).items() if torch.is_tensor(v))
+    assert len(list(data_folder.glob("aepo-*"))) == 1
+    assert minari.list_local_datasets()[ID]["total_steps"] == 13
+
+
+def test_equal_rewards_are_a_warning(capsys):
+    data_folder = hopper()
+    with h5py.File(data_folder / "data/main_data.hdf5", "r+") as file:
+        for episode in file.values():
+            episode["rewards"][:] = 0.5
+    warned = ("all 13 rewards are 0.5: nothing can be learned from them",)
+    assert datasets.load(HOPPER, "full").warnings == warned
+    assert f"dataset {ID}: {warned[0]}" in capsys.readouterr().out
+    assert datasets.load(HOPPER, "full").warnings == warned
+
+
+def test_a_mark_has_actions_clipped_and_the_data_stay_as_they_are(folder):
+    data_folder = hopper()
+    at("episode_0/actions", (2, 0), -1.25)(data_folder / "data")
+    before = files(folder)
+    stored.clip(ID)
+    data = datasets.load(HOPPER, "full")
+    assert data.action[2, 0] == -1
+    assert data.warnings == ("1 of 13 actions were outside the box, by 0.25 at most, and are clipped",)
+    assert before.items() <= files(folder).items()
+
+
+def test_an_unreadable_file(folder, monkeypatch):
+    hopper()
+    before = files(folder)
+    monkeypatch.setattr(h5py, "File", forbidden)
+    with pytest.raises(runs.StudyError, match=r"main_data.hdf5 cannot be read: no permission"):
+        datasets.load(HOPPER, "full")
+    assert files(folder) == before
+
+
+# ---- the cache
+
+
+def test_a_damaged_cache_is_made_again(capsys):
+    data_folder = hopper()
+    first = datasets.load(HOPPER, "full")
+    (path,) = data_folder.glob("aepo-*")
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        whole[:-8],
+        b"",
+        whole.replace(first.content_hash.encode(), b"0" * 16),
+    ):
+        path.write_bytes(damaged)
+        again = datasets.load(HOPPER, "full")
+        assert "its cache is damaged (the checksum does not match), so it is made again" in capsys.readouterr().out
+        assert again.content_hash == first.content_hash
+        assert path.read_bytes() == whole
+
+
+def test_a_cache_of_other_data_is_made_again_and_a_copy_keeps_it(capsys, monkeypatch):
+    data_folder = hopper()
+    first = datasets.load(HOPPER, "full")
+    os.utime(data_folder / "data/main_data.hdf5")
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "transitions", forbidden)
+        assert datasets.load(HOPPER, "full").content_hash == first.content_hash
+    at("episode_0/rewards", 0, 5.0)(data_folder / "data")
+    data = datasets.load(HOPPER, "full")
+    assert "the data have changed since their cache was made, so it is made again" in capsys.readouterr().out
+    assert data.reward[0] == 5
+    assert data.content_hash != first.content_hash
+    assert first.reward[0] != 5
+
+
+def test_a_cache_of_another_reading_is_not_taken():
+    data_folder = hopper()
+    datasets.load(HOPPER, "full")
+    datasets.load(replace(HOPPER, env_id=None), "full")
+    assert len(list(data_folder.glob("aepo-*"))) == 2
+
+
+def test_loading_works_where_no_cache_can_be_written(folder, monkeypatch, capsys):
+    hopper()
+    before = files(folder)
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    data = datasets.load(HOPPER, "full")
+    assert len(data) == 13
+    assert "no cache was written (No space left on device)" in capsys.readouterr().out
+    assert files(folder) == before
+
+
+def test_a_cache_is_plain_safetensors_with_aligned_tensors(tmp_path):
+    tensors = {"a": torch.randn(3, 2), "e": torch.arange(3), "none": torch.zeros(0, 4)}
+    cache.write(tmp_path / "x.safetensors", tensors, {"k": 1})
+    from safetensors.torch import load_file
+
+    found = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
+    again, made = cache.read(tmp_path / "x.safetensors")
+    assert made == {"k": 1}
+    assert all(torch.equal(again[key], value) for key, value in tensors.items())
+    assert again["e"].data_ptr() % 64 == 0
+
+
+# ---- disk and company
+
+
+def test_a_full_disk_leaves_nothing(folder):
+    """A real one: the system refuses to let any file grow beyond 100 kB."""
+    d4rl(folder / "f.hdf5", lambda found: found.update({k: np.repeat(v, 100, 0) for k, v in found.items()}))
+    code = """
+import resource, sys
+from aepo import importing, tasks
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    importing.import_hdf5(sys.argv[1], tasks.get("d4rl-hopper-medium-v2"), "aepo/check/hopper-v0", progress=False)
+except importing.StudyError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", code, folder / "f.hdf5"], capture_output=True, text=True, timeout=100)
+    assert re.search(
+        r"cannot write the dataset aepo/check/hopper-v0 to .* \(File too large\): free space", out.stdout
+    ), out
+    assert out.returncode == 0
+    assert files(folder) == {}
+
+
+def test_of_two_processes_one_works_and_the_other_waits(folder):
+    d4rl(folder / "f.hdf5")
+    path = str(folder / "f.hdf5")
+    code = f"from aepo import importing, tasks; importing.import_hdf5({path!r}, tasks.get({HOPPER.name!r}), {ID!r})"
+    environment = dict(os.environ)
+    with stored.claim(ID) as staging:
+        other = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        waiting = other.stdout.readline()
+        assert waiting == f"another process works on {ID.replace('/', '-')} in {folder / 'minari'}: waiting for it\n"
+        assert other.poll() is None
+        hopper()
+        assert staging in (staging / ID).parents
+    said, _ = other.communicate(timeout=60)
+    assert other.returncode == 0
+    assert said == f"dataset {ID} is there already and is kept: delete its folder to import it again\n"
+    assert len(datasets.load(HOPPER, "full")) == 13
+
+
+def test_what_a_killed_process_left_is_cleared_away(folder):
+    left = folder / "minari" / ".staging-aepo-check-hopper-v0"
+    (left / "aepo").mkdir(parents=True)
+    d4rl(folder / "f.hdf5")
+    importing.import_hdf5(folder / "f.hdf5", HOPPER, progress=False)
+    assert sorted(p.name for p in (folder / "minari").iterdir()) == [".locks", "aepo"]

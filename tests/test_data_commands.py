@@ -1,0 +1,133 @@
+"""The commands aepo data: exit codes, what they print, and that what is there is kept."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import test_data_checks as checked
+from typer.testing import CliRunner
+
+from aepo import cli, collect, data_report, datasets, runs, settings, stored, tasks
+
+folder = checked.folder
+SMALL = settings.DataSettings(steps=400)
+
+
+@pytest.fixture
+def aepo(monkeypatch, capsys):
+    """Call the console script; returns exit code, output and error output. Collected data are small."""
+    monkeypatch.setitem(settings.PROFILES, "smoke", replace(settings.SMOKE, data=SMALL))
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["aepo", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+def test_every_command_has_help():
+    runner = CliRunner()
+    for name in ("show", "get", "import", "collect"):
+        shown = runner.invoke(cli.app, ["data", name, "--help"])
+        assert shown.exit_code == 0
+        assert "--profile" in shown.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("show",), ("import", "x.hdf5"), ("collect",), ("collect", "maze2d-umaze", "--suite", "local"), ("nothing",)],
+)
+def test_wrong_calls_end_with_2(aepo, arguments):
+    assert aepo("data", *arguments)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("show", "maze2d-moon"), "unknown task 'maze2d-moon'"),
+        (("show", "maze2d-umaze", "--profile", "huge"), "unknown profile 'huge'"),
+        (("show", "pen-human-v2"), "is not on disk: run `aepo data get pen-human-v2 --profile quick`"),
+        (("get", "d4rl-kitchen-mixed-v0"), "run `aepo data import FILE --task d4rl-kitchen-mixed-v0`"),
+        (("collect", "pointmaze-umaze-v2"), "has no recipe.*the task local-pointmaze-umaze makes such data"),
+        (("collect", "--suite", "pointmaze"), "the data of suite pointmaze are not collected here"),
+        (("collect", "--suite", "moon"), "unknown suite 'moon'"),
+        (("import", "nowhere.hdf5", "--task", "d4rl-hopper-medium-v2"), "there is no file nowhere.hdf5"),
+    ],
+)
+def test_failures_end_with_1_and_one_sentence(aepo, arguments, sentence):
+    code, _, error = aepo("data", *arguments)
+    assert code == 1
+    assert error.startswith("aepo: ")
+    assert error.count("\n") == 1
+    assert re.search(sentence, error), error
+
+
+def test_collect_keeps_what_is_there_and_show_describes_it(aepo):
+    code, out, _ = aepo("data", "collect", "maze2d-umaze", "--profile", "smoke")
+    assert code == 0
+    assert re.match(r"maze2d-umaze: aepo/maze2d/umaze-smoke-v0, 400 transitions in \d+ episodes, mean return", out)
+    stamp = (stored.root() / "aepo/maze2d/umaze-smoke-v0/data/main_data.hdf5").stat().st_mtime_ns
+    code, out, _ = aepo("data", "get", "maze2d-umaze", "--profile", "smoke")
+    assert code == 0
+    assert "is there already and is kept" in out
+    assert (stored.root() / "aepo/maze2d/umaze-smoke-v0/data/main_data.hdf5").stat().st_mtime_ns == stamp
+    code, out, _ = aepo("data", "show", "maze2d-umaze", "--profile", "smoke")
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(("on disk", "content hash")))
+    assert code == 0
+    assert rows["transitions"].startswith("400, 0 terminated")
+    assert rows["returns"].endswith("(quantiles of 1 windows)")
+    assert rows["action"] == "2 numbers in [-1, 1]"
+    assert "random policy" in rows["scores"]
+    assert datasets.load(tasks.get("maze2d-umaze"), "smoke").content_hash in out
+
+
+def test_a_suite_goes_on_after_a_failure(aepo, monkeypatch):
+    def recipe(task, steps, seed, progress):
+        if task.name == "maze2d-medium":
+            raise runs.StudyError("no way through the maze")
+        return collect.collect_maze2d(task, steps, seed, progress)
+
+    monkeypatch.setitem(collect.RECIPES, "waypoint", recipe)
+    monkeypatch.setattr(collect, "reference_scores", lambda task, seed: (0.0, 1.0, "of a test"))
+    monkeypatch.setattr(
+        tasks, "suite", lambda name: [tasks.get(f"maze2d-{n}") for n in ("umaze", "medium", "umaze-dense")]
+    )
+    code, out, error = aepo("data", "collect", "--suite", "maze2d", "--profile", "smoke")
+    assert code == 1
+    assert [line.split(":")[0] for line in out.splitlines()] == ["[1/3] maze2d-umaze", "[3/3] maze2d-umaze-dense"]
+    assert "aepo: [2/3] maze2d-medium: no way through the maze" in error
+    assert "aepo: 1 of 3 tasks failed: maze2d-medium; call it again for these" in error
+    assert not (stored.root() / "aepo/maze2d/medium-smoke-v0").exists()
+
+
+def test_import_and_clip(aepo, folder):
+    checked.d4rl(folder / "wide.hdf5", checked.entry("actions", ([3, 9], 1), 1.5))
+    call = ("data", "import", folder / "wide.hdf5", "--task", "d4rl-hopper-medium-v2")
+    code, _, error = aepo(*call)
+    assert code == 1
+    assert "2 of 40 actions are outside the action box" in error
+    code, out, _ = aepo(*call, "--clip")
+    assert code == 0
+    assert "d4rl-hopper-medium-v2: aepo/d4rl/hopper-medium-v2, 40 transitions in 4 episodes" in out
+    code, out, _ = aepo(*call)
+    assert code == 0
+    assert "is there already and is kept" in out
+
+
+def test_get_with_clip_makes_downloaded_data_readable(aepo):
+    task = tasks.get("mujoco-hopper-medium-v0")
+    stored_folder = checked.hopper(dataset_id=task.dataset_ids["quick"])
+    checked.at("episode_0/actions", (2, 0), -1.25)(stored_folder / "data")
+    code, _, error = aepo("data", "show", task.name)
+    assert code == 1
+    assert f"`aepo data get {task.name} --clip` has them moved into it" in error
+    code, out, _ = aepo("data", "get", task.name, "--clip")
+    assert code == 0
+    assert "13 transitions in 3 episodes" in out
+    shown = data_report.lines(task, "quick")
+    assert any("1 of 13 actions were outside the box" in line for line in shown)
+    assert np.isclose(float(datasets.load(task, "quick").action[2, 0]), -1)
