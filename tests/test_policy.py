@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aepo import Policy, environments, evaluation, models, networks, results, runs, stages, tasks
-from aepo.methods import METHODS
+from aepo.methods import CORE
 from aepo.policy import Actor
 
 EXAMPLE = Path(__file__).parents[1] / "runs" / "example" / "maze2d-umaze"
@@ -98,7 +98,7 @@ def test_stacked_energies_act_like_their_parts(behavior, data, tiny):
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CORE)
 def test_the_example_policy_acts(method):
     policy = Policy.load(EXAMPLE, method=method, device="cpu")
     states = np.random.default_rng(0).normal(size=(50, 4))
