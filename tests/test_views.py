@@ -67,6 +67,7 @@ def test_a_maze_is_drawn_with_its_goal(name, goal):
     plt.close(figure)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:matplotlib")  # fields of untrained networks are all zero
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 1), (4, 2), (6, 5)])
 def test_figures_take_any_dimensions(n, d):
     data = dataset(n, d)
