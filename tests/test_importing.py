@@ -5,7 +5,6 @@ from dataclasses import replace
 import h5py
 import minari
 import numpy as np
-import pytest
 import torch
 
 from aepo import datasets, importing, stored, tasks
@@ -19,12 +18,6 @@ TASK = replace(
 )
 LENGTHS = (4, 1, 5, 3)  # steps of each episode; the file ends inside the last
 ENDS = ("terminal", "timeout", "timeout", "cut")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    return tmp_path
 
 
 def recording(seed=0):
