@@ -9,7 +9,7 @@ from aepo import methods, runs, settings, tasks
 ROOT = Path(workflow.basedir)
 PROFILE = config.get("profile", "quick")
 TASK = config.get("task", "maze2d-umaze")
-METHODS = [m for m in str(config.get("methods", "")).split(",") if m] or list(methods.METHODS)
+METHODS = [m for m in str(config.get("methods", "")).split(",") if m] or list(methods.CORE)
 SEEDS = list(range(int(config.get("seeds") or settings.get(PROFILE).seeds)))
 DEVICE = config.get("device", "auto")
 RUNS = Path(config.get("runs_dir", "runs"))

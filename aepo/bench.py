@@ -28,6 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aepo import datasets, runs, settings, stages, tasks
 from aepo.datasets import Dataset
+from aepo.energies import SUPPORTED, energy_learner, sample_support
+from aepo.methods import METHODS
 from aepo.models import Behavior, Critic
 from aepo.networks import EnergyNet, generator
 from aepo.policy import Actor
@@ -35,7 +37,7 @@ from aepo.settings import Profile
 from aepo.training import Draws, EagerSteps, Learner, adam, step, steps_of
 
 HOPPER = (11, 3)
-STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-cubature")
+STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo")
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
@@ -58,9 +60,10 @@ def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile
     if stage == "critic":
         return stages.critic_learner(data, seeds, replace(profile.critic, batch=batch))[0]
     behavior, critic = networks_of(data, seeds, profile)
-    kind = {"energy-aepo": "taylor", "energy-aepo-cubature": "cubature"}[stage]
-    energy = replace(profile.energy, batch=batch, target_batches=1)
-    return stages.energy_learner(data, behavior, critic, kind, 1.0, seeds, energy)[0]
+    method = METHODS[stage.removeprefix("energy-")]
+    energy = replace(profile.energy, batch=batch, groups=batch, target_batches=1, support_states=256)
+    support = sample_support(behavior, data, seeds, energy) if method.energy in SUPPORTED else None
+    return energy_learner(data, behavior, critic, method, 1.0, seeds, energy, support=support)[0]
 
 
 def networks_of(data: Dataset, seeds: Sequence[int], profile: Profile) -> tuple[Behavior, Critic]:

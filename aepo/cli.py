@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from aepo import cli_data, runs, settings, tasks
-from aepo.methods import METHODS
+from aepo.methods import CORE, METHODS
 from aepo.runs import StudyError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -20,6 +20,7 @@ Task = Annotated[
     str, typer.Option(help="Task name (`aepo tasks` lists them), or the path of a YAML file that describes your own.")
 ]
 ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
+METHODS_HELP = f"Comma-separated methods of {', '.join(METHODS)}; empty: {', '.join(CORE)}."
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
 
 
@@ -81,7 +82,9 @@ def list_tasks(
 def reproduce(
     task: Task = "maze2d-umaze",
     profile: ProfileName = "quick",
-    methods: Annotated[str, typer.Option(help="Comma-separated methods; empty: all.")] = "",
+    methods: Annotated[
+        str, typer.Option(help=f"Comma-separated methods of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     runs_dir: RunsDir = "runs",
@@ -90,7 +93,7 @@ def reproduce(
     """Run what is left to do of one task: data, training, evaluation, figures; then print its table of results."""
     from aepo import batch
 
-    chosen = [m for m in methods.split(",") if m] or list(METHODS)
+    chosen = [m for m in methods.split(",") if m] or list(CORE)
     count = _seed_count(seeds, profile)
     run = runs.open_run(task, list(range(count)), chosen, profile, device, runs_dir)
     batch.reproduce(run, cores or os.cpu_count() or 1)
@@ -106,9 +109,7 @@ def theory(
     """Run the notebooks that need no task: 01, the derivation, and 02, the exactly solvable problems."""
     from aepo import batch
 
-    run = runs.open_run(
-        "maze2d-umaze", list(range(_seed_count(seeds, profile))), list(METHODS), profile, "cpu", runs_dir
-    )
+    run = runs.open_run("maze2d-umaze", list(range(_seed_count(seeds, profile))), list(CORE), profile, "cpu", runs_dir)
     batch.theory(run, cores or os.cpu_count() or 1)
 
 

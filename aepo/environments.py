@@ -118,6 +118,19 @@ class FlattenKeys(gym.ObservationWrapper):
         return flatten(observation, self.keys)
 
 
+class AppendedZeros(gym.ObservationWrapper):
+    """Observations with `count` zeros at the end: what legacy data have and today's environment has not."""
+
+    def __init__(self, env: gym.Env, count: int):
+        super().__init__(env)
+        self.count, space = count, env.observation_space
+        low, high = (np.concatenate([end, np.zeros(count)]) for end in (space.low, space.high))
+        self.observation_space = gym.spaces.Box(low, high, dtype=space.dtype)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.concatenate([observation, np.zeros(self.count)])
+
+
 def _remove_model_file(env: gym.Env) -> None:
     """Gymnasium-Robotics' mazes leave their MuJoCo model in the temporary folder."""
     path = getattr(env.unwrapped, "tmp_xml_file_path", None)
@@ -150,6 +163,8 @@ def make(task: Task, flat: bool = True) -> gym.Env:
     _remove_model_file(env)
     if task.env_id.startswith("FrankaKitchen"):
         env = KitchenSuccess(CopiedObservations(env))
+    if task.zeros:
+        env = AppendedZeros(env, task.zeros)
     try:
         _check_spaces(task, env)
     except StudyError:

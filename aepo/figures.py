@@ -64,7 +64,10 @@ def action_density(data: Dataset) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     action = data.action.numpy()
     d = action.shape[1]
-    if d == 2:
+    if d == 1:
+        axes[0].hist(action[:, 0], bins=50, range=(-1, 1), log=True)
+        axes[0].set(title="recorded actions (log count)", xlabel="action, scaled to the box")
+    elif d == 2:
         axes[0].hist2d(*action.T, bins=50, cmap="viridis", norm="log")
         axes[0].set(title="recorded actions (log count)", xlabel="action 0", ylabel="action 1", aspect="equal")
     else:

@@ -1,7 +1,7 @@
 """Maze maps of evaluation: 1 wall, 0 free (a start where there is no "r"), "r" the start, "g" the goal.
 
 PointMaze's are those of Minari's official scripts: one goal, starts everywhere else. AntMaze's have one start too;
-for its U-maze the official map is the mirror image of the one the data were made in, which stands here.
+for its U-maze the script's map is turned by 180 degrees against the one the data were made in, which stands here.
 """
 
 from __future__ import annotations

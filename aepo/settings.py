@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from aepo.methods import METHODS
+
+GUIDED = tuple(name for name, method in METHODS.items() if method.energy)
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -51,7 +55,11 @@ class CriticSettings:
 
 @dataclass(frozen=True)
 class EnergySettings:
-    """Energy network. `target_batches`: batches whose statistics standardise the regression target."""
+    """Energy network. `target_batches`: batches whose statistics standardise the regression target.
+
+    `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
+    a batch of the contrastive loss.
+    """
 
     width: int = 128
     depth: int = 3
@@ -59,6 +67,10 @@ class EnergySettings:
     batch: int = 256
     learning_rate: float = 1e-3
     target_batches: int = 32
+    support: int = 16
+    support_states: int = 16_384
+    support_steps: int = 10
+    groups: int = 64
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,8 @@ class EvaluationSettings:
     episodes: int = 20
     solver_steps: int = 10
     candidates: int = 16
-    beta: Mapping[str, float] = field(default_factory=lambda: {"aepo": 3.0, "aepo-cubature": 3.0})
-    guidance_scale: Mapping[str, float] = field(default_factory=lambda: {"aepo": 2.0, "aepo-cubature": 2.0})
+    beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 3.0))
+    guidance_scale: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 2.0))
     curve_betas: tuple[float, ...] = (1.0, 3.0, 10.0)
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     curve_episodes: int = 10
@@ -94,7 +106,7 @@ SMOKE = Profile(
     data=DataSettings(steps=6_000),
     behavior=replace(QUICK.behavior, width=64, steps=300, variance_times=17, variance_samples=512),
     critic=replace(QUICK.critic, width=64, steps=300),
-    energy=replace(QUICK.energy, width=64, steps=200, target_batches=4),
+    energy=replace(QUICK.energy, width=64, steps=200, target_batches=4, support=4, support_states=256, support_steps=5),
     evaluation=replace(
         QUICK.evaluation,
         episodes=2,
@@ -148,9 +160,14 @@ def get(profile: str) -> Profile:
 
 
 def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profile:
-    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}."""
+    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}; values by method are merged."""
     base = get(profile)
-    return replace(base, **{stage: replace(getattr(base, stage), **values) for stage, values in differing.items()})
+
+    def merged(stage: Any, values: Mapping[str, Any]) -> Any:
+        new = {k: {**getattr(stage, k), **v} if isinstance(v, Mapping) else v for k, v in values.items()}
+        return replace(stage, **new)
+
+    return replace(base, **{stage: merged(getattr(base, stage), values) for stage, values in differing.items()})
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -13,36 +13,15 @@ from torch import Tensor, nn
 from aepo import losses, posterior, runs
 from aepo import settings as settings_table
 from aepo.datasets import Dataset
+from aepo.energies import SUPPORTED, Support, diffusion_draws, energy_learner, sample_support
 from aepo.methods import METHODS
 from aepo.models import VP, Behavior, Critic, take_seeds
 from aepo.networks import EnergyNet, NoiseNet, generator, initialize, join_seeds, select_seeds
 from aepo.runs import Run, StudyError
-from aepo.schedule import T_MIN
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings
-from aepo.training import Draws, Learner, clear_checkpoints, fit, stack_draws
+from aepo.training import Learner, clear_checkpoints, fit, stack_draws
 
 TRUSTED_SHARE = 0.1
-
-
-def _indices(generators: Sequence[torch.Generator], count: int, batch: int, size: int) -> Tensor:
-    return stack_draws(generators, lambda g: torch.randint(size, (count, batch), generator=g, device=g.device))
-
-
-def _diffusion_draws(
-    generators: Sequence[torch.Generator], count: int, batch: int, data: Dataset, state: Tensor
-) -> Draws:
-    """Indices, noise and times of `count` steps: `(count, S, batch, ...)`."""
-    d, dtype = data.action.shape[-1], state.dtype
-    index = _indices(generators, count, batch, len(data))
-
-    def normal(g: torch.Generator) -> Tensor:
-        return torch.randn(count, batch, d, generator=g, device=g.device, dtype=dtype)
-
-    def uniform(g: torch.Generator) -> Tensor:
-        return torch.rand(count, batch, generator=g, device=g.device, dtype=dtype)
-
-    t = T_MIN + (1 - T_MIN) * stack_draws(generators, uniform)
-    return {"index": index, "noise": stack_draws(generators, normal), "t": t}
 
 
 def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings) -> tuple[Learner, Behavior]:
@@ -68,7 +47,7 @@ def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSe
     averaged, parameters = list(behavior.noise_net.parameters()), list(trained.parameters())
 
     def draw(generators, count):
-        return _diffusion_draws(generators, count, settings.batch, data, state)
+        return diffusion_draws(generators, count, settings.batch, len(data), d, state.dtype)
 
     def loss(draws):
         return losses.behavior_loss(
@@ -86,8 +65,9 @@ def finish_behavior(behavior: Behavior, data: Dataset, seeds: tuple[int, ...], s
     """Fill the posterior variance table from recorded actions."""
     state = data.standardize(data.state)
     generators = [generator(seed, "variance", device=state.device) for seed in seeds]
-    index = _indices(generators, 1, settings.variance_samples, len(data))[0]
-    shape = (settings.variance_times, settings.variance_samples, data.action.shape[1])
+    count = settings.variance_samples
+    index = stack_draws(generators, lambda g: torch.randint(len(data), (1, count), generator=g, device=g.device))[0]
+    shape = (settings.variance_times, count, data.action.shape[1])
     noise = stack_draws(generators, lambda g: torch.randn(shape, generator=g, device=g.device, dtype=state.dtype))
     times = posterior.variance_times(settings.variance_times, state.device, state.dtype)
     table = posterior.fit_isotropic(
@@ -125,7 +105,10 @@ def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettin
     online, target = list(critic.q.parameters()), list(critic.q_target.parameters())
 
     def draw(generators, count):
-        return {"index": _indices(generators, count, settings.batch, len(data))}
+        shape = (count, settings.batch)
+        return {
+            "index": stack_draws(generators, lambda g: torch.randint(len(data), shape, generator=g, device=g.device))
+        }
 
     def loss(draws):
         state, next_state, action, reward, terminated = packed[draws["index"]].split([n, n, d, 1, 1], -1)
@@ -159,60 +142,13 @@ def finish_critic(critic: Critic, data: Dataset, batch: int = 8_192) -> None:
     critic.highest.copy_(advantage.amax(1, keepdim=True) / scale)
 
 
-def energy_learner(
-    data: Dataset,
-    behavior: Behavior,
-    critic: Critic,
-    kind: str,
-    beta: float,
-    seeds: tuple[int, ...],
-    settings: EnergySettings,
-    name: str = "energy",
-) -> tuple[Learner, EnergyNet]:
-    """Regression of the energy network on a target of `losses.TARGETS` at inverse temperature beta."""
-    net = EnergyNet(len(seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP).to(
-        data.state
-    )
-    initialize(net, seeds, "energy")
-    state = data.standardize(data.state)
-    behavior.requires_grad_(False)
-    critic.requires_grad_(False)
-
-    def pairs(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        states, t = state[draws["index"]], draws["t"]
-        noisy = losses.diffuse(data.action[draws["index"]], draws["noise"], t, VP)
-        target = losses.energy_target(
-            kind, behavior.noise_net, critic.advantage, behavior.variance, states, noisy, t, VP, beta, critic.bounds
-        )
-        return states, noisy, t, target
-
-    def draw(generators, count):
-        return _diffusion_draws(generators, count, settings.batch, data, state)
-
-    def loss(draws):
-        return losses.energy_loss(net, *pairs(draws))
-
-    def diagnose(draws):
-        states, t = state[draws["index"]], draws["t"]
-        noisy = losses.diffuse(data.action[draws["index"]], draws["noise"], t, VP)
-        return losses.curvature_info(
-            behavior.noise_net, critic.advantage, behavior.variance, states, noisy, t, VP, beta, draws["noise"]
-        )
-
-    draws = draw([generator(seed, "energy-scale", device=state.device) for seed in seeds], settings.target_batches)
-    targets = torch.cat([pairs({k: v[i] for k, v in draws.items()})[3] for i in range(settings.target_batches)], 1)
-    net.loc.copy_(targets.mean(1, keepdim=True))
-    net.scale.copy_(targets.std(1, keepdim=True).clamp(min=1e-6))
-    return Learner(name, seeds, net, list(net.parameters()), draw, loss, diagnose=diagnose), net
-
-
 def _stage(
     run: Run,
     name: str,
     content: dict[str, Any],
     steps: int,
     rate: float,
-    build: Callable[[tuple[int, ...]], tuple[Learner, nn.Module]],
+    build: Callable[[tuple[int, ...]], tuple[Learner | None, nn.Module]],
     finish: Callable[[nn.Module, tuple[int, ...]], None],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load the artefact where its settings hash fits, train the seeds that it lacks, and write it; returns its content."""
@@ -239,17 +175,20 @@ def _stage(
         if missing:
             started = time.time()
             learner, module = build(missing)
-            log = fit(learner, steps, rate, run.profile.chunk, run.checkpoints(), meta, run.folder / "progress")
+            log = pd.DataFrame()
+            if learner:
+                log = fit(learner, steps, rate, run.profile.chunk, run.checkpoints(), meta, run.folder / "progress")
             finish(module, missing)
             trained = dict(module.state_dict())
             if seeds:
                 trained = {
                     key: join_seeds(tensors[key], trained[key].cpu(), len(seeds), len(missing)) for key in trained
                 }
-                log = pd.concat([pd.read_parquet(run.metrics(name)), log], ignore_index=True)
+                log = pd.concat([pd.read_parquet(run.metrics(name)), log], ignore_index=True) if learner else log
             tensors, seeds = {key: value.cpu() for key, value in trained.items()}, seeds + missing
-            with runs.atomic_path(run.metrics(name)) as temporary:
-                log.to_parquet(temporary)
+            if learner:
+                with runs.atomic_path(run.metrics(name)) as temporary:
+                    log.to_parquet(temporary)
             runs.write_artifact(path, tensors, {**meta, "seeds": list(seeds)})
             clear_checkpoints(run.checkpoints(), name)
             entry = {
@@ -305,6 +244,25 @@ def train_critic(run: Run, data: Dataset, settings: CriticSettings | None = None
     return critic.requires_grad_(False)
 
 
+def train_support(run: Run, data: Dataset, behavior: Behavior, settings: EnergySettings) -> Support:
+    """The support actions of a run for all its seeds, shared by the methods that need them: drawn or loaded."""
+    data = data.to(run.device)
+    names = ("support", "support_states", "support_steps")
+    content = {name: getattr(settings, name) for name in names} | {"data": data.content_hash}
+    content["behavior"] = runs.load_tensors(run.artifact("behavior"))[1]["settings_hash"]
+
+    def draw(seeds: tuple[int, ...]) -> nn.Module:
+        rows = [run.seeds.index(seed) for seed in seeds]
+        drawn = sample_support(take_seeds(behavior, rows, len(run.seeds)), data, seeds, settings)
+        module = nn.Module()
+        module.register_buffer("index", drawn.index)
+        module.register_buffer("action", drawn.action)
+        return module
+
+    tensors, _ = _stage(run, "support", content, 0, 0.0, lambda seeds: (None, draw(seeds)), lambda module, seeds: None)
+    return Support(tensors["index"], tensors["action"])
+
+
 def train_energy(
     run: Run,
     data: Dataset,
@@ -319,8 +277,8 @@ def train_energy(
 
     `prefix` names another kind of stage than the main one: the short trainings of a curve.
     """
-    kind = METHODS[method].energy
-    if kind is None:
+    entry = METHODS[method]
+    if entry.energy is None:
         raise StudyError(
             f"method {method!r} has no energy network: only {', '.join(m for m in METHODS if METHODS[m].energy)}"
         )
@@ -329,19 +287,27 @@ def train_energy(
     data = data.to(run.device)
     upstream = {stage: runs.load_tensors(run.artifact(stage))[1]["settings_hash"] for stage in ("behavior", "critic")}
     name = runs.energy_stage(method, beta, prefix)
+    support = train_support(run, data, behavior, settings) if entry.energy in SUPPORTED else None
+
+    def build(seeds: tuple[int, ...]) -> tuple[Learner, EnergyNet]:
+        own = _of_seeds(run, seeds, behavior, critic)
+        rows = [run.seeds.index(seed) for seed in seeds]
+        drawn = support and Support(support.index[rows], support.action[rows])
+        return energy_learner(data, *own, entry, beta, seeds, settings, name, drawn)
+
     tensors, _ = _stage(
         run,
         name,
-        _content(settings, run, data, target=kind, beta=beta, **upstream),
+        _content(settings, run, data, target=entry.energy, bregman=entry.bregman, beta=beta, **upstream),
         settings.steps,
         settings.learning_rate,
-        lambda seeds: energy_learner(data, *_of_seeds(run, seeds, behavior, critic), kind, beta, seeds, settings, name),
+        build,
         lambda module, seeds: None,
     )
     net = EnergyNet(len(run.seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP)
     net.to(run.device).load_state_dict(tensors)
     curved = pd.read_parquet(run.metrics(name)).groupby("seed")["curved"].last().max()
-    if kind == "taylor" and curved > TRUSTED_SHARE:
+    if entry.energy == "taylor" and curved > TRUSTED_SHARE:
         print(
             f"{name}: beta c_t |H v| is above 1 at up to {100 * curved:.0f}% of noised actions: first order is not to be "
             "trusted there (notebook 09 shows where)"

@@ -61,6 +61,7 @@ D4RL_MAZE2D = {
     "medium-dense-v1": (44.264742, 297.4552547777125, 600),
     "large-dense-v1": (30.569041, 303.4857382709002, 800),
 }
+LEGACY_ANT, LEGACY_ANT_FORCES = 111, 84
 KITCHEN = {
     "complete": (("microwave", "kettle", "light switch", "slide cabinet"), 280),
     "partial": (("microwave", "kettle", "light switch", "slide cabinet"), 450),
@@ -87,7 +88,14 @@ LOCAL_SMALL = (
     "local-halfcheetah-mixed",
 )
 
-DENSE = {"critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None}}
+# Guidance of dense rewards: what did best in a prototype on HalfCheetah, of beta 1, 3 and scales 1, 2, 4, 8.
+DENSE = {
+    "critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None},
+    "evaluation": {
+        "beta": {"aepo": 1.0, "aepo-cubature": 1.0},
+        "guidance_scale": {"aepo": 4.0, "aepo-cubature": 4.0},
+    },
+}
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
 
@@ -153,7 +161,7 @@ def antmaze() -> Iterator[dict[str, Any]]:
             "dimensions": (31, 8),
             "scores": "those stored with the dataset, else returns only",
             "settings": ANTMAZE,
-            "note": "one goal; evaluated in the maze of the data: Minari's own evaluation map is its mirror image"
+            "note": "one start, one goal, in the maze of the data; Minari's evaluation map is turned by 180 degrees"
             if size == "umaze"
             else "one start, one goal: the official evaluation map",
         }
@@ -236,17 +244,17 @@ def d4rl() -> Iterator[dict[str, Any]]:
     for robot in ("hopper", "halfcheetah", "walker2d", "ant"):
         title, n, d, horizon = LOCOMOTION[robot]
         for kind in ("random", "medium", "medium-replay", "full-replay", "medium-expert", "expert"):
-            # D4RL's ant observes contact forces, 84 numbers more than Ant-v4 without them.
-            contact = {"env_kwargs": {"use_contact_forces": True}} if robot == "ant" else {}
+            # D4RL's ant has 84 contact forces that its MuJoCo recorded as 0: Ant-v4 without them, 84 zeros in their place.
+            zeros = LEGACY_ANT_FORCES if robot == "ant" else 0
             yield row(
                 f"{robot}-{kind}-v2",
-                (111 if robot == "ant" else n, d),
+                (LEGACY_ANT if robot == "ant" else n, d),
                 D4RL_LOCOMOTION[robot],
                 horizon,
                 env_id=f"{title}-v4",
                 settings=DENSE,
-                **contact,
-                note="D4RL's MuJoCo may have recorded contact forces of 0: look at 03_dataset's constant dimensions"
+                zeros=zeros,
+                note="its contact forces are 0 in the data (D4RL issue 143) and in evaluation"
                 if robot == "ant"
                 else "",
             )

@@ -27,6 +27,7 @@ class Task:
     has several). `dataset_ids`: Minari id a profile. `env_id` None: train-only, no environment of today fits the data.
     `env_kwargs`: arguments of the environment that evaluates; the data's may differ (`note` says how).
     `observation_keys`: the parts of a dict observation, flattened in this order; empty for plain arrays.
+    `zeros`: numbers that the data have more than the environment, at the end of an observation and always 0.
     `dimensions`: numbers in a flattened observation and in an action; None: those of the data.
     `horizon`: steps of an evaluation episode. `continuing`: the recorded episodes are segments of one long walk.
     `references`: returns of score 0 and 100; None: those stored with the dataset, or none. `scores`: their origin.
@@ -44,6 +45,7 @@ class Task:
     horizon: int
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     observation_keys: tuple[str, ...] = ()
+    zeros: int = 0
     dimensions: tuple[int, int] | None = None
     continuing: bool = False
     recipe: str | None = None
@@ -179,7 +181,7 @@ def _data(dataset: str, name: str, path: Path) -> dict[str, Any]:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Check that settings name stages, values that a profile has, and their types."""
+    """Settings by stage, checked for names and types; they start from what dense rewards need."""
     profile = settings_table.QUICK
     stages = [f.name for f in fields(profile) if hasattr(getattr(profile, f.name), "__dataclass_fields__")]
     for stage, values in given.items():
@@ -190,9 +192,17 @@ def _settings(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if key not in known.__dataclass_fields__:
                 raise ValueError(f"unknown setting {stage}: {key}; there are {', '.join(known.__dataclass_fields__)}")
             before = getattr(known, key)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and (isinstance(value, int) or not isinstance(before, int))) and not (
-                value is None and key == "reward_scale"
-            ):
-                raise ValueError(f"setting {stage}: {key} must be a number like {before!r}, got {value!r}")
-    return given
+            if not _fits(value, before) and not (value is None and key == "reward_scale"):
+                like = dict(before) if isinstance(before, Mapping) else before
+                raise ValueError(f"setting {stage}: {key} must be like {like!r}, got {value!r}")
+    return {stage: suites.DENSE.get(stage, {}) | given.get(stage, {}) for stage in {**suites.DENSE, **given}}
+
+
+def _fits(value: Any, before: Any) -> bool:
+    """Whether a value has the kind of the one that it replaces: numbers, lists of them, or numbers by method."""
+    if isinstance(before, Mapping):
+        return isinstance(value, dict) and all(key in before and _fits(v, 0.0) for key, v in value.items())
+    if isinstance(before, tuple):
+        return isinstance(value, list) and all(_fits(v, 0.0) for v in value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole or (isinstance(value, float) and not isinstance(before, int))

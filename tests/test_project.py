@@ -12,8 +12,8 @@ import nbformat
 import pytest
 import yaml
 
-from aepo import cli, runs, tasks
-from aepo.methods import METHODS
+from aepo import cli, runs, settings, tasks
+from aepo.methods import CORE, METHODS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -237,7 +237,10 @@ def test_setup_says_that_the_network_is_missing(copy):
 
 
 def test_methods_have_what_they_need():
-    assert list(METHODS) == ["bc", "best-of-n", "aepo", "aepo-cubature"]
+    assert set(CORE) <= set(METHODS)
+    for profile in settings.PROFILES.values():
+        guided = {name for name, method in METHODS.items() if method.energy}
+        assert guided == set(profile.evaluation.beta) == set(profile.evaluation.guidance_scale)
 
 
 def test_make_lab_serves_the_notebooks_with_a_token():

@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aepo import datasets, losses, models, networks, runs, settings, stages, training
+from aepo import datasets, energies, losses, models, networks, runs, settings, stages, training
+from aepo.methods import METHODS
 from aepo.policy import Actor, load_networks
 
 STEPS = 50
+ENERGIES = settings.GUIDED
+SUPPORTED = ("aepo-support", "qgpo")
 
 
 def stage_learners(data, tiny, seeds):
@@ -20,11 +23,12 @@ def stage_learners(data, tiny, seeds):
     stages.finish_behavior(behavior, data, seeds, tiny.behavior)
     _, critic = stages.critic_learner(data, seeds, tiny.critic)
     stages.finish_critic(critic, data)
-    for kind in ("taylor", "cubature"):
-        yield stages.energy_learner(data, behavior, critic, kind, 2.0, seeds, tiny.energy)
+    for method in ENERGIES:
+        support = energies.sample_support(behavior, data, seeds, tiny.energy) if method in SUPPORTED else None
+        yield energies.energy_learner(data, behavior, critic, METHODS[method], 2.0, seeds, tiny.energy, support=support)
 
 
-@pytest.mark.parametrize("stage", range(4), ids=["behavior", "critic", "energy-taylor", "energy-cubature"])
+@pytest.mark.parametrize("stage", range(2 + len(ENERGIES)), ids=["behavior", "critic", *ENERGIES])
 def test_a_seed_in_a_stack_equals_the_seed_alone(data, tiny, stage):
     doubles = replace(data.to("cpu", torch.float64))
     trained = {}

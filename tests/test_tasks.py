@@ -80,6 +80,16 @@ def test_the_goal_of_an_evaluation_is_one_cell():
     assert cells == {(7, 9)}
 
 
+def test_legacy_ant_observes_zeros_in_place_of_contact_forces():
+    env = environments.make(tasks.get("d4rl-ant-medium-v2"))
+    env.reset(seed=0)
+    for _ in range(20):
+        observation, *_ = env.step(env.action_space.sample())
+    assert observation.shape == (111,)
+    assert observation[:27].all()
+    assert not observation[27:].any()
+
+
 def test_kitchen_observations_are_their_own_and_success_is_all_subtasks():
     env = environments.make(tasks.get("kitchen-complete-v2"), flat=False)
     first, info = env.reset(seed=0)

@@ -1,0 +1,245 @@
+"""The energy stage: what an energy network learns from, by kind of method, and its learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aepo import guidance, losses, sampler
+from aepo.datasets import Dataset
+from aepo.methods import Method
+from aepo.models import VP, Behavior, Critic
+from aepo.networks import EnergyNet, generator, initialize
+from aepo.schedule import T_MIN
+from aepo.settings import EnergySettings
+from aepo.training import Draws, Learner, stack_draws
+
+SUPPORTED = ("support", "contrastive")
+
+
+@dataclass(frozen=True)
+class Support:
+    """Behavior samples of P recorded states a seed: `index` of the states `(S, P)`, `action` `(S, P, M, d)` in [-1, 1]."""
+
+    index: Tensor
+    action: Tensor
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a target is computed from: state `(S, B, n)` standardised, its clean action, the noised one, t `(S, B)`.
+
+    For `support`: candidates `(S, B, M, d)`, the clean action among them, and their advantage `(S, B, M)`.
+    """
+
+    state: Tensor
+    action: Tensor
+    noisy_action: Tensor
+    t: Tensor
+    candidates: Tensor | None = None
+    candidate_q: Tensor | None = None
+
+
+@torch.no_grad()
+def sample_support(
+    behavior: Behavior, data: Dataset, seeds: Sequence[int], settings: EnergySettings, batch: int = 32_768
+) -> Support:
+    """Draw the support actions of every seed from the behavior model: `support` for each of `support_states` states."""
+    d, device = data.action.shape[1], data.state.device
+    generators = [generator(seed, "support", device=device) for seed in seeds]
+    count, size = min(settings.support_states, len(data)), settings.support
+    index = torch.stack([torch.randperm(len(data), generator=g, device=device)[:count] for g in generators])
+    noise = stack_draws(generators, lambda g: torch.randn(count * size, d, generator=g, device=device), 0)
+    noise = noise.to(data.state)
+    state, parts = data.standardize(data.state), []
+    rows = max(1, batch // size)
+    for start in range(0, count, rows):
+        states = state[index[:, start : start + rows]].repeat_interleave(size, 1)
+        parts.append(
+            sampler.sample(
+                lambda a, t, states=states: behavior.noise_net(states, a, t),
+                noise[:, start * size : (start + rows) * size],
+                VP,
+                settings.support_steps,
+                low=-1.0,
+                high=1.0,
+            )
+        )
+    return Support(index, torch.cat(parts, 1).view(len(seeds), count, size, d))
+
+
+def target(kind: str, behavior: Behavior, critic: Critic, pairs: Pairs, beta: float) -> Tensor:
+    """The target of an energy network `(S, B)`: a closed form (`taylor`, `cubature`), `support`, or `clean`, beta Q(a_0)."""
+    if kind == "support":
+        return guidance.support_energy(
+            pairs.candidate_q, pairs.candidates, pairs.noisy_action, pairs.t, VP, beta, check=False
+        )
+    if kind == "clean":
+        return beta * critic.advantage(pairs.state, pairs.action)
+    return losses.energy_target(
+        kind,
+        behavior.noise_net,
+        critic.advantage,
+        behavior.variance,
+        pairs.state,
+        pairs.noisy_action,
+        pairs.t,
+        VP,
+        beta,
+        critic.bounds,
+    )
+
+
+def make_pairs(
+    kind: str, data: Dataset, state: Tensor, critic: Critic, support: Support | None
+) -> Callable[[Draws], Pairs]:
+    """A function from the draws of a step to what its targets are computed from; `state` standardised `(N, n)`."""
+    if kind != "support":
+
+        def recorded(draws: Draws) -> Pairs:
+            action = data.action[draws["index"]]
+            noisy = losses.diffuse(action, draws["noise"], draws["t"], VP)
+            return Pairs(state[draws["index"]], action, noisy, draws["t"])
+
+        return recorded
+    candidates = torch.cat([data.action[support.index].unsqueeze(2), support.action], 2)
+    quality = _advantages(critic, state, support.index, candidates)
+    rows = torch.arange(len(quality), device=quality.device).unsqueeze(1)
+
+    def supported(draws: Draws) -> Pairs:
+        chosen, q = candidates[rows, draws["index"]], quality[rows, draws["index"]]
+        noisy = losses.diffuse(chosen[:, :, 0], draws["noise"], draws["t"], VP)
+        return Pairs(state[support.index[rows, draws["index"]]], chosen[:, :, 0], noisy, draws["t"], chosen, q)
+
+    return supported
+
+
+@torch.no_grad()
+def _advantages(critic: Critic, state: Tensor, index: Tensor, action: Tensor, rows: int = 1_024) -> Tensor:
+    """Advantage of M actions at each indexed state: action `(S, P, M, d)` -> `(S, P, M)`."""
+    parts = [
+        critic.advantage(state[i], a.flatten(1, 2)).view(a.shape[:-1])
+        for i, a in zip(index.split(rows, 1), action.split(rows, 1), strict=True)
+    ]
+    return torch.cat(parts, 1)
+
+
+def energy_learner(
+    data: Dataset,
+    behavior: Behavior,
+    critic: Critic,
+    method: Method,
+    beta: float,
+    seeds: tuple[int, ...],
+    settings: EnergySettings,
+    name: str = "energy",
+    support: Support | None = None,
+) -> tuple[Learner, EnergyNet]:
+    """The energy network's training by a method's target and loss at inverse temperature beta."""
+    net = EnergyNet(len(seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP).to(
+        data.state
+    )
+    initialize(net, seeds, "energy")
+    state = data.standardize(data.state)
+    behavior.requires_grad_(False)
+    critic.requires_grad_(False)
+    kind, size = method.energy, len(data) if support is None else support.index.shape[1]
+    shared = (behavior, critic, beta, net)
+    if kind == "contrastive":
+        pairs, loss = _contrastive(state, support, *shared)
+        draw = _contrastive_draws(size, settings, data, state)
+    else:
+        pairs, loss = _regression(method, make_pairs(kind, data, state, critic, support), *shared)
+
+        def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
+            return diffusion_draws(generators, count, settings.batch, size, data.action.shape[1], state.dtype)
+
+    def diagnose(draws: Draws) -> dict[str, Tensor]:
+        batch = pairs(draws)
+        direction = draws["noise"].view(batch.noisy_action.shape)
+        return losses.curvature_info(
+            behavior.noise_net, critic.advantage, behavior.variance, batch.state, batch.noisy_action, batch.t, VP, beta,
+            direction,
+        )  # fmt: skip
+
+    if kind == "contrastive":
+        net.scale.fill_(beta)
+    else:
+        draws = draw([generator(seed, "energy-scale", device=state.device) for seed in seeds], settings.target_batches)
+        with torch.no_grad():
+            targets = [
+                target(kind, behavior, critic, pairs({key: value[i] for key, value in draws.items()}), beta)
+                for i in range(settings.target_batches)
+            ]
+        targets = torch.cat(targets, 1)
+        net.loc.copy_(targets.mean(1, keepdim=True))
+        net.scale.copy_(targets.std(1, keepdim=True).clamp(min=1e-6))
+    return Learner(name, seeds, net, list(net.parameters()), draw, loss, diagnose=diagnose), net
+
+
+def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta: float, net: EnergyNet):
+    fit_to = losses.bregman_loss if method.bregman else losses.energy_loss
+
+    def loss(draws: Draws):
+        batch = pairs(draws)
+        with torch.no_grad():
+            energy = target(method.energy, behavior, critic, batch, beta)
+        return fit_to(net, batch.state, batch.noisy_action, batch.t, energy)
+
+    return pairs, loss
+
+
+def _contrastive(state: Tensor, support: Support, behavior: Behavior, critic: Critic, beta: float, net: EnergyNet):
+    quality = _advantages(critic, state, support.index, support.action)
+    rows = torch.arange(len(quality), device=quality.device).unsqueeze(1)
+
+    def pairs(draws: Draws) -> Pairs:
+        action = support.action[rows, draws["index"]].flatten(1, 2)
+        t = draws["t"].repeat_interleave(support.action.shape[2], 1)
+        states = state[support.index[rows, draws["index"]]].repeat_interleave(support.action.shape[2], 1)
+        return Pairs(states, action, losses.diffuse(action, draws["noise"].flatten(1, 2), t, VP), t)
+
+    def loss(draws: Draws):
+        index = draws["index"]
+        return losses.contrastive_loss(
+            net,
+            state[support.index[rows, index]],
+            support.action[rows, index],
+            draws["noise"],
+            draws["t"],
+            beta * quality[rows, index],
+            VP,
+        )
+
+    return pairs, loss
+
+
+def _contrastive_draws(size: int, settings: EnergySettings, data: Dataset, state: Tensor):
+    d, count_in_set = data.action.shape[1], settings.support
+
+    def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
+        draws = diffusion_draws(generators, count, settings.groups, size, d, state.dtype)
+        shape = (count, settings.groups, count_in_set, d)
+        noise = stack_draws(generators, lambda g: torch.randn(shape, generator=g, device=g.device, dtype=state.dtype))
+        return draws | {"noise": noise}
+
+    return draw
+
+
+def diffusion_draws(
+    generators: Sequence[torch.Generator], count: int, batch: int, size: int, d: int, dtype: torch.dtype
+) -> Draws:
+    """Indices below `size`, noise and times of `count` steps: `(count, S, batch, ...)`."""
+
+    def normal(g: torch.Generator) -> Tensor:
+        return torch.randn(count, batch, d, generator=g, device=g.device, dtype=dtype)
+
+    def uniform(g: torch.Generator) -> Tensor:
+        return torch.rand(count, batch, generator=g, device=g.device, dtype=dtype)
+
+    index = stack_draws(generators, lambda g: torch.randint(size, (count, batch), generator=g, device=g.device))
+    t = T_MIN + (1 - T_MIN) * stack_draws(generators, uniform)
+    return {"index": index, "noise": stack_draws(generators, normal), "t": t}
