@@ -123,7 +123,7 @@ def load(task: Task, profile: str) -> Dataset:
     dataset_id = task.dataset_ids[profile]
     if not stored.complete(dataset_id):
         raise runs.StudyError(
-            f"dataset {dataset_id} is not on disk: {next_step(task, profile)}, or notebook 03_dataset"
+            f"dataset {dataset_id} is not on disk: run notebook 03_dataset first, or {command(task, profile)}"
         )
     folder = stored.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
