@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aepo import mazes
+from aepo.settings import GUIDED
 
 MINARI, D4RL, LOCAL = "minari", "d4rl", "local"
 PROFILES = ("smoke", "quick", "full")
@@ -91,10 +92,7 @@ LOCAL_SMALL = (
 # Guidance of dense rewards: what did best in a prototype on HalfCheetah, of beta 1, 3 and scales 1, 2, 4, 8.
 DENSE = {
     "critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None},
-    "evaluation": {
-        "beta": {"aepo": 1.0, "aepo-cubature": 1.0},
-        "guidance_scale": {"aepo": 4.0, "aepo-cubature": 4.0},
-    },
+    "evaluation": {"beta": dict.fromkeys(GUIDED, 1.0), "guidance_scale": dict.fromkeys(GUIDED, 4.0)},
 }
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
