@@ -11,6 +11,7 @@ import platform
 import resource
 import statistics
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -228,7 +229,7 @@ def bench_stage(
         vmapped.step(inputs)
         compared.append(lambda: [vmapped.step(inputs) for _ in rates])
     except RuntimeError as error:  # an operation without a batching rule
-        print(f"{stage}: torch.func.vmap cannot run this step ({str(error).splitlines()[0]})")
+        print(f"{stage}: torch.func.vmap cannot run this step ({textwrap.shorten(str(error), 70)})")
     ms, product, separate, *vmap = (value / len(rates) for value in medians(compared, device, rounds))
     row = lambda metric, value: Row(stage, device, networks, seeds, batch, metric, value)  # noqa: E731
     yield row("ms", ms)
@@ -292,7 +293,6 @@ def bench_load(rows: int = 1_000_000, episode: int = 1_000) -> Iterator[Row]:
             start = time.perf_counter()
             datasets.load(task, "quick")
             yield Row(case, "cpu", "", 0, rows, "ms", 1e3 * (time.perf_counter() - start))
-            datasets.load.cache_clear()
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def _collectable(task: tasks.Task) -> None:
 
         raise StudyError(
             f"task {task.name} has no recipe, its data are not made here: "
-            f"{datasets.next_step(task, 'quick')}{download.instead(task)}"
+            f"run {datasets.command(task, 'quick')}{download.instead(task)}"
         )
 
 

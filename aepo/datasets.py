@@ -74,7 +74,7 @@ def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True)
     if task.source == D4RL:
         raise runs.StudyError(
             f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study: "
-            f"fetch the HDF5 file yourself, then {next_step(task, profile)}{download.instead(task)}"
+            f"fetch the HDF5 file yourself, then run {command(task, profile)}{download.instead(task)}"
         )
     with stored.claim(dataset_id) as staging:
         if staging is not None:
@@ -83,12 +83,12 @@ def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True)
     return dataset_id
 
 
-def next_step(task: Task, profile: str) -> str:
+def command(task: Task, profile: str) -> str:
     """The command that puts the task's dataset on disk."""
     if task.source == D4RL and not task.file:
-        return f"run `aepo data import FILE --task {task.argument}`"
+        return f"`aepo data import FILE --task {task.argument}`"
     verb = "collect" if task.source == LOCAL else "get"
-    return f"run `aepo data {verb} {task.argument} --profile {profile}`"
+    return f"`aepo data {verb} {task.argument} --profile {profile}`"
 
 
 def _collect(task: Task, dataset_id: str, data: DataSettings, staging: Path, progress: bool) -> None:
@@ -123,7 +123,7 @@ def load(task: Task, profile: str) -> Dataset:
     dataset_id = task.dataset_ids[profile]
     if not stored.complete(dataset_id):
         raise runs.StudyError(
-            f"dataset {dataset_id} is not on disk: {next_step(task, profile)}, or notebook 03_dataset"
+            f"dataset {dataset_id} is not on disk: run notebook 03_dataset first, or {command(task, profile)}"
         )
     folder = stored.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)

@@ -194,8 +194,3 @@ def _check_spaces(task: Task, env: gym.Env) -> None:
     found = (sum(part.shape[0] for part in parts), env.action_space.shape[0])
     if task.dimensions and found != tuple(task.dimensions):
         raise StudyError(f"{where} has {found[0]} observations and {found[1]} actions, the task {task.dimensions}")
-
-
-def make_vector(task: Task, count: int) -> gym.vector.SyncVectorEnv:
-    """`count` copies of a task's environment in one process; errors as `make`."""
-    return gym.vector.SyncVectorEnv([lambda: make(task)] * count)

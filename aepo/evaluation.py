@@ -1,4 +1,4 @@
-"""Rollouts in vector environments: all seeds and episodes in one sampler call a step; scores with intervals."""
+"""Rollouts in copies of an environment: all seeds and episodes in one sampler call a step; scores with intervals."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-from aepo.environments import make_vector
+from aepo.copies import Copies, SpreadCopies, make_copies
 from aepo.networks import generator
 from aepo.policy import Actor
 from aepo.progress import Progress
@@ -34,7 +33,7 @@ class Rollouts:
 
 def rollout(
     actor: Actor,
-    environments: gym.vector.VectorEnv,
+    copies: Copies | SpreadCopies,
     seeds: Sequence[int],
     episodes: int,
     horizon: int,
@@ -46,11 +45,11 @@ def rollout(
     """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
 
     `kept`: number of episodes a row whose states are kept (None: all). `first`: number of the first episode.
-    Start and noise of an episode follow from (seed, episode) alone, the same for every method.
+    Start and noise of an episode follow from (seed, episode) alone, the same for every method. Episodes that have ended
+    are neither stepped nor sampled for: rows narrow to the greatest number still running.
     """
     shape, numbers = (len(seeds), episodes), range(first, first + episodes)
-    device = actor.behavior.low.device
-    d = environments.single_action_space.shape[0]
+    device, d = actor.behavior.low.device, copies.action_dim
     noise = torch.stack(
         [
             torch.stack(
@@ -60,24 +59,30 @@ def rollout(
         ]
     ).to(device)
     starts = [int(generator(seed, "start", e).initial_seed() % 2**31) for seed in seeds for e in numbers]
-    observation, _ = environments.reset(seed=starts)
+    observation = copies.reset(starts)
+    observation = observation.reshape(*shape, -1)
     returns, length, success = np.zeros(shape), np.zeros(shape, dtype=int), np.full(shape, np.nan)
-    running = np.ones(shape, dtype=bool)
+    running, rows = np.ones(shape, dtype=bool), np.arange(len(seeds))[:, None]
     kept = episodes if kept is None else min(kept, episodes)
     states = np.full((horizon + 1, shape[0], kept, observation.shape[-1]), np.nan, dtype=np.float32)
-    states[0] = observation.reshape(*shape, -1)[:, :kept]
+    states[0] = observation[:, :kept]
+    columns = np.tile(np.arange(episodes), (len(seeds), 1))
     with Progress(name, horizon, folder=progress_folder) as progress:
         for step in range(horizon):
-            state = torch.as_tensor(observation, dtype=torch.float32, device=device).view(*shape, -1)
-            action = actor.act(state, noise[:, :, step])
-            observation, reward, terminated, truncated, info = environments.step(action.reshape(-1, d).cpu().numpy())
-            returns += np.where(running, reward.reshape(shape), 0)
-            length += running
-            if "success" in info:
-                reached = np.asarray(info["success"], dtype=float).reshape(shape)
-                success = np.where(running, np.fmax(success, reached), success)
-            states[step + 1][running[:, :kept]] = observation.reshape(*shape, -1)[:, :kept][running[:, :kept]]
-            running &= ~(terminated | truncated).reshape(shape)
+            if running.sum(1).max() < columns.shape[1]:
+                columns = np.argsort(~running, axis=1, kind="stable")[:, : running.sum(1).max()]
+            state = torch.as_tensor(observation[rows, columns], dtype=torch.float32, device=device)
+            action = actor.act(state, noise[rows, columns, step]).cpu().numpy()
+            place = np.nonzero(running[rows, columns])
+            who = (place[0], columns[place])
+            took = copies.step(who[0] * episodes + who[1], action[place])
+            observation[who] = took.observation
+            returns[who] += took.reward
+            length[who] += 1
+            success[who] = np.fmax(success[who], took.success)
+            shown = who[1] < kept
+            states[step + 1][who[0][shown], who[1][shown]] = took.observation[shown]
+            running[who] = ~took.ended
             progress.update(1)
             if not running.any():
                 break
@@ -90,17 +95,17 @@ def play(
     """`rollout` in the task's environment, in rounds where so many copies of it at once would fill the memory."""
     most = next((count for kind, count in MOST_ENVIRONMENTS.items() if task.env_id.startswith(kind)), None)
     together = episodes if most is None else min(episodes, max(1, most // len(seeds)))
-    rounds, environments = [], None
+    rounds, copies = [], None
     for first in range(0, episodes, together):
         count = min(together, episodes - first)
-        if environments is None or count < together:
-            if environments is not None:
-                environments.close()
-            environments = make_vector(task, len(seeds) * count)
+        if copies is None or count < together:
+            if copies is not None:
+                copies.close()
+            copies = make_copies(task, len(seeds) * count)
         label = name if together == episodes else f"{name}, episodes {first + 1} to {first + count} of {episodes}"
         keep = max(0, kept - first)
-        rounds.append(rollout(actor, environments, seeds, count, task.horizon, label, progress_folder, keep, first))
-    environments.close()
+        rounds.append(rollout(actor, copies, seeds, count, task.horizon, label, progress_folder, keep, first))
+    copies.close()
     joined = {
         field: np.concatenate([getattr(r, field) for r in rounds], 1) for field in ("returns", "length", "success")
     }

@@ -46,6 +46,7 @@ def import_hdf5(
             np.clip(arrays["actions"], box.low, box.high, out=arrays["actions"])
         checks.inside_box(arrays["actions"], box, str(path), "import it with --clip to move them into the box")
         first, last = segments(arrays, task.horizon)
+        _say_cuts(arrays, last, str(path))
         steps = int((last - first).sum())
         stored.reserve(staging, steps, len(first), (arrays["observations"].shape[1], arrays["actions"].shape[1]))
         bar = Progress("import", steps) if progress else None
@@ -109,6 +110,16 @@ def segments(arrays: Mapping[str, np.ndarray], horizon: int) -> tuple[np.ndarray
         return first, last + 1
     after = last + terminal[last]
     return first[after > first], after[after > first]
+
+
+def _say_cuts(arrays: Mapping[str, np.ndarray], last: np.ndarray, name: str) -> None:
+    """Tell where `next_observations` cut episodes that the file's flags do not end."""
+    if "next_observations" in arrays and "timeouts" in arrays:
+        more = int((~(arrays["terminals"] | arrays["timeouts"])[last[:-1] - 1]).sum())
+        if more:
+            print(
+                f"{name}: {more} episodes more than its flags tell, cut where the next observation is not the next row's"
+            )
 
 
 def _episodes(

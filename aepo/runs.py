@@ -26,7 +26,8 @@ from aepo import settings as settings_table
 from aepo import tasks
 from aepo.methods import METHODS
 
-FORMAT = 1
+FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
+READABLE = (1, 2)  # formats whose networks can still be read
 PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "safetensors")
 
 
@@ -211,9 +212,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}): delete it and run its stage again") from None
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in READABLE:
         raise StudyError(
-            f"{path} has format {meta.get('format')}, this version reads {FORMAT}: delete it and run its stage again"
+            f"{path} has format {meta.get('format')}, this version reads {READABLE}: delete it and run its stage again"
         )
     if meta["sha256"] != _content_hash(tensors):
         raise StudyError(f"{path} is damaged (its checksum does not match): delete it and run its stage again")

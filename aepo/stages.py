@@ -204,7 +204,8 @@ def _stage(
 
 
 def _content(settings: Any, run: Run, data: Dataset, **more: Any) -> dict[str, Any]:
-    return {**settings_table.as_dict(settings), "chunk": run.profile.chunk, "data": data.content_hash, **more}
+    made_of = {"chunk": run.profile.chunk, "data": data.content_hash, "format": runs.FORMAT}
+    return {**settings_table.as_dict(settings), **made_of, **more}
 
 
 def train_behavior(run: Run, data: Dataset, settings: BehaviorSettings | None = None) -> Behavior:

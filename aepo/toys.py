@@ -47,7 +47,7 @@ class ToySettings:
     samples: int = 20_000
     variance_times: int = 65
     solver_steps: int = 25
-    pool: int = 16_384
+    pool: int = 8_192
     proposals: int = 200_000
 
 

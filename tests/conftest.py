@@ -38,3 +38,10 @@ def tiny():
 def run(tmp_path):
     """A run folder of the smoke profile with seeds 0 and 1."""
     return runs.open_run("maze2d-umaze", [0, 1], ["bc", "aepo"], "smoke", "cpu", tmp_path / "runs")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A temporary folder, with a Minari folder of this test alone in it."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path

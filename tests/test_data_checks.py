@@ -5,8 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
-from dataclasses import replace
 
 import gymnasium as gym
 import h5py
@@ -14,60 +12,12 @@ import minari
 import numpy as np
 import pytest
 import torch
-from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.serialization import serialize_space
+from samples import HOPPER, ID, at, d4rl, entry, files, forbidden, hdf5, hopper, other, rows
 
-from aepo import cache, datasets, importing, reading, runs, stored, tasks
+from aepo import datasets, importing, reading, runs, stored
 
-HOPPER = replace(
-    tasks.get("d4rl-hopper-medium-v2"), dataset_ids=dict.fromkeys(("smoke", "full"), "aepo/check/hopper-v0")
-)
-ID = "aepo/check/hopper-v0"
-BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    return tmp_path
-
-
-def files(folder):
-    """Everything below Minari's folder with its content, locks left out."""
-    found = (folder / "minari").rglob("*")
-    return {str(p): p.read_bytes() for p in found if p.is_file() and ".locks" not in p.parts}
-
-
-# ---- D4RL's HDF5 files
-
-
-def rows(steps=40):
-    rng = np.random.default_rng(0)
-    return {
-        "observations": rng.standard_normal((steps, 11)).astype(np.float32),
-        "actions": rng.uniform(-1, 1, (steps, 3)).astype(np.float32),
-        "rewards": rng.standard_normal(steps).astype(np.float32),
-        "terminals": np.arange(steps) % 10 == 9,
-    }
-
-
-def d4rl(path, change=lambda found: None):
-    found = rows()
-    change(found)
-    with h5py.File(path, "w") as file:
-        for key, value in found.items():
-            file[key] = value
-
-
-def entry(key, index, value):
-    def change(found):
-        found[key][index] = value
-
-    return change
-
-
-def other(key, value):
-    return lambda found: found.update({key: value})
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def truncate(path):
@@ -125,10 +75,6 @@ def test_a_file_that_is_none(folder, monkeypatch):
     assert files(folder) == {}
 
 
-def forbidden(*arguments, **options):
-    raise PermissionError(13, "Permission denied")
-
-
 def test_actions_are_clipped_on_request_only(folder):
     d4rl(folder / "wide.hdf5", entry("actions", ([3, 9], 1), 1.5))
     importing.import_hdf5(folder / "wide.hdf5", HOPPER, clip=True, progress=False)
@@ -138,26 +84,6 @@ def test_actions_are_clipped_on_request_only(folder):
 
 
 # ---- Minari datasets
-
-
-def hopper(lengths=(5, 1, 7), dataset_id=ID):
-    """A Minari dataset in the shape of Hopper's, with an episode of one step."""
-    rng = np.random.default_rng(1)
-    episodes = [
-        EpisodeBuffer(
-            observations=rng.standard_normal((n + 1, 11)),
-            actions=rng.uniform(-1, 1, (n, 3)).astype(np.float32),
-            rewards=rng.standard_normal(n),
-            terminations=np.zeros(n, dtype=bool),
-            truncations=np.arange(n) == n - 1,
-        )
-        for n in lengths
-    ]
-    space = gym.spaces.Box(-np.inf, np.inf, (11,))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        minari.create_dataset_from_buffers(dataset_id, episodes, observation_space=space, action_space=BOX)
-    return stored.root() / dataset_id
 
 
 def meta(**changes):
@@ -172,25 +98,10 @@ def space(**changes):
     return meta(**{f"{key}_space": serialize_space(value) for key, value in changes.items()})
 
 
-def hdf5(edit):
-    def change(data):
-        with h5py.File(data / "main_data.hdf5", "r+") as file:
-            edit(file)
-
-    return change
-
-
 def put(name, value):
     def edit(file):
         file.pop(name)
         file[name] = value
-
-    return hdf5(edit)
-
-
-def at(name, index, value):
-    def edit(file):
-        file[name][index] = value
 
     return hdf5(edit)
 
@@ -300,72 +211,6 @@ def test_an_unreadable_file(folder, monkeypatch):
     with pytest.raises(runs.StudyError, match=r"main_data.hdf5 cannot be read: no permission"):
         datasets.load(HOPPER, "full")
     assert files(folder) == before
-
-
-# ---- the cache
-
-
-def test_a_damaged_cache_is_made_again(capsys):
-    data_folder = hopper()
-    first = datasets.load(HOPPER, "full")
-    (path,) = data_folder.glob("aepo-*")
-    whole = path.read_bytes()
-    for damaged in (
-        whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
-        whole[:-8],
-        b"",
-        whole.replace(first.content_hash.encode(), b"0" * 16),
-    ):
-        path.write_bytes(damaged)
-        again = datasets.load(HOPPER, "full")
-        assert "its cache is damaged (the checksum does not match), so it is made again" in capsys.readouterr().out
-        assert again.content_hash == first.content_hash
-        assert path.read_bytes() == whole
-
-
-def test_a_cache_of_other_data_is_made_again_and_a_copy_keeps_it(capsys, monkeypatch):
-    data_folder = hopper()
-    first = datasets.load(HOPPER, "full")
-    os.utime(data_folder / "data/main_data.hdf5")
-    with monkeypatch.context() as patched:
-        patched.setattr(reading, "transitions", forbidden)
-        assert datasets.load(HOPPER, "full").content_hash == first.content_hash
-    at("episode_0/rewards", 0, 5.0)(data_folder / "data")
-    data = datasets.load(HOPPER, "full")
-    assert "the data have changed since their cache was made, so it is made again" in capsys.readouterr().out
-    assert data.reward[0] == 5
-    assert data.content_hash != first.content_hash
-    assert first.reward[0] != 5
-
-
-def test_a_cache_of_another_reading_is_not_taken():
-    data_folder = hopper()
-    datasets.load(HOPPER, "full")
-    datasets.load(replace(HOPPER, env_id=None), "full")
-    assert len(list(data_folder.glob("aepo-*"))) == 2
-
-
-def test_loading_works_where_no_cache_can_be_written(folder, monkeypatch, capsys):
-    hopper()
-    before = files(folder)
-    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    data = datasets.load(HOPPER, "full")
-    assert len(data) == 13
-    assert "no cache was written (No space left on device)" in capsys.readouterr().out
-    assert files(folder) == before
-
-
-def test_a_cache_is_plain_safetensors_with_aligned_tensors(tmp_path):
-    tensors = {"a": torch.randn(3, 2), "e": torch.arange(3), "none": torch.zeros(0, 4)}
-    cache.write(tmp_path / "x.safetensors", tensors, {"k": 1})
-    from safetensors.torch import load_file
-
-    found = load_file(tmp_path / "x.safetensors")
-    assert all(torch.equal(found[key], value) for key, value in tensors.items())
-    again, made = cache.read(tmp_path / "x.safetensors")
-    assert made == {"k": 1}
-    assert all(torch.equal(again[key], value) for key, value in tensors.items())
-    assert again["e"].data_ptr() % 64 == 0
 
 
 # ---- disk and company

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_data_checks as checked
+import samples
 from typer.testing import CliRunner
 
 from aepo import cli, collect, data_report, datasets, runs, settings, stored, tasks
 
-folder = checked.folder
+pytestmark = pytest.mark.usefixtures("folder")
 SMALL = settings.DataSettings(steps=400)
 
 
@@ -50,7 +50,10 @@ def test_wrong_calls_end_with_2(aepo, arguments):
     [
         (("show", "maze2d-moon"), "unknown task 'maze2d-moon'"),
         (("show", "maze2d-umaze", "--profile", "huge"), "unknown profile 'huge'"),
-        (("show", "pen-human-v2"), "is not on disk: run `aepo data get pen-human-v2 --profile quick`"),
+        (
+            ("show", "pen-human-v2"),
+            "is not on disk: run notebook 03_dataset first, or `aepo data get pen-human-v2 --profile quick`",
+        ),
         (("get", "d4rl-kitchen-mixed-v0"), "run `aepo data import FILE --task d4rl-kitchen-mixed-v0`"),
         (("collect", "pointmaze-umaze-v2"), "has no recipe.*the task local-pointmaze-umaze makes such data"),
         (("collect", "--suite", "pointmaze"), "the data of suite pointmaze are not collected here"),
@@ -105,7 +108,7 @@ def test_a_suite_goes_on_after_a_failure(aepo, monkeypatch):
 
 
 def test_import_and_clip(aepo, folder):
-    checked.d4rl(folder / "wide.hdf5", checked.entry("actions", ([3, 9], 1), 1.5))
+    samples.d4rl(folder / "wide.hdf5", samples.entry("actions", ([3, 9], 1), 1.5))
     call = ("data", "import", folder / "wide.hdf5", "--task", "d4rl-hopper-medium-v2")
     code, _, error = aepo(*call)
     assert code == 1
@@ -120,8 +123,8 @@ def test_import_and_clip(aepo, folder):
 
 def test_get_with_clip_makes_downloaded_data_readable(aepo):
     task = tasks.get("mujoco-hopper-medium-v0")
-    stored_folder = checked.hopper(dataset_id=task.dataset_ids["quick"])
-    checked.at("episode_0/actions", (2, 0), -1.25)(stored_folder / "data")
+    stored_folder = samples.hopper(dataset_id=task.dataset_ids["quick"])
+    samples.at("episode_0/actions", (2, 0), -1.25)(stored_folder / "data")
     code, _, error = aepo("data", "show", task.name)
     assert code == 1
     assert f"`aepo data get {task.name} --clip` has them moved into it" in error

@@ -118,7 +118,9 @@ def test_a_broken_off_collection_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_missing_dataset_says_which_notebook_makes_it():
-    with pytest.raises(runs.StudyError, match=r"dataset aepo/maze2d/nowhere-v0 .*run `aepo data collect maze2d-umaze"):
+    with pytest.raises(
+        runs.StudyError, match=r"dataset aepo/maze2d/nowhere-v0 .*run notebook 03_dataset first, or `aepo data collect"
+    ):
         datasets.load(replace(TASK, dataset_ids={"smoke": "aepo/maze2d/nowhere-v0"}), "smoke")
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import h5py
 import minari
 import numpy as np
-import pytest
 import torch
 
 from aepo import datasets, importing, stored, tasks
@@ -19,12 +18,6 @@ TASK = replace(
 )
 LENGTHS = (4, 1, 5, 3)  # steps of each episode; the file ends inside the last
 ENDS = ("terminal", "timeout", "timeout", "cut")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    return tmp_path
 
 
 def recording(seed=0):
@@ -100,6 +93,16 @@ def test_next_observations_show_where_a_file_without_timeouts_was_cut(folder):
     data = datasets.load(TASK, "quick")
     assert torch.bincount(data.episode).tolist() == list(LENGTHS)
     assert torch.equal(data.next_state, torch.from_numpy(rows["next_observations"]))
+
+
+def test_a_step_whose_next_observation_is_not_the_next_row_ends_an_episode(folder, capsys):
+    rows = recording()
+    rows["next_observations"][1] += 1
+    importing.import_hdf5(write(folder / "f.hdf5", rows), TASK, progress=False)
+    data = datasets.load(TASK, "quick")
+    assert torch.bincount(data.episode).tolist() == [2, 2, 1, 5, 3]
+    assert torch.equal(data.next_state, torch.from_numpy(rows["next_observations"]))
+    assert "1 episodes more than its flags tell" in capsys.readouterr().out
 
 
 def test_an_existing_dataset_is_kept(folder, capsys):

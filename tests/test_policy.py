@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aepo import Policy, environments, evaluation, models, networks, results, runs, stages, tasks
+from aepo import Policy, copies, evaluation, models, networks, results, runs, stages, tasks
 from aepo.methods import CORE
 from aepo.policy import Actor
 
@@ -24,7 +24,7 @@ def test_an_episode_depends_on_its_seed_and_number_alone(behavior):
     def rollout(seeds, episodes):
         rows = [(0, 3).index(s) for s in seeds]
         actor = Actor(models.take_seeds(behavior, rows, 2), None, None, 0.0, 3, 1)
-        vector = environments.make_vector(tasks.get("maze2d-umaze"), len(seeds) * episodes)
+        vector = copies.make_copies(tasks.get("maze2d-umaze"), len(seeds) * episodes)
         return evaluation.rollout(actor, vector, seeds, episodes, 25)
 
     many, few = rollout((0, 3), 3), rollout((3,), 2)
@@ -46,29 +46,45 @@ def test_episodes_in_rounds_are_those_played_at_once(behavior, tmp_path, monkeyp
 
 
 def test_finished_episodes_earn_nothing_more(behavior):
-    class Environments:
-        single_action_space = type("Box", (), {"shape": (2,)})
-        steps = 0
+    asked = []
 
-        def reset(self, seed):
-            return np.zeros((4, 4)), {}
+    class Fake:
+        action_dim, steps = 2, 0
 
-        def step(self, action):
+        def reset(self, seeds):
+            return np.zeros((4, 4))
+
+        def step(self, which, actions):
             self.steps += 1
+            asked.append(which.tolist())
             end = np.array([self.steps >= 2, False, False, self.steps >= 4])
-            return (
-                np.full((4, 4), self.steps),
-                np.ones(4),
-                end,
-                np.zeros(4, bool),
-                {"success": np.array([0, 0, self.steps == 3, 0])},
-            )
+            success = np.array([0, 0, self.steps == 3, 0])
+            return copies.Steps(np.full((len(which), 4), self.steps), np.ones(len(which)), end[which], success[which])
 
-    result = evaluation.rollout(Actor(behavior, None, None, 0.0, 2, 1), Environments(), (0, 3), 2, 6)
+    result = evaluation.rollout(Actor(behavior, None, None, 0.0, 2, 1), Fake(), (0, 3), 2, 6)
     assert result.returns.tolist() == [[2, 6], [6, 4]]
     assert result.length.tolist() == [[2, 6], [6, 4]]
     assert result.success.tolist() == [[False, False], [True, False]]
     assert np.isnan(result.states[3:, 0, 0]).all()
+    assert asked == [[0, 1, 2, 3]] * 2 + [[1, 2, 3]] * 2 + [[1, 2]] * 2
+
+
+def test_copies_in_other_processes_make_the_same_steps():
+    task = tasks.get("local-hopper-mixed")
+    here, there = copies.make_copies(task, 5, 1), copies.make_copies(task, 5, 2)
+    assert isinstance(there, copies.SpreadCopies)
+    workers = there.workers
+    seeds, rng = [3, 1, 4, 1, 5], np.random.default_rng(0)
+    assert np.array_equal(here.reset(seeds), there.reset(seeds))
+    for which in ([0, 1, 2, 3, 4], [4, 1], [2]):
+        actions = rng.uniform(-1, 1, (len(which), 3)).astype(np.float32)
+        for field in ("observation", "reward", "ended", "success"):
+            expected, found = here.step(which, actions), there.step(which, actions)
+            assert np.array_equal(getattr(expected, field), getattr(found, field), equal_nan=True), field
+    with pytest.raises(ValueError, match="dimension"):
+        there.step([0], np.zeros((1, 2), dtype=np.float32))
+    there.close()
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_best_of_n_takes_the_highest_advantage(behavior, data, tiny):
@@ -111,7 +127,7 @@ def test_the_example_policy_acts(method):
 
 def test_the_example_is_small_and_better_than_cloning():
     assert sum(path.stat().st_size for path in EXAMPLE.iterdir()) < 1_000_000
-    vector = environments.make_vector(tasks.get("maze2d-umaze"), 8)
+    vector = copies.make_copies(tasks.get("maze2d-umaze"), 8)
     returns = {
         method: evaluation.rollout(Policy.load(EXAMPLE, method, device="cpu").actor, vector, [0], 8, 300).returns.mean()
         for method in ("bc", "aepo")

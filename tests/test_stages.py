@@ -134,6 +134,16 @@ def test_critic_finds_the_value_of_a_chain():
     assert q.tolist() == pytest.approx([0.25, 0.5, 1.0], abs=0.05)
 
 
+def test_what_an_older_version_wrote_is_trained_again(run, data, tiny, monkeypatch, capsys):
+    """Metrics of an older format lack columns: networks and metrics are made again together."""
+    with monkeypatch.context() as older:
+        older.setattr(runs, "FORMAT", 1)
+        stages.train_behavior(run, data, tiny.behavior)
+    stages.train_behavior(run, data, tiny.behavior)
+    assert "behavior: settings have changed, so it is trained again" in capsys.readouterr().out
+    assert runs.load_tensors(run.artifact("behavior"))[1]["format"] == runs.FORMAT
+
+
 def test_a_stage_is_trained_once_and_missing_seeds_are_added(run, data, tiny, capsys):
     first = stages.train_behavior(run, data, tiny.behavior)
     stamp = run.artifact("behavior").stat().st_mtime_ns

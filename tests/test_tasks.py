@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from aepo import environments, observations, runs, settings, tasks
+from aepo import copies, environments, observations, runs, settings, tasks
 from aepo.suites import SUITES
 
 TASKS = list(tasks.TASKS.values())
@@ -141,8 +141,7 @@ def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
     assert set(np.unique(rollouts.success)) <= {0.0, 1.0}
     policy = Policy.load(run.folder, "bc", device="cpu")
     assert policy.observation_keys == ("observation", "desired_goal")
-    vector = environments.make_vector(task, 3)
-    flat, _ = vector.reset(seed=1)
+    flat = copies.make_copies(task, 3).reset([1, 2, 3])
     parts = {"achieved_goal": flat[:, :2], "desired_goal": flat[:, 4:], "observation": flat[:, :4]}
     seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
     assert np.array_equal(policy.act(parts, seeded()), policy.act(flat, seeded()))

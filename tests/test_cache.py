@@ -1,0 +1,82 @@
+"""The cache beside the data: checked, made again where it is wrong, never in the way."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from samples import HOPPER, at, files, forbidden, hopper
+
+from aepo import cache, datasets, reading, stored
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+def test_a_damaged_cache_is_made_again(capsys):
+    data_folder = hopper()
+    first = datasets.load(HOPPER, "full")
+    (path,) = data_folder.glob("aepo-*")
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        whole[:-8],
+        b"",
+        whole.replace(first.content_hash.encode(), b"0" * 16),
+    ):
+        path.write_bytes(damaged)
+        again = datasets.load(HOPPER, "full")
+        assert "its cache is damaged (the checksum does not match), so it is made again" in capsys.readouterr().out
+        assert again.content_hash == first.content_hash
+        assert path.read_bytes() == whole
+
+
+def test_a_cache_of_other_data_is_made_again_and_a_copy_keeps_it(capsys, monkeypatch):
+    data_folder = hopper()
+    first = datasets.load(HOPPER, "full")
+    os.utime(data_folder / "data/main_data.hdf5")
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "transitions", forbidden)
+        assert datasets.load(HOPPER, "full").content_hash == first.content_hash
+    at("episode_0/rewards", 0, 5.0)(data_folder / "data")
+    data = datasets.load(HOPPER, "full")
+    assert "the data have changed since their cache was made, so it is made again" in capsys.readouterr().out
+    assert data.reward[0] == 5
+    assert data.content_hash != first.content_hash
+    assert first.reward[0] != 5
+
+
+def test_a_cache_of_another_reading_is_not_taken():
+    data_folder = hopper()
+    datasets.load(HOPPER, "full")
+    datasets.load(replace(HOPPER, env_id=None), "full")
+    assert len(list(data_folder.glob("aepo-*"))) == 2
+
+
+def test_loading_works_where_no_cache_can_be_written(folder, monkeypatch, capsys):
+    hopper()
+    before = files(folder)
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    data = datasets.load(HOPPER, "full")
+    assert len(data) == 13
+    assert "no cache was written (No space left on device)" in capsys.readouterr().out
+    assert files(folder) == before
+
+
+def test_data_in_a_folder_of_others_are_read_without_a_lock(monkeypatch):
+    hopper()
+    monkeypatch.setattr(stored, "lock", forbidden)
+    monkeypatch.setattr(cache, "write", forbidden)
+    assert len(datasets.load(HOPPER, "full")) == 13
+
+
+def test_a_cache_is_plain_safetensors_with_aligned_tensors(tmp_path):
+    tensors = {"a": torch.randn(3, 2), "e": torch.arange(3), "none": torch.zeros(0, 4)}
+    cache.write(tmp_path / "x.safetensors", tensors, {"k": 1})
+    from safetensors.torch import load_file
+
+    found = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
+    again, made = cache.read(tmp_path / "x.safetensors")
+    assert made == {"k": 1}
+    assert all(torch.equal(again[key], value) for key, value in tensors.items())
+    assert again["e"].data_ptr() % 64 == 0
