@@ -34,8 +34,9 @@ test: setup ## unit and stage tests, every notebook at the smoke profile against
 lab: setup ## JupyterLab on the notebooks, at 127.0.0.1 with its token
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/03_dataset.ipynb $(LAB)
 
-bench: setup ## time every stage, sampling and loading on this machine: runs/bench.csv
+bench: setup ## time every stage, sampling and loading on this machine: runs/bench.csv, notebook 10 and its figures
 	@$(BIN)/aepo bench --device "$(DEVICE)" --output "$(RUNS)/bench.csv" $(BENCH)
+	@$(BIN)/aepo performance --profile "$(PROFILE)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
 
 results: setup ## print the table of results of finished runs
 	@$(BIN)/aepo results --runs-dir "$(RUNS)"

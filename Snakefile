@@ -60,6 +60,18 @@ rule theory:
         THEORY / ".done/02_exact_toys",
 
 
+rule performance:
+    input:
+        ROOT / "notebooks/10_performance.ipynb",
+    output:
+        touch(THEORY / ".done/10_performance"),
+    log:
+        notebook=THEORY / "10_performance.ipynb",
+    threads: 1
+    shell:
+        papermill("10_performance")
+
+
 rule closed_form:
     input:
         ROOT / "notebooks/01_closed_form_guidance.ipynb",

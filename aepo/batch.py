@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -38,10 +38,23 @@ def reproduce(run: Run, cores: int) -> None:
 
 def theory(run: Run, cores: int) -> None:
     """Run the notebooks that need no task: the derivation and the exactly solvable problems."""
+    _without_task(run, cores, "theory", runs.THEORY_FIGURES)
+
+
+def performance(run: Run) -> None:
+    """Run notebook 10 anew, with nothing beside it: times are not kept from an earlier run."""
+    (run.folder.parent / "theory" / ".done" / "10_performance").unlink(missing_ok=True)
+    _without_task(run, 1, "performance", runs.PERFORMANCE_FIGURES)
+
+
+def _without_task(run: Run, cores: int, goal: str, drawn: Mapping[str, Sequence[str]]) -> None:
     folder, figures = run.folder.parent / "theory", run.figures.parent / "theory"
-    if not _bring_to_end(run, cores, "theory", folder, runs.theory_products(folder, figures)):
-        print(f"Nothing to do: the theory notebooks at {run.profile_name} are up to date in {folder}.")
-    _print_figures(figures)
+    if not _bring_to_end(run, cores, goal, folder, runs.theory_products(folder, figures, drawn)):
+        print(f"Nothing to do: {', '.join(drawn)} at {run.profile_name} are up to date in {folder}.")
+    print("Figures:")
+    for notebook, names in drawn.items():
+        for name in names:
+            print(f"  {_short(figures / f'{notebook[:2]}_{name}.png')}")
     print(f"Executed notebooks: {_short(folder)}")
 
 

@@ -114,6 +114,18 @@ def theory(
 
 
 @app.command()
+def performance(
+    profile: ProfileName = "quick",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runs_dir: RunsDir = "runs",
+) -> None:
+    """Run notebook 10, what it costs, with nothing beside it."""
+    from aepo import batch
+
+    batch.performance(runs.open_run("maze2d-umaze", [0], list(CORE), profile, device, runs_dir))
+
+
+@app.command()
 def results(runs_dir: RunsDir = "runs", profile: ProfileName = "quick") -> None:
     """Print the table of results of every finished run of a profile."""
     from aepo import batch

@@ -285,6 +285,7 @@ THEORY_FIGURES = {
     ),
     "02_exact_toys": ("densities", "samples", "known", "guidance_error", "solver"),
 }
+PERFORMANCE_FIGURES = {"10_performance": ("seeds", "batches", "sampling")}
 
 
 def figure_path(run: Run, notebook: str, name: str, method: str | None = None) -> Path:
@@ -320,11 +321,13 @@ def products(
     return result
 
 
-def theory_products(folder: Path, figures: Path) -> dict[str, list[Path]]:
-    """The files that each executed notebook of the theory leaves behind."""
+def theory_products(
+    folder: Path, figures: Path, drawn: Mapping[str, Sequence[str]] = THEORY_FIGURES
+) -> dict[str, list[Path]]:
+    """The files that each executed notebook of the theory (or of PERFORMANCE_FIGURES) leaves behind."""
     return {
         notebook: [folder / f"{notebook}.ipynb", *(figures / f"{notebook[:2]}_{name}.png" for name in names)]
-        for notebook, names in THEORY_FIGURES.items()
+        for notebook, names in drawn.items()
     }
 
 

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 
+import h5py
 import pytest
 import torch
 from samples import HOPPER, at, files, forbidden, hopper
@@ -80,3 +81,16 @@ def test_a_cache_is_plain_safetensors_with_aligned_tensors(tmp_path):
     assert made == {"k": 1}
     assert all(torch.equal(again[key], value) for key, value in tensors.items())
     assert again["e"].data_ptr() % 64 == 0
+
+
+def test_a_constant_dimension_is_not_blown_up():
+    data_folder = hopper()
+    with h5py.File(data_folder / "data/main_data.hdf5", "r+") as file:
+        for episode in file.values():
+            rows = episode["observations"][:]
+            rows[:, 2] = 7.0
+            episode["observations"][:] = rows
+    data = datasets.load(HOPPER, "full")
+    assert data.state_std[2] == 1
+    assert (data.state_std[:2] > 0.01).all()
+    assert (data.standardize(data.state)[:, 2] == 0).all()

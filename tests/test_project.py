@@ -89,12 +89,12 @@ def test_committed_notebook(path):
 def test_the_notebooks_are_the_rules():
     snakefile = (ROOT / "Snakefile").read_text()
     assert {path.stem for path in NOTEBOOKS} == set(re.findall(r'papermill\("(\w+)"', snakefile))
-    assert {path.stem for path in NOTEBOOKS} == set(runs.FIGURES) | set(runs.THEORY_FIGURES)
+    assert {path.stem for path in NOTEBOOKS} == set(runs.FIGURES | runs.THEORY_FIGURES | runs.PERFORMANCE_FIGURES)
 
 
 def test_make_help_lists_the_commands():
     out = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for command in ("setup", "reproduce", "test", "lab", "results", "figures"):
+    for command in ("setup", "reproduce", "test", "lab", "bench", "results", "figures"):
         assert f"make {command} " in out
     phony = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
     assert set(phony) == set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
