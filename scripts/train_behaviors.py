@@ -227,14 +227,14 @@ def finish(env: str, settings: Settings, seed: int, folder: Path, out: Path) -> 
         for tier, step in tiers.items()
         if tier != "mixed"
     }
-    note = ""
+    notes = list(log.get("remarks", []))
     if env in D4RL_EXPERT and best < D4RL_EXPERT[env] * 2 / 3:
-        note = (
+        notes.append(
             f"the tier named expert is the best checkpoint of this short training: its return {best:.0f} is "
             f"{best / D4RL_EXPERT[env]:.0%} of D4RL's expert reference {D4RL_EXPERT[env]:g}, below two thirds"
         )
     if log["steps"] < settings.steps:
-        note += f"{'; ' if note else ''}cut off after {log['steps']} of {settings.steps} steps"
+        notes.append(f"cut off after {log['steps']} of {settings.steps} steps")
     content = {
         "env_id": settings.env_id,
         "seed": seed,
@@ -249,14 +249,14 @@ def finish(env: str, settings: Settings, seed: int, folder: Path, out: Path) -> 
         "tier_fractions": fractions,
         "tier_rule": "by mean return of sampled actions, four candidates of the curve measured again; expert: highest; "
         "medium, simple: nearest 0.45 and 0.2 of the way from random to it; mixed: after 5, 25, 50, 75, 100% of the steps",
-        "note": note,
+        "note": "; ".join(notes),
         "checkpoint_episodes": KEPT_EPISODES,
         "checkpoints": checkpoints,
         "curve_episodes": CURVE_EPISODES,
         "curve": log["curve"],
     }
     runs.write_json(target / "training.json", content)
-    print(env, {tier: checkpoints[str(s)]["stochastic_mean"] for tier, s in tiers.items() if tier != "mixed"}, note)
+    print(env, {tier: checkpoints[str(s)]["stochastic_mean"] for tier, s in tiers.items() if tier != "mixed"}, *notes)
 
 
 def main() -> None:
