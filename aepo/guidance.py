@@ -280,5 +280,7 @@ def curvature(
     with torch.enable_grad():
         reference = mean.detach().requires_grad_(True)
         gradient = torch.autograd.grad(q_function(reference).sum(), reference, create_graph=True)[0]
+        if not gradient.requires_grad:  # Q is linear
+            return torch.zeros_like(gradient[..., 0])
         product = torch.autograd.grad(gradient, reference, direction)[0]
     return beta * variance * product.norm(dim=-1)

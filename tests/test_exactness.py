@@ -86,6 +86,8 @@ def test_curvature_of_a_quadratic():
         lambda a: 0.5 * ((a @ hessian) * a).sum(-1), torch.zeros(2, 2), torch.tensor([0.1, 0.2]), 2.0, along
     )
     assert torch.allclose(bend, torch.tensor([2 * 0.1 * 3, 2 * 0.2 * 1]))
+    linear = guidance.curvature(lambda a: a.sum(-1), torch.zeros(2, 2), torch.tensor([0.1, 0.2]), 2.0, along)
+    assert linear.tolist() == [0, 0]
 
 
 def test_ancestral_sampler_draws_from_the_posterior():
