@@ -39,6 +39,7 @@ from aepo.training import Draws, EagerSteps, Learner, adam, step, steps_of
 
 HOPPER = (11, 3)
 STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo")
+MOST_GROUPS = 256  # of the contrastive loss, each of `support` noised actions
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
@@ -62,7 +63,8 @@ def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile
         return stages.critic_learner(data, seeds, replace(profile.critic, batch=batch))[0]
     behavior, critic = networks_of(data, seeds, profile)
     method = METHODS[stage.removeprefix("energy-")]
-    energy = replace(profile.energy, batch=batch, groups=batch, target_batches=1, support_states=256)
+    groups = min(batch, MOST_GROUPS)
+    energy = replace(profile.energy, batch=batch, groups=groups, target_batches=1, support_states=256)
     support = sample_support(behavior, data, seeds, energy) if method.energy in SUPPORTED else None
     return energy_learner(data, behavior, critic, method, 1.0, seeds, energy, support=support)[0]
 
@@ -202,16 +204,17 @@ def bench_stage(
     data = synthetic(*dims, device=device)
     stacked = learner_of(stage, data, range(seeds), profile, batch)
     optimizer = adam(stacked, 1e-3)
-    draws = _chunk(stacked, 4)
+    steps = 1 if seeds * batch > 4_096 else 4
+    draws = _chunk(stacked, steps)
     one = {key: value[0] for key, value in draws.items()}
-    rates = [1e-3] * 4
+    rates = [1e-3] * steps
     for _ in range(2):
         step(stacked, optimizer, one)
     products = products_of(lambda: step(stacked, optimizer, one))
     chunk = steps_of(stacked, optimizer)
     alone = [learner_of(stage, data, [seed], profile, batch) for seed in range(seeds)]
     eager = [EagerSteps(learner, adam(learner, 1e-3)) for learner in alone]
-    own = [_chunk(learner, 4) for learner in alone]
+    own = [_chunk(learner, steps) for learner in alone]
     chunk.run(draws, rates)
 
     def separately() -> None:
