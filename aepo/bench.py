@@ -327,8 +327,11 @@ def _processor() -> str:
 
 
 def write(rows: Sequence[Row], path: Path, header: Mapping[str, str]) -> None:
-    """bench.csv, atomically: the machine as comment lines, then one row a figure."""
+    """bench.csv, atomically: the machine as comment lines, one row a figure; earlier rows of the same machine stay."""
+    comments = "".join(f"# {key}: {value}\n" for key, value in header.items())
     frame = pd.DataFrame([asdict(row) for row in rows])
+    if path.exists() and path.read_text().startswith(comments):
+        frame = pd.concat([pd.read_csv(path, comment="#", keep_default_na=False), frame])
+        frame = frame.drop_duplicates([key for key in frame if key != "value"], keep="last")
     with runs.atomic_path(path) as temporary:
-        comments = "".join(f"# {key}: {value}\n" for key, value in header.items())
         temporary.write_text(comments + frame.to_csv(index=False))

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import bench, settings, training
+from aepo import bench, bench_report, settings, training
 from aepo.policy import Actor
+from aepo.runs import StudyError
 
 SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
 
@@ -167,3 +169,33 @@ def test_qgpo_networks_have_the_public_sizes():
 def test_unknown_networks_are_refused(name):
     with pytest.raises(ValueError, match="unknown profile"):
         settings.get(name)
+
+
+def test_bench_csv_keeps_other_rows_of_the_same_machine(tmp_path):
+    path, here = tmp_path / "bench.csv", {"device": "cpu: a", "threads": "1"}
+    row = bench.Row("behavior", "cpu", "default", 1, 256, "ms", 2.0)
+    bench.write([row, replace(row, metric="product_share", value=0.5)], path, here)
+    bench.write([replace(row, value=3.0), replace(row, seeds=8)], path, here)
+    table = pd.read_csv(path, comment="#")
+    assert table[["seeds", "metric", "value"]].values.tolist() == [
+        [1, "product_share", 0.5],
+        [1, "ms", 3.0],
+        [8, "ms", 2.0],
+    ]
+    bench.write([row], path, {**here, "threads": "2"})
+    assert len(pd.read_csv(path, comment="#")) == 1
+    assert path.read_text().startswith("# device: cpu: a\n# threads: 2\n")
+
+
+def test_the_benchmark_runs_and_refuses_what_it_cannot(tmp_path, capsys):
+    output = tmp_path / "bench.csv"
+    bench_report.run(["default"], [1, 2], [8], [1], 0, "cpu", 1, 1, output)
+    table = pd.read_csv(output, comment="#")
+    assert set(table["case"]) == {*bench.STAGES, "act-guided", "act-unguided", "all"}
+    stages = table[table["case"].isin(bench.STAGES)]
+    assert (stages.groupby(["case", "seeds"])["metric"].apply(set) >= {"ms", "product_share", "ratio_eager"}).all()
+    assert (table["value"] > 0).all()
+    for wrong in ((["huge"], "unknown networks 'huge'"), (["default"], "threads and rounds")):
+        with pytest.raises(StudyError, match=wrong[1]):
+            bench_report.run(wrong[0], [1], [8], [1], 0, "cpu", 0, 1, tmp_path / "no.csv")
+    assert not (tmp_path / "no.csv").exists()
