@@ -129,7 +129,7 @@ def test_a_pointmaze_dataset_goes_through_minari(tmp_path, monkeypatch):
     from aepo import datasets
 
     monkeypatch.setattr(waypoint, "REFERENCE_EPISODES", 1)
-    task = pointmaze()
+    task = tasks.get("local-pointmaze-umaze")
     stored = minari.load_dataset(datasets.prepare(task, "smoke", settings.DataSettings(steps=400), progress=False))
     assert stored.total_steps == 400
     assert set(stored[0].observations) == {"observation", "achieved_goal", "desired_goal"}
