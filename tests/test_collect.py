@@ -159,6 +159,11 @@ def test_actor_episodes_end_where_the_environment_ends_them():
     assert ends > 3
 
 
+@pytest.mark.parametrize(("steps", "count"), [(200_000, 10), (40_000, 4), (100_000, 10), (600, 1), (123_457, 12)])
+def test_environments_share_whole_episodes_where_they_can(steps, count):
+    assert collect._side_by_side(steps, 1000) == count
+
+
 def test_replaying_the_actions_gives_the_recorded_episode():
     episode = collect.RECIPES["sac"](actor_task("InvertedPendulum-v5", "simple"), 300, 5, False)[0]
     env = gym.make("InvertedPendulum-v5")
