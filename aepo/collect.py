@@ -26,12 +26,18 @@ def _split(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
+def _side_by_side(steps: int, horizon: int) -> int:
+    """How many environments share `steps`: ten episodes each or more, and whole episodes of full length if possible."""
+    most = int(np.clip(steps // (EPISODES_EACH * horizon), 1, ENVIRONMENTS))
+    return next((count for count in range(most, 0, -1) if steps % (count * horizon) == 0), most)
+
+
 def _play(task: Task, actor: Actor, steps: int, key: list[int], bar: Progress | None) -> list[EpisodeBuffer]:
     """`steps` steps of one actor with sampled actions, several environments side by side, their episodes in order.
 
     The last episode of each environment is cut off (truncated) where its share of the steps ends.
     """
-    count = int(np.clip(steps // (EPISODES_EACH * task.horizon), 1, ENVIRONMENTS))
+    count = _side_by_side(steps, task.horizon)
     shares = _split(steps, count)
     rng = np.random.default_rng(key)
     envs = [gym.make(task.env_id, disable_env_checker=True, **task.env_kwargs) for _ in range(count)]

@@ -129,7 +129,7 @@ def test_a_pointmaze_dataset_goes_through_minari(tmp_path, monkeypatch):
     from aepo import datasets
 
     monkeypatch.setattr(waypoint, "REFERENCE_EPISODES", 1)
-    task = pointmaze()
+    task = tasks.get("local-pointmaze-umaze")
     stored = minari.load_dataset(datasets.prepare(task, "smoke", settings.DataSettings(steps=400), progress=False))
     assert stored.total_steps == 400
     assert set(stored[0].observations) == {"observation", "achieved_goal", "desired_goal"}
@@ -157,6 +157,11 @@ def test_actor_episodes_end_where_the_environment_ends_them():
         height, angle = episode.observations[-1][:2]
         assert bool(episode.terminations[-1]) == (height <= 0.7 or abs(angle) >= 0.2)
     assert ends > 3
+
+
+@pytest.mark.parametrize(("steps", "count"), [(200_000, 10), (40_000, 4), (100_000, 10), (600, 1), (123_457, 12)])
+def test_environments_share_whole_episodes_where_they_can(steps, count):
+    assert collect._side_by_side(steps, 1000) == count
 
 
 def test_replaying_the_actions_gives_the_recorded_episode():
