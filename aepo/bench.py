@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -270,7 +271,12 @@ def peak_memory(device: str) -> float:
 def bench_load(rows: int = 1_000_000, episode: int = 1_000) -> Iterator[Row]:
     """First and later load of a recorded dataset of Hopper's dimensions, wall time, made for it in a temporary folder."""
     n, d = HOPPER
-    with tempfile.TemporaryDirectory() as folder, _environment("MINARI_DATASETS_PATH", folder):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _environment("MINARI_DATASETS_PATH", folder),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=".*is set to None", module="minari")
         task = replace(tasks.get("mujoco-hopper-medium-v0"), dataset_ids={"quick": "aepo/bench/hopper-v0"})
         rng = np.random.default_rng(0)
         minari.create_dataset_from_buffers(
