@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -181,15 +182,23 @@ def energy_learner(
 
 
 def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta: float, net: EnergyNet):
-    fit_to = losses.bregman_loss if method.bregman else losses.energy_loss
-
     def loss(draws: Draws):
         batch = pairs(draws)
         with torch.no_grad():
             energy = target(method.energy, behavior, critic, batch, beta)
-        return fit_to(net, batch.state, batch.noisy_action, batch.t, energy)
+        inputs = (net, batch.state, batch.noisy_action, batch.t, energy)
+        return (
+            losses.bregman_loss(*inputs, _log_mean(batch, beta, net)) if method.bregman else losses.energy_loss(*inputs)
+        )
 
     return pairs, loss
+
+
+def _log_mean(batch: Pairs, beta: float, net: EnergyNet) -> Tensor:
+    """log E[exp(beta Q) | s] `(S, B)`: over the candidates where there are some, else what the network says."""
+    if batch.candidate_q is None:
+        return net.at_noise(batch.state)
+    return torch.logsumexp(beta * batch.candidate_q, -1) - math.log(batch.candidate_q.shape[-1])
 
 
 def _contrastive(state: Tensor, support: Support, behavior: Behavior, critic: Critic, beta: float, net: EnergyNet):

@@ -171,15 +171,24 @@ def energy_loss(
 
 
 def bregman_loss(
-    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
+    energy_net: EnergyNet,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    target: Tensor,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Info]:
-    """exp(E - s) - exp(T - s) (E - s), s the log of the batch's mean exp(T): its minimiser is E = log E[exp(T) | a_t].
+    """exp(E - s) - exp(T - s) (E - s) with any s that a_0 has no part in: its minimiser is E = log E[exp(T) | a_t].
 
     The Bregman divergence of y log y. Squared error fits the mean of T, which lies below where T is the logarithm of
-    an unbiased estimate; and the weight exp(E) puts the accuracy where guided samples go. Beyond E - s = 6 the
-    exponential goes on as its tangent. T is finite; target `(S, B)`.
+    an unbiased estimate; and the weight exp(E - s) puts the accuracy where guided samples go. `shift` s `(S, B)`: about
+    log E[exp(beta Q) | s], so that no state outweighs the others; None, where all states are one: the log of the batch's
+    mean exp(T). Beyond 6 above s the exponential of E goes on as its tangent and T is cut. target `(S, B)`, finite.
     """
-    shift = torch.logsumexp(target, -1, keepdim=True) - math.log(target.shape[-1])
+    if shift is None:
+        shift = torch.logsumexp(target, -1, keepdim=True) - math.log(target.shape[-1])
+    else:
+        target = torch.minimum(target, shift + LINEAR_BEYOND)
     energy, weight = energy_net(state, noisy_action, t) - shift, torch.exp(target - shift)
     low = energy.clamp(max=LINEAR_BEYOND)
     loss = (torch.exp(low) * (1 + energy - low) - weight * energy).mean(-1)

@@ -150,6 +150,12 @@ class EnergyNet(nn.Module):
         offset = self.offset(torch.cat([state, _columns(state, t)], -1)).squeeze(-1)
         return self.loc + self.scale * offset + self.gated(state, noisy_action, t)
 
+    @torch.no_grad()
+    def at_noise(self, state: Tensor) -> Tensor:
+        """E at pure noise, loc + scale c(s, 1): the network's log E[exp(beta Q) | s], `(S, B)`."""
+        one = torch.ones((), dtype=state.dtype, device=state.device)
+        return self.loc + self.scale * self.offset(torch.cat([state, _columns(state, one)], -1)).squeeze(-1)
+
     def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         """grad_{a_t} E, `(S, B, d)`; builds no graph beyond its own."""
         with torch.enable_grad():

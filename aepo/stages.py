@@ -287,6 +287,7 @@ def train_energy(
     data = data.to(run.device)
     upstream = {stage: runs.load_tensors(run.artifact(stage))[1]["settings_hash"] for stage in ("behavior", "critic")}
     name = runs.energy_stage(method, beta, prefix)
+    loss = "bregman by state" if entry.bregman else "squared"
     support = train_support(run, data, behavior, settings) if entry.energy in SUPPORTED else None
 
     def build(seeds: tuple[int, ...]) -> tuple[Learner, EnergyNet]:
@@ -298,7 +299,7 @@ def train_energy(
     tensors, _ = _stage(
         run,
         name,
-        _content(settings, run, data, target=entry.energy, bregman=entry.bregman, beta=beta, **upstream),
+        _content(settings, run, data, target=entry.energy, loss=loss, beta=beta, **upstream),
         settings.steps,
         settings.learning_rate,
         build,

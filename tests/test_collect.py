@@ -210,6 +210,16 @@ def test_tracked_actors_are_whole(env_id):
     assert collect.reference_scores(actor_task(env_id, "expert"), 0)[1] > training["random_return"]
 
 
+@pytest.mark.parametrize("robot", ["halfcheetah", "hopper", "walker2d"])
+def test_an_expert_that_is_none_is_named_so(robot):
+    training = json.loads((actors.BEHAVIORS / robot / "training.json").read_text())
+    reached = training["checkpoints"][str(training["tiers"]["expert"])]["stochastic_mean"]
+    task = tasks.get(f"local-{robot}-expert")
+    share = reached / task.references[1]
+    assert (f"reaches {100 * share:.0f}% of D4RL's expert" in task.note) == (share < 2 / 3)
+    assert tasks.get(f"local-{robot}-mixed").note == ""
+
+
 def test_tracked_actors_are_small():
     assert sum(path.stat().st_size for path in actors.BEHAVIORS.rglob("*")) < 10e6
 

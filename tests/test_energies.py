@@ -1,5 +1,7 @@
 """Every guided method on a problem whose optimum is known: Gaussian behavior, linear Q, one state."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -68,6 +70,35 @@ def test_guided_samples_have_the_mean_of_the_tilted_gaussian(problem, method):
     assert (expected - MEAN).norm() > 0.07
     for row in sample:
         assert torch.allclose(row.mean(0), expected, atol=0.02), row.mean(0)
+
+
+class TwoLevels(LinearCritic):
+    """One state in ten is worth 12 more, as the heavy tail of a trained critic's advantages."""
+
+    def advantage(self, state, action):
+        return super().advantage(state, action) + 12 * state[..., 0].repeat_interleave(
+            action.shape[1] // state.shape[1], 1
+        )
+
+
+@pytest.mark.parametrize(("method", "steps"), [("aepo-support", 800), ("exp-q", 3_000)])
+def test_no_state_outweighs_the_others(problem, method, steps):
+    """With one weight exp(E) for all states, states of low advantage are not learned (Hopper: a return of 5)."""
+    data, behavior = problem
+    state = (torch.arange(len(data)) % 10 == 0).float().unsqueeze(1)
+    data = replace(data, state=state, next_state=state)
+    chosen = settings.EnergySettings(width=64, depth=2, steps=steps, batch=256, target_batches=4, support_states=2_048)
+    support = energies.sample_support(behavior, data, SEEDS, chosen) if method == "aepo-support" else None
+    learner, net = energies.energy_learner(
+        data, behavior, TwoLevels(), METHODS[method], 1.0, SEEDS, chosen, support=support
+    )
+    training.fit(learner, chosen.steps, 2e-3, 400)
+    noise = torch.randn(len(SEEDS), 4_000, 1, 2, generator=torch.Generator().manual_seed(3))
+    actor = Actor(behavior, None, net.requires_grad_(False), 1.0, 15, 1)
+    for level in (0.0, 1.0):
+        sample = actor.act(torch.full((len(SEEDS), 4_000, 1), level), noise)
+        for row in sample:
+            assert torch.allclose(row.mean(0), MEAN + VARIANCE * SLOPE, atol=0.05), (level, row.mean(0))
 
 
 def test_support_actions_come_from_the_behavior(problem):
