@@ -287,7 +287,7 @@ def train_energy(
     data = data.to(run.device)
     upstream = {stage: runs.load_tensors(run.artifact(stage))[1]["settings_hash"] for stage in ("behavior", "critic")}
     name = runs.energy_stage(method, beta, prefix)
-    loss = "bregman by state" if entry.bregman else "squared"
+    loss = "contrastive" if entry.energy == "contrastive" else "bregman by state" if entry.bregman else "squared"
     support = train_support(run, data, behavior, settings) if entry.energy in SUPPORTED else None
 
     def build(seeds: tuple[int, ...]) -> tuple[Learner, EnergyNet]:
