@@ -107,7 +107,7 @@ rule dataset:
         notebook=RUN / "03_dataset.ipynb",
     params:
         settings=changed(SETTINGS.data),
-        dataset=tasks.get(TASK).dataset_ids[PROFILE],
+        dataset=tasks.get(TASK).dataset_id(PROFILE),
     threads: 1
     shell:
         papermill("03_dataset")

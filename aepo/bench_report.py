@@ -42,10 +42,9 @@ def run(
         line = {}
         for row in case:
             rows.append(row)
-            line[row.metric if row.metric != "ms" or row.case not in line else row.case] = row.value
-            last = row
+            line[row.metric] = row.value
         values = "  ".join(f"{name} {value:.3g}" for name, value in line.items())
-        print(f"{last.case:22} {last.networks:8} seeds {last.seeds:2}  batch {last.batch:7}  {values}", flush=True)
+        print(f"{row.case:22} {row.networks:8} seeds {row.seeds:2}  batch {row.batch:7}  {values}", flush=True)
         bench.write(rows, output, header)
     rows.append(bench.Row("all", device, ",".join(networks), 0, 0, "mb", bench.peak_memory(device)))
     bench.write(rows, output, header)

@@ -20,7 +20,6 @@ Task = Annotated[
     str, typer.Option(help="Task name (`aepo tasks` lists them), or the path of a YAML file that describes your own.")
 ]
 ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
-METHODS_HELP = f"Comma-separated methods of {', '.join(METHODS)}; empty: {', '.join(CORE)}."
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
 
 

@@ -54,7 +54,7 @@ def get(task: TaskName, profile: ProfileName = "quick", clip: Clip = False) -> N
     found = find(task)
     _prepare(found, _profile(profile))
     if clip:
-        stored.clip(found.dataset_ids[profile])
+        stored.clip(found.dataset_id(profile))
     print(data_report.summary(found, profile))
 
 
@@ -69,7 +69,7 @@ def import_file(
     from aepo import data_report, importing
 
     found = find(task)
-    importing.import_hdf5(file, found, found.dataset_ids[_profile(profile)], clip)
+    importing.import_hdf5(file, found, found.dataset_id(_profile(profile)), clip)
     print(data_report.summary(found, profile))
 
 
@@ -125,7 +125,7 @@ def _collectable(task: tasks.Task) -> None:
 def _prepare(task: tasks.Task, profile: str) -> None:
     from aepo import datasets, stored
 
-    dataset_id = task.dataset_ids[profile]
+    dataset_id = task.dataset_id(profile)
     if stored.complete(dataset_id):
         print(f"{task.name}: dataset {dataset_id} is there already and is kept")
     datasets.prepare(task, profile, settings.for_task(profile, task.settings).data)

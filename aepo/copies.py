@@ -15,7 +15,7 @@ from aepo import environments
 from aepo.runs import StudyError
 from aepo.tasks import Task
 
-# Environments whose steps cost enough for other processes to pay: from 4 cores on (`make bench`, case rollout).
+# Environments with heavy steps. On 2 busy cores a second process did not pay; that it does from 4 on is not measured.
 HEAVY = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Walker2d", "AntMaze", "FrankaKitchen", "AdroitHand", "Pusher")
 LEAST_CORES = 4
 

@@ -64,7 +64,7 @@ def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True)
 
     A second process waits for the first. StudyError where it cannot be had, with the next step, and nothing is written.
     """
-    dataset_id = task.dataset_ids[profile]
+    dataset_id = task.dataset_id(profile)
     if stored.complete(dataset_id):
         return dataset_id
     if task.source == MINARI:
@@ -120,7 +120,7 @@ def load(task: Task, profile: str) -> Dataset:
     The first load reads and checks the data (StudyError) and leaves a cache beside them, later ones take that:
     `aepo.cache` says what is verified when.
     """
-    dataset_id = task.dataset_ids[profile]
+    dataset_id = task.dataset_id(profile)
     if not stored.complete(dataset_id):
         raise runs.StudyError(
             f"dataset {dataset_id} is not on disk: run notebook 03_dataset first, or {command(task, profile)}"

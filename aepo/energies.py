@@ -153,7 +153,8 @@ def energy_learner(
         pairs, loss = _contrastive(state, support, *shared)
         draw = _contrastive_draws(size, settings, data, state)
     else:
-        pairs, loss = _regression(method, make_pairs(kind, data, state, critic, support), *shared)
+        pairs = make_pairs(kind, data, state, critic, support)
+        loss = _regression(method, pairs, *shared)
 
         def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
             return diffusion_draws(generators, count, settings.batch, size, data.action.shape[1], state.dtype)
@@ -191,7 +192,7 @@ def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta:
             losses.bregman_loss(*inputs, _log_mean(batch, beta, net)) if method.bregman else losses.energy_loss(*inputs)
         )
 
-    return pairs, loss
+    return loss
 
 
 def _log_mean(batch: Pairs, beta: float, net: EnergyNet) -> Tensor:

@@ -63,6 +63,10 @@ class Task:
         """What `get` and `make reproduce TASK=` take for this task: its name, or the path of its YAML file."""
         return self.definition or self.name
 
+    def dataset_id(self, profile: str) -> str:
+        """The Minari id at a profile; one with other networks (quick-qgpo) has the data of the profile it varies."""
+        return self.dataset_ids[profile.partition("-")[0]]
+
 
 TASKS = {row["name"]: Task(**row) for row in suites.rows()}
 GROUPS = {"local-small": suites.LOCAL_SMALL}

@@ -130,3 +130,11 @@ def test_recorded_returns_are_windows_of_the_walk(data):
     assert windows[2] == data.reward[600:900].sum()
     episodes = datasets.recorded_returns(data, 300, continuing=False)
     assert episodes[3] == data.reward[data.episode == 3].sum()
+
+
+def test_a_profile_with_other_networks_has_the_same_data(data):
+    task = tasks.get("maze2d-umaze")
+    assert datasets.prepare(task, "smoke-qgpo", settings.get("smoke-qgpo").data, progress=False) == task.dataset_id(
+        "smoke"
+    )
+    assert datasets.load(task, "smoke-qgpo").content_hash == data.content_hash
