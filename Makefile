@@ -1,11 +1,14 @@
 # The study's commands; `make help` lists them.
 TASK ?= maze2d-umaze
+SUITE ?=
 PROFILE ?= quick
 METHODS ?=
 SEEDS ?=
 DEVICE ?= auto
 RUNS ?= runs
 BIN := .venv/bin
+COMMA := ,
+REPRODUCE = $(BIN)/aepo reproduce --task "$(TASK)" --suite "$(SUITE)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
 
 ifeq ($(shell uname),Darwin)
 SETUP_MB := 3000
@@ -17,13 +20,13 @@ endif
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  variables: TASK=$(TASK) PROFILE=$(PROFILE) (smoke, quick, full) METHODS=a,b SEEDS=n DEVICE=auto RUNS=runs"
+	@echo "  variables: TASK=$(TASK) (or a,b,c) SUITE=maze2d PROFILE=$(PROFILE) (smoke, quick, full) METHODS=a,b SEEDS=n DEVICE=auto RUNS=runs"
 
 setup: ## build .venv from the exact pins of requirements.txt
 	@AEPO_SETUP_MB=$(SETUP_MB) sh scripts/setup.sh
 
-reproduce: setup ## data, training, evaluation, figures and the table of results of one task
-	@$(BIN)/aepo reproduce --task "$(TASK)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
+reproduce: setup ## data, training, evaluation, figures and the table of results, of one task or many
+	@$(REPRODUCE)
 
 theory: setup ## the notebooks that need no task: the derivation (01) and the exactly solvable problems (02)
 	@$(BIN)/aepo theory --profile "$(PROFILE)" --seeds "$(SEEDS)" --runs-dir "$(RUNS)"
@@ -42,8 +45,8 @@ results: setup ## print the table of results of finished runs
 	@$(BIN)/aepo results --runs-dir "$(RUNS)"
 
 figures: setup ## draw the figures of a finished run again, from its files
-	@rm -rf "figures/$(PROFILE)/$(basename $(notdir $(TASK)))"
-	@$(BIN)/aepo reproduce --task "$(TASK)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
+	@for task in $(if $(SUITE),$$($(BIN)/aepo tasks --suite "$(SUITE)" | cut -d' ' -f1),$(basename $(notdir $(subst $(COMMA), ,$(TASK))))); do rm -rf "figures/$(PROFILE)/$$task"; done
+	@$(REPRODUCE)
 
 notebooks: setup ## run the committed notebooks at the smoke profile and store their outputs
 	@sh scripts/notebooks.sh

@@ -1,4 +1,8 @@
-"""The study of one task: rules are notebooks, run by papermill; the executed notebook is kept also when it fails."""
+"""The study, suites x tasks x methods: rules are notebooks, run by papermill; executed ones are kept also when they fail.
+
+`--config` takes task (names or YAML files, separated by commas) or suite, methods, seeds, profile, device, runs_dir;
+partial=1 goes on without the methods whose energy is not there.
+"""
 
 import json
 import sys
@@ -8,50 +12,102 @@ from aepo import methods, runs, settings, tasks
 
 ROOT = Path(workflow.basedir)
 PROFILE = config.get("profile", "quick")
-TASK = config.get("task", "maze2d-umaze")
+TASKS = {task.name: task for task in tasks.choose(str(config.get("task") or ""), str(config.get("suite") or ""))}
 METHODS = [m for m in str(config.get("methods", "")).split(",") if m] or list(methods.CORE)
 SEEDS = list(range(int(config.get("seeds") or settings.get(PROFILE).seeds)))
 DEVICE = config.get("device", "auto")
 RUNS = Path(config.get("runs_dir", "runs"))
 RUNS = RUNS if RUNS.is_absolute() else ROOT / RUNS
-GUIDED = [m for m in METHODS if methods.METHODS[m].energy]
-NAME = tasks.get(TASK).name
-RUN = RUNS / PROFILE / NAME
-FIGURES = RUNS.parent / "figures" / PROFILE / NAME
+FIGURES = RUNS.parent / "figures" / PROFILE
 THEORY = RUNS / PROFILE / "theory"
-SETTINGS = settings.for_task(PROFILE, tasks.get(TASK).settings)
+SETTINGS = {name: settings.for_task(PROFILE, task.settings) for name, task in TASKS.items()}
+GPU = int(runs.choose_device(DEVICE) == "cuda")
+SMALL, LARGE = 1500, 3000  # MB of a notebook that reads tables, and of one that holds a dataset and its training
 
 
-def mark(notebook):
+def run_file(name, task="{task}"):
+    """Path of a file in a task's run folder."""
+    return str(RUNS / PROFILE / task / name)
+
+
+def mark(notebook, task="{task}"):
     """The file that says a notebook ran to its end."""
-    return RUN / ".done" / notebook
+    return run_file(f".done/{notebook}", task)
 
 
-# A notebook runs again when one of the files it leaves is gone; its stages skip what is already there.
-runs.forget_incomplete(RUN, runs.products(RUN, FIGURES, METHODS, SETTINGS, tasks.get(TASK).env_id is not None))
-runs.forget_incomplete(THEORY, runs.theory_products(THEORY, FIGURES.parent / "theory"))
+def guided(chosen):
+    """Those of the methods that have an energy network."""
+    return [m for m in chosen if methods.METHODS[m].energy]
 
 
-def papermill(notebook, methods=METHODS):
-    """Command line that executes a notebook for this run."""
-    values = {"task": TASK, "seeds": SEEDS, "methods": methods, "profile": PROFILE, "device": DEVICE, "runs_dir": str(RUNS)}
-    parameters = json.dumps(values).replace("{", "{{").replace("}", "}}")
+def reached(task):
+    """The task's methods: all, or in a partial study those that lack nothing."""
+    missing = [m for m in guided(METHODS) if config.get("partial") and not Path(mark(f"06_energy-{m}", task)).exists()]
+    return [m for m in METHODS if m not in missing]
+
+
+METHODS_OF = {task: reached(task) for task in TASKS}
+if workflow.is_main_process:
+    # A notebook runs again when one of the files it leaves is gone; its stages skip what is already there.
+    for name, task in TASKS.items():
+        made = runs.products(Path(run_file("", name)), FIGURES / name, METHODS_OF[name], SETTINGS[name], task.env_id is not None)
+        runs.forget_incomplete(Path(run_file("", name)), made)
+    runs.forget_incomplete(THEORY, runs.theory_products(THEORY, FIGURES / "theory"))
+
+
+def papermill(notebook, chosen=METHODS, task="{params.task}"):
+    """Command line that executes a notebook; `task` and the strings in `chosen` may hold Snakemake's {placeholders}."""
+    values = {"task": "<task>", "seeds": SEEDS, "methods": "<methods>", "profile": PROFILE, "device": DEVICE, "runs_dir": str(RUNS)}
+    parameters = json.dumps(values).replace("{", "{{").replace("}", "}}").replace("<task>", task)
+    parameters = parameters.replace('"<methods>"', chosen if isinstance(chosen, str) else json.dumps(chosen))
     return (
         f"cd '{ROOT}' && OMP_NUM_THREADS={{threads}} {sys.executable} -m papermill --no-progress-bar --log-level WARNING "
         f"notebooks/{notebook}.ipynb {{log.notebook}} -y '{parameters}'"
     )
 
 
-def changed(stage_settings):
-    """Settings as a rule parameter: the rule runs again when they change."""
-    return json.dumps(settings.as_dict(stage_settings), sort_keys=True)
+def of_task(wildcards):
+    """What a task is called in a notebook's parameters: its name, or the path of its YAML file."""
+    return TASKS[wildcards.task].argument
+
+
+def methods_of(wildcards):
+    """A task's methods as a notebook's parameter."""
+    return json.dumps(METHODS_OF[wildcards.task])
+
+
+def guided_of(wildcards):
+    """A task's guided methods as a notebook's parameter."""
+    return json.dumps(guided(METHODS_OF[wildcards.task]))
+
+
+def energies(wildcards):
+    """End marks of a task's energies."""
+    return [mark(f"06_energy-{m}", wildcards.task) for m in guided(METHODS_OF[wildcards.task])]
+
+
+def settings_of(*stages):
+    """Settings of stages as a rule parameter: the rule runs again when they change."""
+    return lambda wildcards: "".join(
+        json.dumps(settings.as_dict(getattr(SETTINGS[wildcards.task], stage)), sort_keys=True) for stage in stages
+    )
+
+
+def memory(size):
+    """MB of a notebook; twice as much when it is tried again."""
+    return lambda wildcards, attempt: size * attempt
+
+
+wildcard_constraints:
+    task="|".join(TASKS),
+    method="|".join(guided(METHODS)) or "none",
 
 
 rule study:
     default_target: True
     input:
-        mark("08_results"),
-        mark("09_guidance_on_real_tasks") if GUIDED else [],
+        [mark("08_results", task) for task in TASKS],
+        [mark("09_guidance_on_real_tasks", task) for task in TASKS if guided(METHODS_OF[task])],
 
 
 rule theory:
@@ -68,8 +124,11 @@ rule performance:
     log:
         notebook=THEORY / "10_performance.ipynb",
     threads: 1
+    resources:
+        mem_mb=memory(LARGE),
+        gpu=GPU,
     shell:
-        papermill("10_performance")
+        papermill("10_performance", task=next(iter(TASKS)))
 
 
 rule closed_form:
@@ -80,8 +139,10 @@ rule closed_form:
     log:
         notebook=THEORY / "01_closed_form_guidance.ipynb",
     threads: 1
+    resources:
+        mem_mb=memory(SMALL),
     shell:
-        papermill("01_closed_form_guidance")
+        papermill("01_closed_form_guidance", task=next(iter(TASKS)))
 
 
 rule exact_toys:
@@ -94,8 +155,10 @@ rule exact_toys:
     params:
         seeds=SEEDS,
     threads: 1
+    resources:
+        mem_mb=memory(LARGE),
     shell:
-        papermill("02_exact_toys")
+        papermill("02_exact_toys", task=next(iter(TASKS)))
 
 
 rule dataset:
@@ -104,11 +167,14 @@ rule dataset:
     output:
         touch(mark("03_dataset")),
     log:
-        notebook=RUN / "03_dataset.ipynb",
+        notebook=run_file("03_dataset.ipynb"),
     params:
-        settings=changed(SETTINGS.data),
-        dataset=tasks.get(TASK).dataset_id(PROFILE),
+        settings=settings_of("data"),
+        dataset=lambda wildcards: TASKS[wildcards.task].dataset_id(PROFILE),
+        task=of_task,
     threads: 1
+    resources:
+        mem_mb=memory(LARGE),
     shell:
         papermill("03_dataset")
 
@@ -120,11 +186,16 @@ rule behavior:
     output:
         touch(mark("04_behavior")),
     log:
-        notebook=RUN / "04_behavior.ipynb",
+        notebook=run_file("04_behavior.ipynb"),
     params:
-        settings=changed(SETTINGS.behavior),
+        settings=settings_of("behavior"),
         seeds=SEEDS,
+        task=of_task,
+    priority: 1
     threads: 1
+    resources:
+        mem_mb=memory(LARGE),
+        gpu=GPU,
     shell:
         papermill("04_behavior")
 
@@ -136,12 +207,16 @@ rule critic:
     output:
         touch(mark("05_critic")),
     log:
-        notebook=RUN / "05_critic.ipynb",
+        notebook=run_file("05_critic.ipynb"),
     params:
-        settings=changed(SETTINGS.critic),
+        settings=settings_of("critic"),
         seeds=SEEDS,
-    priority: 1
+        task=of_task,
+    priority: 2
     threads: 1
+    resources:
+        mem_mb=memory(LARGE),
+        gpu=GPU,
     shell:
         papermill("05_critic")
 
@@ -154,15 +229,18 @@ rule energy:
     output:
         touch(mark("06_energy-{method}")),
     log:
-        notebook=RUN / "06_energy-{method}.ipynb",
+        notebook=run_file("06_energy-{method}.ipynb"),
     params:
-        settings=changed(SETTINGS.energy) + changed(SETTINGS.evaluation),
+        settings=settings_of("energy", "evaluation"),
         seeds=SEEDS,
-    wildcard_constraints:
-        method="|".join(GUIDED) or "none",
+        task=of_task,
+    priority: 3
     threads: 1
+    resources:
+        mem_mb=memory(LARGE),
+        gpu=GPU,
     shell:
-        papermill("06_energy", ["<method>"]).replace("<method>", "{wildcards.method}")
+        papermill("06_energy", ["{wildcards.method}"])
 
 
 rule evaluation:
@@ -170,18 +248,23 @@ rule evaluation:
         ROOT / "notebooks/07_evaluation.ipynb",
         mark("04_behavior"),
         mark("05_critic"),
-        [mark(f"06_energy-{method}") for method in GUIDED],
+        energies,
     output:
         touch(mark("07_evaluation")),
     log:
-        notebook=RUN / "07_evaluation.ipynb",
+        notebook=run_file("07_evaluation.ipynb"),
     params:
-        settings=changed(SETTINGS.evaluation),
+        settings=settings_of("evaluation"),
         seeds=SEEDS,
-        methods=METHODS,
+        task=of_task,
+        methods=methods_of,
+    priority: 4
     threads: 1
+    resources:
+        mem_mb=memory(LARGE),
+        gpu=GPU,
     shell:
-        papermill("07_evaluation")
+        papermill("07_evaluation", "{params.methods}")
 
 
 rule results:
@@ -191,26 +274,34 @@ rule results:
     output:
         touch(mark("08_results")),
     log:
-        notebook=RUN / "08_results.ipynb",
+        notebook=run_file("08_results.ipynb"),
     params:
         seeds=SEEDS,
-        methods=METHODS,
+        task=of_task,
+        methods=methods_of,
+    priority: 5
     threads: 1
+    resources:
+        mem_mb=memory(SMALL),
     shell:
-        papermill("08_results")
+        papermill("08_results", "{params.methods}")
 
 
 rule guidance:
     input:
         ROOT / "notebooks/09_guidance_on_real_tasks.ipynb",
-        [mark(f"06_energy-{method}") for method in GUIDED],
+        energies,
     output:
         touch(mark("09_guidance_on_real_tasks")),
     log:
-        notebook=RUN / "09_guidance_on_real_tasks.ipynb",
+        notebook=run_file("09_guidance_on_real_tasks.ipynb"),
     params:
         seeds=SEEDS,
-        methods=GUIDED,
+        task=of_task,
+        guided=guided_of,
     threads: 1
+    resources:
+        mem_mb=memory(LARGE),
+        gpu=GPU,
     shell:
-        papermill("09_guidance_on_real_tasks", GUIDED)
+        papermill("09_guidance_on_real_tasks", "{params.guided}")

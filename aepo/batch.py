@@ -1,39 +1,109 @@
-"""`make reproduce`: start Snakemake on one task, show where every notebook stands, end with the table or the failure."""
+"""`make reproduce`: start Snakemake on the tasks, show where every notebook stands, end with the table and what failed."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nbformat
+import pandas as pd
+import typer
 
-from aepo import runs
+from aepo import runs, settings
 from aepo.methods import METHODS
 from aepo.networks import select_seeds
 from aepo.results import format_table, read_returns, score_table
 from aepo.runs import Run, StudyError
+from aepo.watch import Part, short, watch
 
-STAGE_LINE_SECONDS = 20.0
+
+def reproduce(study: Sequence[Run], cores: int, memory: int) -> None:
+    """Bring the runs of a study to their end and print their table: what is finished is not done again.
+
+    `cores`: notebooks at a time; `memory`: MB that they may take together. What fails does not keep the rest from going
+    on: StudyError says at the end what it was.
+    """
+    parts = [
+        Part(r.folder, runs.products(r.folder, r.figures, r.methods, r.profile, r.task.env_id is not None))
+        for r in study
+    ]
+    first, started = study[0], time.time()
+    ran, well = _bring_to_end(study, parts, "study", cores, memory)
+    failed = {} if well else {part.name: part.failure(started) for part in parts if set(part.made) - set(part.marks())}
+    if well and not ran:
+        names = ", ".join(part.name for part in parts)
+        where = first.folder if len(study) == 1 else first.folder.parent
+        print(f"Nothing to do: every notebook of {names} at {first.profile_name} is up to date in {where}.")
+    if len(study) == 1:
+        _print_run(first, failed)
+    else:
+        _print_study(study, failed)
 
 
-def reproduce(run: Run, cores: int) -> None:
-    """Bring a run to its end and print its table: what is finished is not done again."""
-    made = runs.products(run.folder, run.figures, run.methods, run.profile, run.task.env_id is not None)
-    if not _bring_to_end(run, cores, "study", run.folder, made):
-        print(f"Nothing to do: every notebook of {run.task.name} at {run.profile_name} is up to date in {run.folder}.")
-    print_table(run.folder)
-    _print_figures(run.figures)
-    print(
-        f"Executed notebooks, networks, manifest: {_short(run.folder)}   all episodes: {_short(run.folder / 'returns.csv')}"
-    )
+def _print_run(run: Run, failed: Mapping[str, str | None]) -> None:
+    """The table of one run, with what is there of a failed one, and where its files are; StudyError says what failed."""
+    if not failed or (run.folder / ".done" / "08_results").exists():
+        print_table(run.folder)
+        _print_missing([run])
+        _print_figures(run.figures)
+        files = f"Executed notebooks, networks, manifest: {short(run.folder)}"
+        print(f"{files}   all episodes: {short(run.folder / 'returns.csv')}")
+    if failed:
+        raise StudyError(failed[run.task.name] or _last_words(run.folder / "snakemake.log"))
+
+
+def _print_missing(study: Sequence[Run]) -> None:
+    for run in study:
+        missing = [m for m in run.methods if m not in _evaluated(run)]
+        if missing:
+            print(f"missing: {run.task.name}: {', '.join(missing)}")
+
+
+def _print_study(study: Sequence[Run], failed: Mapping[str, str | None]) -> None:
+    """Scores of tasks and methods, what is missing, one red line a failed task; StudyError where there is one."""
+    first = study[0]
+    print(f"\n{first.profile_name}: mean score of the last checkpoint (mean return where a task has no score)")
+    print(study_table(study).to_string(), end="\n\n")
+    _print_missing(study)
+    folder = first.folder.parent
+    print(f"Executed notebooks, networks, manifests: {short(folder)}   figures: {short(first.figures.parent)}")
+    if failed:
+        for name, sentence in failed.items():
+            typer.secho(f"{name}: {sentence or 'not all of its notebooks ran'}", fg="red", err=True)
+        log = short(_log(folder, [run.folder.name for run in study]))
+        raise StudyError(
+            f"{len(failed)} of {len(study)} tasks failed ({', '.join(failed)}), what they do not need is finished; "
+            f"Snakemake's log: {log}"
+        )
+
+
+def _evaluated(run: Run) -> list[str]:
+    """Methods that the run's returns.csv holds; all of them where the task is train-only and its run finished."""
+    if not (run.folder / "returns.csv").exists():
+        return []
+    if run.task.env_id is None:
+        return list(run.methods)
+    return sorted(set(read_returns(run.folder / "returns.csv")["method"]))
+
+
+def study_table(study: Sequence[Run]) -> pd.DataFrame:
+    """Tasks down, methods across: mean score of the last checkpoint, or mean return without scores; `-` where missing."""
+    rows = {}
+    for run in study:
+        rows[run.task.name] = dict.fromkeys(run.methods, "-")
+        if (run.folder / "returns.csv").exists():
+            frame = read_returns(run.folder / "returns.csv")
+            main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last")]
+            means = main.groupby("method")[["return", "score"]].mean()
+            shown = means["score"].where(means["score"].notna(), means["return"])
+            rows[run.task.name] |= {m: f"{shown[m]:.1f}" for m in run.methods if m in shown}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def theory(run: Run, cores: int) -> None:
@@ -48,82 +118,108 @@ def performance(run: Run) -> None:
 
 
 def _without_task(run: Run, cores: int, goal: str, drawn: Mapping[str, Sequence[str]]) -> None:
-    folder, figures = run.folder.parent / "theory", run.figures.parent / "theory"
-    if not _bring_to_end(run, cores, goal, folder, runs.theory_products(folder, figures, drawn)):
+    folder, figures, started = run.folder.parent / "theory", run.figures.parent / "theory", time.time()
+    part = Part(folder, runs.theory_products(folder, figures, drawn))
+    ran, well = _bring_to_end([run], [part], goal, cores, machine_memory())
+    if not well:
+        raise StudyError(part.failure(started) or _last_words(folder / "snakemake.log"))
+    if not ran:
         print(f"Nothing to do: {', '.join(drawn)} at {run.profile_name} are up to date in {folder}.")
     print("Figures:")
     for notebook, names in drawn.items():
         for name in names:
-            print(f"  {_short(figures / f'{notebook[:2]}_{name}.png')}")
-    print(f"Executed notebooks: {_short(folder)}")
+            print(f"  {short(figures / f'{notebook[:2]}_{name}.png')}")
+    print(f"Executed notebooks: {short(folder)}")
 
 
 def _print_figures(folder: Path) -> None:
     print("Figures:")
     for path in sorted(folder.glob("*.png")):
-        print(f"  {_short(path)}")
+        print(f"  {short(path)}")
 
 
-def _bring_to_end(run: Run, cores: int, goal: str, folder: Path, made: dict[str, list[Path]]) -> bool:
-    """Let Snakemake reach a goal; whether any notebook ran. StudyError names the notebook that failed."""
-    root = runs.project_root()
+def machine_memory() -> int:
+    """MB of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+
+
+def _log(workdir: Path, names: Sequence[str]) -> Path:
+    """Snakemake's log: in the folder of the one part that it fills, or in that of the study."""
+    if len(names) == 1:
+        return workdir / names[0] / "snakemake.log"
+    return workdir / "study" / f"snakemake-{settings.digest(sorted(names))[:8]}.log"
+
+
+def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, cores: int, memory: int) -> tuple[bool, bool]:
+    """Let Snakemake reach a goal for the parts: whether any notebook ran, and whether all went well."""
+    root, first = runs.project_root(), study[0]
     if not (root / "Snakefile").exists():
         raise StudyError(f"there is no Snakefile at or above {Path.cwd()}: call this inside a checkout of the study")
-    workdir = run.folder.parent
-    name = folder.name
-    runs.forget_incomplete(folder, made)
-    with runs.lock(workdir, f"reproduce-{name}") as descriptor:
-        shutil.rmtree(folder / "progress", ignore_errors=True)
-        before = _marks(folder, made)
-        log = folder / "snakemake.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            goal,
-            "--snakefile",
-            str(root / "Snakefile"),
-            "--directory",
-            str(workdir / ".snakemake-work" / name),
-            "--cores",
-            str(cores),
-            "--nolock",
-            "--rerun-incomplete",
-            "--keep-going",
-            "--scheduler",
-            "greedy",
-            "--rerun-triggers",
-            "mtime",
-            "params",
-            "input",
-            "--latency-wait",
-            "0",
-            "--config",
-            f"task={run.task.argument}",
-            f"profile={run.profile_name}",
-            f"methods={','.join(run.methods)}",
-            f"seeds={len(run.seeds)}",
-            f"device={run.device}",
-            f"runs_dir={run.folder.parents[1]}",
-        ]
-        with open(log, "w") as output:
+    workdir = first.folder.parent
+    log = _log(workdir, [part.name for part in parts])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        runs.forget_incomplete(part.folder, part.made)
+    with contextlib.ExitStack() as held:
+        names = sorted(part.name for part in parts)  # in one order, so that two processes cannot wait for each other
+        descriptors = [held.enter_context(runs.lock(workdir, f"reproduce-{name}")) for name in names]
+        for part in parts:
+            shutil.rmtree(part.folder / "progress", ignore_errors=True)
+        before = [part.marks() for part in parts]
+        output = held.enter_context(open(log, "w"))
+
+        started = time.time()
+
+        def snakemake(tasks: Sequence[Run], **more: int) -> bool:
+            command = _command(root, workdir, goal, cores, memory, tasks, more)
             process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=root,
-                start_new_session=True,
-                pass_fds=[descriptor],
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=root, start_new_session=True, pass_fds=descriptors
             )
             try:
-                _watch(folder, made, process)
+                watch(parts, process, started)
             except BaseException:
                 _stop(process)
                 raise
-    if process.returncode:
-        raise StudyError(_failure(folder, made, log))
-    return _marks(folder, made) != before
+            return process.returncode == 0
+
+        well = snakemake(study)
+        going_on = [] if well or goal != "study" else [run for run in study if _can_go_on(run)]
+        if going_on:
+            snakemake(going_on, partial=1)
+        return [part.marks() for part in parts] != before, well
+
+
+def _can_go_on(run: Run) -> bool:
+    """Whether an unfinished run has what its evaluation needs for some of its methods."""
+    done = {path.name for path in (run.folder / ".done").glob("*")}
+    some = any(METHODS[m].energy is None or f"06_energy-{m}" in done for m in run.methods)
+    return some and {"04_behavior", "05_critic"} <= done and "08_results" not in done
+
+
+def _command(
+    root: Path, workdir: Path, goal: str, cores: int, memory: int, study: Sequence[Run], more: Mapping[str, int]
+) -> list[str]:
+    """Snakemake's command line for a goal."""
+    first = study[0]
+    values = {
+        "task": ",".join(run.task.argument for run in study),
+        "profile": first.profile_name,
+        "methods": ",".join(first.methods),
+        "seeds": len(first.seeds),
+        "device": first.device,
+        "runs_dir": workdir.parent,
+    } | more
+    options = {
+        "--snakefile": [root / "Snakefile"],
+        "--directory": [workdir / ".snakemake-work"],
+        "--workflow-profile": [root / "profiles" / "default"],
+        "--cores": [cores],
+        "--resources": [f"mem_mb={memory}", "gpu=1"],
+        "--nolock": [],
+        "--config": [f"{key}={value}" for key, value in values.items()],
+    }
+    words = [word for name, given in options.items() for word in (name, *given)]
+    return [sys.executable, "-m", "snakemake", goal, *map(str, words)]
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -135,79 +231,10 @@ def _stop(process: subprocess.Popen) -> None:
             process.wait(timeout=5)
 
 
-def _short(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _marks(folder: Path, notebooks: Iterable[str]) -> dict[str, int]:
-    paths = {name: folder / ".done" / name for name in notebooks}
-    return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists()}
-
-
-def _watch(folder: Path, notebooks: Iterable[str], process: subprocess.Popen) -> None:
-    """Until Snakemake ends: a line when a notebook starts and ends, and where its stages stand."""
-    start, known, begun, last_line, width = time.time(), _marks(folder, notebooks), {}, time.monotonic(), 0
-    terminal = sys.stderr.isatty()
-
-    def say(text: str) -> None:
-        nonlocal width
-        print(f"\r{' ' * width}\r" if width else "", text, sep="", file=sys.stderr, flush=True)
-        width = 0
-
-    while True:
-        ended = process.poll() is not None
-        for name in notebooks:
-            path = folder / f"{name}.ipynb"
-            if name not in begun and path.exists() and path.stat().st_mtime >= start - 0.01:
-                begun[name] = time.time()
-                say(f"[{_clock(time.time() - start)}] {name}: started")
-        for name, stamp in _marks(folder, notebooks).items():
-            if known.get(name) != stamp:
-                known[name] = stamp
-                say(f"[{_clock(time.time() - start)}] {name}: done in {_clock(time.time() - begun.get(name, start))}")
-        if ended:
-            return
-        status = "   ".join(_stage_lines(folder / "progress"))
-        if status and terminal:
-            columns = shutil.get_terminal_size().columns - 1
-            print("\r" + status[:columns].ljust(width), end="", file=sys.stderr, flush=True)
-            width = min(len(status), columns)
-        elif status and time.monotonic() - last_line > STAGE_LINE_SECONDS:
-            last_line = time.monotonic()
-            say(f"[{_clock(time.time() - start)}]   {status}")
-        time.sleep(0.25)
-
-
-def _stage_lines(folder: Path) -> list[str]:
-    lines = []
-    for path in sorted(folder.glob("*.json")) if folder.exists() else []:
-        try:
-            bar = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        rate = (bar["n"] - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
-        left = f", {_clock((bar['total'] - bar['n']) / rate)} left" if rate else ""
-        lines.append(f"{path.stem} {bar['n']:,}/{bar['total']:,} {bar['unit']}s, {rate:.0f}/s{left}")
-    return lines
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _failure(folder: Path, notebooks: Iterable[str], log: Path) -> str:
-    """One sentence for the first notebook that stopped with an error, with where to look."""
-    for name in notebooks:
-        path = folder / f"{name}.ipynb"
-        if (folder / ".done" / name).exists() or not path.exists():
-            continue
-        for cell in nbformat.read(path, as_version=4).cells:
-            for output in cell.get("outputs", []):
-                if output.output_type == "error":
-                    return f"{name} stopped with {output.ename}: {output.evalue}. Executed notebook: {_short(path)}"
+def _last_words(log: Path) -> str:
+    """One sentence for a stop before any notebook began."""
     tail = [line for line in log.read_text().splitlines() if line.strip()][-1:]
-    return f"Snakemake stopped ({' '.join(tail)}); its log is {_short(log)}"
+    return f"Snakemake stopped ({' '.join(tail)}); its log is {short(log)}"
 
 
 def print_table(folder: Path) -> None:

@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.add_typer(cli_data.app, name="data")
 
 Task = Annotated[
-    str, typer.Option(help="Task name (`aepo tasks` lists them), or the path of a YAML file that describes your own.")
+    str, typer.Option(help="Task name (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")
 ]
 ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
@@ -80,6 +80,7 @@ def list_tasks(
 @app.command()
 def reproduce(
     task: Task = "maze2d-umaze",
+    suite: Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")] = "",
     profile: ProfileName = "quick",
     methods: Annotated[
         str, typer.Option(help=f"Comma-separated methods of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")
@@ -88,14 +89,19 @@ def reproduce(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     runs_dir: RunsDir = "runs",
     cores: Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")] = 0,
+    memory: Annotated[int, typer.Option(help="MB that they may take together; 0: all of the machine's.")] = 0,
 ) -> None:
-    """Run what is left to do of one task: data, training, evaluation, figures; then print its table of results."""
+    """Run what is left to do of the tasks: data, training, evaluation, figures; then print the table of results."""
     from aepo import batch
 
+    try:
+        found = tasks.choose(task, suite)
+    except ValueError as error:
+        raise StudyError(str(error)) from None
     chosen = [m for m in methods.split(",") if m] or list(CORE)
-    count = _seed_count(seeds, profile)
-    run = runs.open_run(task, list(range(count)), chosen, profile, device, runs_dir)
-    batch.reproduce(run, cores or os.cpu_count() or 1)
+    seed_list = list(range(_seed_count(seeds, profile)))
+    study = [runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir) for each in found]
+    batch.reproduce(study, cores or os.cpu_count() or 1, memory or batch.machine_memory())
 
 
 @app.command()

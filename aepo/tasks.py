@@ -16,7 +16,7 @@ from aepo import settings as settings_table
 from aepo import suites
 from aepo.suites import D4RL, LOCAL, MINARI, PROFILES
 
-__all__ = ["D4RL", "LOCAL", "MINARI", "TASKS", "Task", "get", "suite"]
+__all__ = ["D4RL", "LOCAL", "MINARI", "TASKS", "Task", "choose", "get", "suite"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,18 @@ def suite(name: str) -> list[Task]:
     return [task for task in TASKS.values() if task.suite == name]
 
 
+def choose(names: str = "", suite_name: str = "") -> list[Task]:
+    """The tasks of a suite, or of comma-separated names and YAML files, each once; maze2d-umaze where both are empty."""
+    if suite_name:
+        return suite(suite_name)
+    found: dict[str, Task] = {}
+    for name in filter(None, (part.strip() for part in (names or "maze2d-umaze").split(","))):
+        task = get(name)
+        if found.setdefault(task.name, task).argument != task.argument:
+            raise ValueError(f"two of the tasks have the name {task.name!r}: give one another `name:` in its YAML file")
+    return list(found.values())
+
+
 KEYS = {
     "name": (str,),
     "dataset": (str,),
@@ -133,7 +145,7 @@ def _read(path: Path) -> Task:
     name = content.get("name", path.stem)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise refuse(f"the name {name!r} must be letters, digits, - and _ (it names a folder)")
-    if name in {*TASKS, "theory"}:
+    if name in {*TASKS, "theory", "study"}:
         raise refuse(f"the name {name!r} is taken: give it another `name:`")
     if content["horizon"] < 1:
         raise refuse(f"horizon must be a number of steps >= 1, got {content['horizon']}")

@@ -1,0 +1,161 @@
+"""What Snakemake's notebooks are doing, told from their files: a line when one starts, ends or fails, and what failed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import typer
+
+STAGE_LINE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder that Snakemake fills, a task's or the theory's: `made` are the files of each of its notebooks."""
+
+    folder: Path
+    made: Mapping[str, Sequence[Path]]
+
+    @property
+    def name(self) -> str:
+        """The folder's name: the task's."""
+        return self.folder.name
+
+    def notebook(self, name: str) -> Path:
+        """Where an executed notebook is."""
+        return self.folder / f"{name}.ipynb"
+
+    def marks(self) -> dict[str, int]:
+        """Notebooks that ran to their end, and when (nanoseconds)."""
+        paths = {name: self.folder / ".done" / name for name in self.made}
+        return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists()}
+
+    def failure(self, since: float = 0.0) -> str | None:
+        """One sentence on the first notebook that began after `since` (unix time) and did not end, or None."""
+        done = self.marks()
+        for name in self.made:
+            path = self.notebook(name)
+            if name not in done and path.exists() and path.stat().st_mtime >= since:
+                said = error_of(path)
+                where = f"Executed notebook: {short(path)}"
+                if said:
+                    return f"{name} stopped with {said}. {where}"
+                return f"{name} did not end (killed, cancelled or out of memory?). {where}"
+        return None
+
+
+def error_of(path: Path) -> str | None:
+    """The error that an executed notebook stopped with, as `Name: text`, or None."""
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except (OSError, ValueError):
+        return None
+    outputs = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    return f"{outputs[0].ename}: {outputs[0].evalue}" if outputs else None
+
+
+def short(path: Path) -> str:
+    """The path, relative to the working directory where it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds as 3:07."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def bars(folder: Path) -> Iterator[tuple[str, dict]]:
+    """Stages of a run folder that are at work, with their progress files."""
+    for path in sorted((folder / "progress").glob("*.json")):
+        try:
+            yield path.stem, json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+
+
+def stage_line(stage: str, bar: dict) -> str:
+    """Where a stage stands: units done, units a second, time left."""
+    rate = (bar["n"] - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
+    left = f", {clock((bar['total'] - bar['n']) / rate)} left" if rate else ""
+    return f"{stage} {bar['n']:,}/{bar['total']:,} {bar['unit']}s, {rate:.0f}/s{left}"
+
+
+class _Lines:
+    """Lines on standard error, and under them in a terminal one that is rewritten; elsewhere it comes now and then."""
+
+    def __init__(self, start: float):
+        self.start, self.last, self.width = start, time.monotonic(), 0
+
+    def say(self, text: str, **style) -> None:
+        if self.width:
+            print(f"\r{' ' * self.width}\r", end="", file=sys.stderr)
+        typer.secho(f"[{clock(time.time() - self.start)}] {text}", err=True, **style)
+        self.width = 0
+
+    def status(self, text: str) -> None:
+        if sys.stderr.isatty():
+            columns = shutil.get_terminal_size().columns - 1
+            print("\r" + text[:columns].ljust(self.width), end="", file=sys.stderr, flush=True)
+            self.width = min(len(text), columns)
+        elif time.monotonic() - self.last > STAGE_LINE_SECONDS:
+            self.last = time.monotonic()
+            self.say(f"  {text}")
+
+
+def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> None:
+    """Until Snakemake ends: a line when a notebook starts, ends or fails, and where the stages stand.
+
+    Times count from `started` (unix time).
+    """
+    lines, many = _Lines(started), len(parts) > 1
+    known, begun, looked, failed = {part.name: part.marks() for part in parts}, {}, {}, set()
+    total, since = sum(len(part.made) for part in parts), time.time()
+    while True:
+        ended, done, stages = process.poll() is not None, 0, []
+        for part in parts:
+            label = f"{part.name} " if many else ""
+            marks = part.marks()
+            for name in part.made:
+                key, stamp = (part.name, name), _stamp(part.notebook(name))
+                if key not in begun and stamp >= since - 0.01:
+                    begun[key] = time.time()
+                    lines.say(f"{label}{name}: started")
+                if name in marks and known[part.name].get(name) != marks[name]:
+                    known[part.name][name] = marks[name]
+                    lines.say(f"{label}{name}: done in {clock(time.time() - begun.get(key, lines.start))}")
+                elif key in begun and name not in marks and stamp != looked.get(key):
+                    looked[key], stopped = stamp, '"exception": true' in _text(part.notebook(name))
+                    if stopped and key not in failed:
+                        lines.say(f"{label}{name}: failed", fg="red")
+                    failed = failed | {key} if stopped else failed - {key}
+            done += len(marks)
+            stages += [label + stage_line(*bar) for bar in bars(part.folder)]
+        if ended:
+            return
+        if stages or many:
+            lines.status("   ".join([f"{done}/{total} notebooks"] * many + stages))
+        time.sleep(0.25)
+
+
+def _stamp(path: Path) -> float:
+    """When a file was written (unix time); 0 where it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

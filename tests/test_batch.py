@@ -1,0 +1,79 @@
+"""Many tasks in one DAG: what it holds, what one failure keeps the rest from, and what the summary says of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aepo import runs, tasks
+
+ROOT = Path(__file__).parents[1]
+AEPO = Path(sys.executable).parent / "aepo"
+
+
+def dry_run(tmp_path, *values, options=()):
+    """Snakemake's plan: how many jobs each rule has, and all that it printed."""
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "2", "--directory", str(tmp_path), *options]
+    command += ["--config", "profile=smoke", f"runs_dir={tmp_path / 'runs'}", *values]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    table = text[text.index("Job stats:") :].split("\n\n")[0].splitlines()[3:]
+    return {line.split()[0]: int(line.split()[1]) for line in table}, text
+
+
+def test_a_suite_is_one_plan_and_stages_are_shared_between_methods(tmp_path):
+    jobs, text = dry_run(tmp_path, "suite=maze2d", "methods=bc,aepo,aepo-cubature,qgpo", "device=cpu")
+    assert jobs.pop("total") == sum(jobs.values())
+    assert jobs == {"study": 1, "energy": 18} | dict.fromkeys(
+        ("dataset", "behavior", "critic", "evaluation", "results", "guidance"), 6
+    )
+    assert text.count("mem_mb=3000, ") + text.count("mem_mb=1500, ") == sum(jobs.values()) - 1
+
+
+def test_tasks_are_chosen_by_name_or_by_suite(tmp_path):
+    assert [t.name for t in tasks.choose("maze2d-large, maze2d-umaze,maze2d-large")] == ["maze2d-large", "maze2d-umaze"]
+    assert [t.name for t in tasks.choose("", "maze2d")] == [t.name for t in tasks.suite("maze2d")]
+    assert [t.name for t in tasks.choose()] == ["maze2d-umaze"]
+    with pytest.raises(ValueError, match="unknown task 'maze2d-moon'"):
+        tasks.choose("maze2d-umaze,maze2d-moon")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        own = {"dataset": "mine/pendulum-v0", "env_id": "Pendulum-v1", "horizon": 200}
+        (tmp_path / folder / "my.yaml").write_text(yaml.safe_dump(own))
+    with pytest.raises(ValueError, match="two of the tasks have the name 'my'"):
+        tasks.choose(f"{tmp_path}/one/my.yaml,{tmp_path}/two/my.yaml")
+
+
+def test_defaults_are_to_go_on_and_to_try_twice():
+    profile = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
+    assert profile["keep-going"] is True
+    assert profile["retries"] == 1
+
+
+def test_a_failed_task_is_one_line_and_the_rest_goes_on(tmp_path, data):
+    """One task cannot make its behavior; another lacks one energy, and its other method is evaluated all the same."""
+    folder = tmp_path / "runs" / "smoke"
+    names = ("maze2d-umaze", "maze2d-umaze-dense")
+    for name, stage in zip(names, ("energy-aepo-b3", "behavior"), strict=True):
+        (folder / name).mkdir(parents=True)
+        (folder / name / f"{stage}.safetensors").write_bytes(b"damaged")
+    options = {"task": ",".join(names), "profile": "smoke", "methods": "bc,aepo", "seeds": "1", "device": "cpu"}
+    command = [str(AEPO), "reproduce", *(f"--{k}={v}" for k, v in options.items()), f"--runs-dir={tmp_path / 'runs'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1
+    for name, notebook in zip(names, ("06_energy-aepo", "04_behavior"), strict=True):
+        lines = [line for line in done.stderr.splitlines() if line.startswith(f"{name}: ")]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"{name}: {notebook} stopped with StudyError: ")
+        assert lines[0].endswith(f"Executed notebook: {folder / name / notebook}.ipynb")
+        assert done.stderr.count(f"{name} {notebook}: failed") == 2  # tried twice
+    assert "missing: maze2d-umaze: aepo\nmissing: maze2d-umaze-dense: bc, aepo\n" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith(f"aepo: 2 of 2 tasks failed ({', '.join(names)})")
+    evaluated = runs.read_manifest(folder / names[0])["evaluation"]
+    assert set(evaluated) == {"bc"}
+    assert (folder / names[0] / ".done" / "08_results").exists()
+    assert (folder / names[1] / ".done" / "05_critic").exists()
