@@ -35,15 +35,12 @@ def mark(notebook, task="{task}"):
     return run_file(f".done/{notebook}", task)
 
 
-def guided(chosen):
-    """Those of the methods that have an energy network."""
-    return [m for m in chosen if methods.METHODS[m].energy]
-
-
 def reached(task):
     """The task's methods: all, or in a partial study those that lack nothing."""
-    missing = [m for m in guided(METHODS) if config.get("partial") and not Path(mark(f"06_energy-{m}", task)).exists()]
-    return [m for m in METHODS if m not in missing]
+    if not config.get("partial"):
+        return METHODS
+    needed = {m: methods.trained_in(m) for m in METHODS}
+    return [m for m, notebook in needed.items() if notebook is None or Path(mark(notebook, task)).exists()]
 
 
 METHODS_OF = {task: reached(task) for task in TASKS}
@@ -77,13 +74,20 @@ def methods_of(wildcards):
 
 
 def guided_of(wildcards):
-    """A task's guided methods as a notebook's parameter."""
-    return json.dumps(guided(METHODS_OF[wildcards.task]))
+    """A task's energies on the shared critic as a notebook's parameter."""
+    chosen = methods.energies(METHODS_OF[wildcards.task])
+    return json.dumps([m for m in chosen if methods.METHODS[m].critic == "expectile"])
 
 
 def energies(wildcards):
     """End marks of a task's energies."""
-    return [mark(f"06_energy-{m}", wildcards.task) for m in guided(METHODS_OF[wildcards.task])]
+    return [mark(f"06_energy-{m}", wildcards.task) for m in methods.energies(METHODS_OF[wildcards.task])]
+
+
+def networks(wildcards):
+    """End marks of all that a task's methods act with."""
+    needed = {methods.trained_in(m) for m in METHODS_OF[wildcards.task]} - {None}
+    return [mark(notebook, wildcards.task) for notebook in sorted(needed)]
 
 
 def settings_of(*stages):
@@ -100,14 +104,14 @@ def memory(size):
 
 wildcard_constraints:
     task="|".join(TASKS),
-    method="|".join(guided(METHODS)) or "none",
+    method="|".join([*methods.energies(METHODS), *methods.policies(METHODS)]) or "none",
 
 
 rule study:
     default_target: True
     input:
         [mark("08_results", task) for task in TASKS],
-        [mark("09_guidance_on_real_tasks", task) for task in TASKS if guided(METHODS_OF[task])],
+        [mark("09_guidance_on_real_tasks", task) for task in TASKS if methods.energies(METHODS_OF[task])],
 
 
 rule theory:
@@ -243,12 +247,34 @@ rule energy:
         papermill("06_energy", ["{wildcards.method}"])
 
 
+rule policy:
+    input:
+        ROOT / "notebooks/06_policy.ipynb",
+        mark("04_behavior"),
+        mark("05_critic"),
+    output:
+        touch(mark("06_policy-{method}")),
+    log:
+        notebook=run_file("06_policy-{method}.ipynb"),
+    params:
+        settings=settings_of("policy", "energy", "critic", "evaluation"),
+        seeds=SEEDS,
+        task=of_task,
+    priority: 3
+    threads: 1
+    resources:
+        mem_mb=memory(LARGE),
+        gpu=GPU,
+    shell:
+        papermill("06_policy", ["{wildcards.method}"])
+
+
 rule evaluation:
     input:
         ROOT / "notebooks/07_evaluation.ipynb",
         mark("04_behavior"),
         mark("05_critic"),
-        energies,
+        networks,
     output:
         touch(mark("07_evaluation")),
     log:

@@ -16,7 +16,7 @@ import pandas as pd
 import typer
 
 from aepo import runs, settings
-from aepo.methods import METHODS
+from aepo.methods import trained_in
 from aepo.networks import select_seeds
 from aepo.results import format_table, read_returns, score_table
 from aepo.runs import Run, StudyError
@@ -192,7 +192,7 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, cores:
 def _can_go_on(run: Run) -> bool:
     """Whether an unfinished run has what its evaluation needs for some of its methods."""
     done = {path.name for path in (run.folder / ".done").glob("*")}
-    some = any(METHODS[m].energy is None or f"06_energy-{m}" in done for m in run.methods)
+    some = any(trained_in(m) in done | {None} for m in run.methods)
     return some and {"04_behavior", "05_critic"} <= done and "08_results" not in done
 
 
@@ -249,12 +249,10 @@ def print_table(folder: Path) -> None:
 def export(folder: Path, target: Path, seed: int) -> int:
     """Copy one seed of the networks of a run's manifest to `target`; returns the bytes written."""
     evaluated = runs.read_manifest(folder).get("evaluation", {})
-    stages = ["behavior", "critic"] + [
-        runs.energy_stage(name, entry["beta"]) for name, entry in evaluated.items() if METHODS[name].energy
-    ]
     if not evaluated:
         raise StudyError(f"{folder} is not evaluated yet: run `make reproduce` first")
-    for stage in stages:
+    used = {stage for name, entry in evaluated.items() for stage in runs.stages_of(name, entry["beta"]).values()}
+    for stage in sorted(used):
         tensors, meta = runs.load_tensors(folder / f"{stage}.safetensors")
         if seed not in meta["seeds"]:
             raise StudyError(f"{folder} holds seeds {meta['seeds']}, not {seed}")

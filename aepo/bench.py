@@ -28,7 +28,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import datasets, runs, settings, stages, tasks
+from aepo import critics, datasets, runs, settings, stages, tasks
 from aepo.datasets import Dataset
 from aepo.energies import SUPPORTED, energy_learner, sample_support
 from aepo.methods import METHODS
@@ -61,7 +61,7 @@ def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile
     if stage == "behavior":
         return stages.behavior_learner(data, seeds, replace(profile.behavior, batch=batch))[0]
     if stage == "critic":
-        return stages.critic_learner(data, seeds, replace(profile.critic, batch=batch))[0]
+        return critics.critic_learner(data, seeds, replace(profile.critic, batch=batch))[0]
     behavior, critic = networks_of(data, seeds, profile)
     method = METHODS[stage.removeprefix("energy-")]
     groups = min(batch, MOST_GROUPS)
@@ -73,7 +73,7 @@ def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile
 def networks_of(data: Dataset, seeds: Sequence[int], profile: Profile) -> tuple[Behavior, Critic]:
     """Untrained behavior model and critic."""
     behavior = stages.behavior_learner(data, tuple(seeds), profile.behavior)[1]
-    critic = stages.critic_learner(data, tuple(seeds), profile.critic)[1]
+    critic = critics.critic_learner(data, tuple(seeds), profile.critic)[1]
     return behavior, critic.requires_grad_(False)
 
 

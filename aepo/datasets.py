@@ -159,3 +159,32 @@ def recorded_returns(data: Dataset, horizon: int, continuing: bool, how: str = "
     episodes = torch.zeros(int(data.episode.max()) + 1, dtype=torch.float64)
     reduce = {"sum": "sum", "max": "amax"}[how]
     return episodes.scatter_reduce_(0, data.episode.cpu(), reward, reduce, include_self=how == "sum").numpy()
+
+
+def collected_next(data: Dataset, discount: float, along: bool = False) -> Tensor:
+    """Discounted reward `(N,)` that the recorded behavior collected from each step on, to the end of its episode.
+
+    `along`: on through the episodes that follow, where these are segments of one walk.
+    """
+    total, running, after = [0.0] * len(data), 0.0, None
+    episodes, rewards = data.episode.tolist(), data.reward.tolist()
+    for i in range(len(data) - 1, -1, -1):
+        running = rewards[i] + discount * (running if along or episodes[i] == after else 0.0)
+        after = episodes[i]
+        total[i] = running
+    return torch.tensor(total)
+
+
+def return_floor(data: Dataset, discount: float) -> Tensor:
+    """A lower bound of Q(s, a) `(N,)` where dynamics are deterministic: what the recorded behavior collected from there.
+
+    -inf where an episode was cut off so soon after that what is missing could matter: negative rewards, and less than 98%
+    of the discount's weight seen.
+    """
+    lengths = torch.bincount(data.episode)
+    last = lengths.cumsum(0) - 1
+    left = last[data.episode] - torch.arange(len(data), device=last.device) + 1
+    whole = data.terminated[last][data.episode] > 0
+    seen = 1 - discount ** left.double() > 0.98
+    known = whole | seen | bool((data.reward >= 0).all())
+    return torch.where(known, collected_next(data, discount).to(data.reward), -torch.inf)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from aepo import guidance, posterior, sampler
-from aepo.datasets import Dataset
 from aepo.models import VP, Behavior, Critic
 
 CLOSED_FORMS = ("aepo", "aepo-2", "aepo-cubature", "aepo-support", "point")
@@ -95,11 +94,7 @@ def _energy(method: str, critic: Critic, state: Tensor, mean: Tensor, variance: 
     if method == "point":
         return beta * q
     gradient = torch.autograd.grad(q.sum(), mean, create_graph=True)[0]
-    hessian = None
-    if method == "aepo-2":
-        d = mean.shape[-1]
-        rows = [torch.autograd.grad(gradient[..., i].sum(), mean, create_graph=True)[0] for i in range(d)]
-        hessian = torch.stack(rows, -2)
+    hessian = guidance.hessian(gradient, mean, create_graph=True) if method == "aepo-2" else None
     return guidance.taylor_energy(
         q,
         gradient,
@@ -114,17 +109,3 @@ def _energy(method: str, critic: Critic, state: Tensor, mean: Tensor, variance: 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
     """Cosine between vectors along the last axis."""
     return torch.nn.functional.cosine_similarity(first, second, dim=-1)
-
-
-def collected_next(data: Dataset, discount: float, along: bool = False) -> Tensor:
-    """Discounted reward `(N,)` that the recorded behavior collected from each step on, to the end of its episode.
-
-    `along`: on through the episodes that follow, where these are segments of one walk.
-    """
-    total, running, after = [0.0] * len(data), 0.0, None
-    episodes, rewards = data.episode.tolist(), data.reward.tolist()
-    for i in range(len(data) - 1, -1, -1):
-        running = rewards[i] + discount * (running if along or episodes[i] == after else 0.0)
-        after = episodes[i]
-        total[i] = running
-    return torch.tensor(total)

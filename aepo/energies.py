@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aepo import guidance, losses, sampler
+from aepo import guidance, losses
 from aepo.datasets import Dataset
 from aepo.methods import Method
-from aepo.models import VP, Behavior, Critic
+from aepo.models import VP, ActionModel, Behavior, Critic
 from aepo.networks import EnergyNet, generator, initialize
 from aepo.schedule import T_MIN
 from aepo.settings import EnergySettings
@@ -46,38 +46,46 @@ class Pairs:
 
 @torch.no_grad()
 def sample_support(
-    behavior: Behavior, data: Dataset, seeds: Sequence[int], settings: EnergySettings, batch: int = 32_768
+    behavior: ActionModel, data: Dataset, seeds: Sequence[int], settings: EnergySettings, batch: int = 32_768
 ) -> Support:
-    """Draw the support actions of every seed from the behavior model: `support` for each of `support_states` states."""
-    d, device = data.action.shape[1], data.state.device
-    generators = [generator(seed, "support", device=device) for seed in seeds]
-    count, size = min(settings.support_states, len(data)), settings.support
-    index = torch.stack([torch.randperm(len(data), generator=g, device=device)[:count] for g in generators])
-    noise = stack_draws(generators, lambda g: torch.randn(count * size, d, generator=g, device=device), 0)
-    noise = noise.to(data.state)
-    state, parts = data.standardize(data.state), []
-    rows = max(1, batch // size)
+    """Draw the support actions of every seed from a model: `support` for each of `support_states` recorded states."""
+    generators = [generator(seed, "support", device=data.state.device) for seed in seeds]
+    count = min(settings.support_states, len(data))
+    index = torch.stack([torch.randperm(len(data), generator=g, device=g.device)[:count] for g in generators])
+    state = data.standardize(data.state)[index]
+    return Support(index, sample_actions(behavior, state, settings.support, settings.support_steps, generators, batch))
+
+
+@torch.no_grad()
+def sample_actions(
+    behavior: ActionModel,
+    state: Tensor,
+    size: int,
+    steps: int,
+    generators: Sequence[torch.Generator],
+    batch: int = 32_768,
+) -> Tensor:
+    """`size` actions in [-1, 1] at each standardised state `(S, P, n)`: `(S, P, size, d)`, in parts of `batch` rows."""
+    seeds, count, _ = state.shape
+    d, rows, parts = behavior.low.shape[-1], max(1, batch // size), []
+    noise = stack_draws(generators, lambda g: torch.randn(count * size, d, generator=g, device=g.device), 0).to(state)
     for start in range(0, count, rows):
-        states = state[index[:, start : start + rows]].repeat_interleave(size, 1)
-        parts.append(
-            sampler.sample(
-                lambda a, t, states=states: behavior.noise_net(states, a, t),
-                noise[:, start * size : (start + rows) * size],
-                VP,
-                settings.support_steps,
-                low=-1.0,
-                high=1.0,
-            )
-        )
-    return Support(index, torch.cat(parts, 1).view(len(seeds), count, size, d))
+        states = state[:, start : start + rows].repeat_interleave(size, 1)
+        parts.append(behavior.sample(states, noise[:, start * size : (start + rows) * size], steps))
+    return torch.cat(parts, 1).view(seeds, count, size, d)
 
 
 def target(kind: str, behavior: Behavior, critic: Critic, pairs: Pairs, beta: float) -> Tensor:
-    """The target of an energy network `(S, B)`: a closed form (`taylor`, `cubature`), `support`, or `clean`, beta Q(a_0)."""
+    """The target of an energy network `(S, B)`: a closed form (`taylor`, `cubature`), `support`, or `clean`, beta Q(a_0).
+
+    `support` is taken from log E[exp(beta Q) | s] on: what depends on the state alone does not guide, and where states
+    differ more than their actions do, a network learns nothing else.
+    """
     if kind == "support":
-        return guidance.support_energy(
+        energy = guidance.support_energy(
             pairs.candidate_q, pairs.candidates, pairs.noisy_action, pairs.t, VP, beta, check=False
         )
+        return energy - torch.logsumexp(beta * pairs.candidate_q, -1) + math.log(pairs.candidate_q.shape[-1])
     if kind == "clean":
         return beta * critic.advantage(pairs.state, pairs.action)
     return losses.energy_target(
@@ -107,19 +115,21 @@ def make_pairs(
 
         return recorded
     candidates = torch.cat([data.action[support.index].unsqueeze(2), support.action], 2)
-    quality = _advantages(critic, state, support.index, candidates)
+    quality = advantages(critic, state, support.index, candidates)
     rows = torch.arange(len(quality), device=quality.device).unsqueeze(1)
 
     def supported(draws: Draws) -> Pairs:
-        chosen, q = candidates[rows, draws["index"]], quality[rows, draws["index"]]
-        noisy = losses.diffuse(chosen[:, :, 0], draws["noise"], draws["t"], VP)
-        return Pairs(state[support.index[rows, draws["index"]]], chosen[:, :, 0], noisy, draws["t"], chosen, q)
+        index = draws["index"]
+        chosen, q = candidates[rows, index], quality[rows, index]
+        clean = candidates[rows, index, draws["which"]]
+        noisy = losses.diffuse(clean, draws["noise"], draws["t"], VP)
+        return Pairs(state[support.index[rows, index]], clean, noisy, draws["t"], chosen, q)
 
     return supported
 
 
 @torch.no_grad()
-def _advantages(critic: Critic, state: Tensor, index: Tensor, action: Tensor, rows: int = 1_024) -> Tensor:
+def advantages(critic: Critic, state: Tensor, index: Tensor, action: Tensor, rows: int = 1_024) -> Tensor:
     """Advantage of M actions at each indexed state: action `(S, P, M, d)` -> `(S, P, M)`."""
     parts = [
         critic.advantage(state[i], a.flatten(1, 2)).view(a.shape[:-1])
@@ -157,7 +167,13 @@ def energy_learner(
         loss = _regression(method, pairs, *shared)
 
         def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
-            return diffusion_draws(generators, count, settings.batch, size, data.action.shape[1], state.dtype)
+            draws = diffusion_draws(generators, count, settings.batch, size, data.action.shape[1], state.dtype)
+            if support is None:
+                return draws
+            shape, most = (count, settings.batch), support.action.shape[2] + 1
+            return draws | {
+                "which": stack_draws(generators, lambda g: torch.randint(most, shape, generator=g, device=g.device))
+            }
 
     def diagnose(draws: Draws) -> dict[str, Tensor]:
         batch = pairs(draws)
@@ -188,22 +204,16 @@ def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta:
         with torch.no_grad():
             energy = target(method.energy, behavior, critic, batch, beta)
         inputs = (net, batch.state, batch.noisy_action, batch.t, energy)
-        return (
-            losses.bregman_loss(*inputs, _log_mean(batch, beta, net)) if method.bregman else losses.energy_loss(*inputs)
-        )
+        if not method.bregman:
+            return losses.energy_loss(*inputs)
+        shift = net.at_noise(batch.state) if batch.candidate_q is None else torch.zeros_like(energy)
+        return losses.bregman_loss(*inputs, shift)
 
     return loss
 
 
-def _log_mean(batch: Pairs, beta: float, net: EnergyNet) -> Tensor:
-    """log E[exp(beta Q) | s] `(S, B)`: over the candidates where there are some, else what the network says."""
-    if batch.candidate_q is None:
-        return net.at_noise(batch.state)
-    return torch.logsumexp(beta * batch.candidate_q, -1) - math.log(batch.candidate_q.shape[-1])
-
-
 def _contrastive(state: Tensor, support: Support, behavior: Behavior, critic: Critic, beta: float, net: EnergyNet):
-    quality = _advantages(critic, state, support.index, support.action)
+    quality = advantages(critic, state, support.index, support.action)
     rows = torch.arange(len(quality), device=quality.device).unsqueeze(1)
 
     def pairs(draws: Draws) -> Pairs:

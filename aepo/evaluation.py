@@ -53,7 +53,7 @@ def rollout(
     noise = torch.stack(
         [
             torch.stack(
-                [torch.randn(horizon, actor.candidates, d, generator=generator(seed, "episode", e)) for e in numbers]
+                [torch.randn(horizon, actor.draws, d, generator=generator(seed, "episode", e)) for e in numbers]
             )
             for seed in seeds
         ]

@@ -268,6 +268,17 @@ def support_energy(
     return torch.logsumexp(log_likelihood + beta * q_values, -1) - torch.logsumexp(log_likelihood, -1)
 
 
+def hessian(gradient: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
+    """Hessian `(..., d, d)` by d vector products: gradient `(..., d)` of a function at `at`, with its graph; 0 if linear."""
+    if not gradient.requires_grad:
+        return gradient.new_zeros(*gradient.shape, gradient.shape[-1])
+    rows = [
+        torch.autograd.grad(gradient[..., i].sum(), at, retain_graph=True, create_graph=create_graph)[0]
+        for i in range(gradient.shape[-1])
+    ]
+    return torch.stack(rows, -2)
+
+
 def curvature(
     q_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, beta: float, direction: Tensor
 ) -> Tensor:

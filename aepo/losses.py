@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aepo import guidance, posterior
 from aepo.networks import EnergyNet, NoiseNet, TwinQ, ValueNet
@@ -18,6 +18,7 @@ from aepo.schedule import VPSchedule
 
 Info = dict[str, Tensor]
 LINEAR_BEYOND = 6.0
+LOG_STD = (-5.0, 1.0)
 
 
 def diffuse(action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule) -> Tensor:
@@ -51,10 +52,22 @@ def value_loss(value_net: ValueNet, state: Tensor, q: Tensor, expectile: float) 
 
 
 def td_loss(
-    q_net: TwinQ, state: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float
+    q_net: TwinQ,
+    state: Tensor,
+    action: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+    next_value: Tensor,
+    discount: float,
+    floor: Tensor | None = None,
 ) -> tuple[Tensor, Info]:
-    """Twin temporal-difference error against r + discount (1 - terminated) V(s'); a truncation does not stop it."""
+    """Twin temporal-difference error against r + discount (1 - terminated) V(s'); a truncation does not stop it.
+
+    `floor` `(S, B)`: a lower bound of Q that the target does not fall below (`datasets.return_floor`).
+    """
     target = reward + discount * (1 - terminated) * next_value
+    if floor is not None:
+        target = torch.maximum(target, floor)
     q = q_net(state, action)
     loss = (q - target).square().mean(-1).sum(0)
     return loss, {"td_loss": loss.detach(), "q": q.detach().mean((0, 2))}
@@ -94,7 +107,32 @@ def cubature_target(
     return torch.minimum(torch.maximum(energy, beta * bounds[0]), beta * bounds[1])
 
 
-TARGETS = {"taylor": taylor_target, "cubature": cubature_target}
+def second_order_target(
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    beta: float,
+    bounds: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Second-order target at the posterior mean without positive curvature, clamped: d Hessian-vector products."""
+    with torch.enable_grad():
+        reference = mean.detach().requires_grad_(True)
+        q = q_function(reference)
+        gradient = torch.autograd.grad(q.sum(), reference, create_graph=True)[0]
+        hessian = guidance.hessian(gradient, reference)
+    return guidance.taylor_energy(
+        q.detach(),
+        gradient.detach(),
+        variance,
+        beta,
+        hessian.detach(),
+        curvature="negative",
+        bounds=bounds,
+        check=False,
+    )
+
+
+TARGETS = {"taylor": taylor_target, "taylor-2": second_order_target, "cubature": cubature_target}
 
 
 @torch.no_grad()
@@ -195,6 +233,47 @@ def bregman_loss(
     floor = (weight - weight * (target - shift)).mean(-1)
     info = {"loss": (loss - floor).detach(), "target": target.mean(-1), "target_std": target.std(-1)}
     return loss, info
+
+
+def flow_loss(velocity_net: nn.Module, state: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Info]:
+    """Flow matching mean |u(s, a_t, t) - (eps - a)|^2 along a_t = (1 - t) a + t eps (Lipman et al. 2023)."""
+    time = t.unsqueeze(-1)
+    error = velocity_net(state, (1 - time) * action + time * noise, t) - (noise - action)
+    loss = error.square().mean((-2, -1))
+    return loss, {"loss": loss.detach()}
+
+
+def awr_loss(
+    mean: Tensor, log_std: Tensor, action: Tensor, advantage: Tensor, beta: float, cap: float
+) -> tuple[Tensor, Info]:
+    """Policy extraction of IQL: -min(exp(beta A), cap) log N(a; mean, diag std^2), in units of its mean weight.
+
+    mean, action `(S, B, d)`, log_std `(S, 1, d)`, advantage `(S, B)`.
+    """
+    log_std = log_std.clamp(*LOG_STD)
+    weight = torch.exp((beta * advantage).clamp(max=math.log(cap)))
+    error = ((action - mean) * torch.exp(-log_std)).square()
+    loss = (weight * (0.5 * error + log_std).sum(-1)).mean(-1) / weight.mean(-1)
+    return loss, {"loss": loss.detach(), "weight": weight.mean(-1)}
+
+
+def td3bc_loss(proposed: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, Info]:
+    """TD3+BC (Fujimoto and Gu 2021): |pi(s) - a|^2 - lambda Q(s, pi(s)), lambda = alpha / mean |Q|.
+
+    proposed = pi(s) and the recorded action `(S, B, d)`, q = Q(s, pi(s)) `(S, B)`.
+    """
+    cloning = (proposed - action).square().mean((-2, -1))
+    gain = alpha * q.mean(-1) / q.detach().abs().mean(-1).clamp(min=1e-6)
+    return cloning - gain, {"cloning": cloning.detach(), "policy_q": q.detach().mean(-1)}
+
+
+def in_support_value(q: Tensor, temperature: float) -> Tensor:
+    """Softmax backup of QGPO over M behavior samples: sum_j softmax(q_j / (temperature std))_j q_j, `(S, B, M)` -> `(S, B)`.
+
+    std: the spread of Q among the samples of one state, over the batch, so that the temperature means the same anywhere.
+    """
+    spread = (q - q.mean(-1, keepdim=True)).square().mean((-2, -1), keepdim=True).sqrt().clamp(min=1e-6)
+    return (torch.softmax(q / (temperature * spread), -1) * q).sum(-1)
 
 
 def contrastive_loss(

@@ -2,44 +2,222 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Method:
-    """One policy. `candidates`: pick the best of several by Q.
+    """One policy, by what makes its actions and what it shares with the others.
 
-    `energy`: what its energy network learns from (`energies.target`, or the contrastive loss), or None; `bregman`: by
-    the Bregman loss, whose optimum is log E[exp(target)], instead of squared error.
+    `energy`: what its energy network learns from (`energies.target`, or the contrastive loss), `bregman`: by the Bregman
+    loss, whose optimum is log E[exp(target)], instead of squared error. `point`: guided by the gradient of beta Q at the
+    posterior mean, no network. `policy`: what its own network learns (`policies.MODELS`). `pick`: of several samples it
+    takes the "best" by Q, or draws one by "softmax" of beta Q. `critic`: how the shared critic that it uses was trained.
+    `shares`: the method whose energy network it uses.
+    `details`: what the source says, what it leaves open, what was chosen here.
     """
 
     name: str
     label: str
     source: str
     energy: str | None = None
-    candidates: bool = False
     bregman: bool = False
+    point: bool = False
+    policy: str | None = None
+    pick: str | None = None
+    critic: str = "expectile"
+    shares: str | None = None
+    details: tuple[str, ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guidance scale applies."""
+        return self.point or self.energy is not None
+
+    @property
+    def tempered(self) -> bool:
+        """Whether an inverse temperature beta applies."""
+        return self.guided or self.policy in ("weighted", "flow", "gaussian") or self.pick == "softmax"
 
 
-METHODS = {
-    method.name: method
-    for method in [
-        Method("bc", "diffusion cloning", "guidance scale 0"),
-        Method("best-of-n", "best of n", "Chen et al. 2023 (SfBC); Hansen-Estruch et al. 2023 (IDQL)", candidates=True),
-        Method("aepo", "AEPO", "arXiv 2505.01822: first-order closed form", energy="taylor"),
-        Method("aepo-cubature", "AEPO, cubature", "this study: cubature over the same Gaussian", energy="cubature"),
-        Method(
-            "aepo-support",
-            "AEPO, support",
-            "this study: self-normalised estimate over behavior samples, Bregman loss",
-            energy="support",
-            bregman=True,
+CONTRASTIVE = "Lu et al. 2023 (arXiv 2304.12824): contrastive energy prediction"
+ROWS = [
+    Method(
+        "bc",
+        "diffusion cloning",
+        "guidance scale 0",
+        details=(
+            "DPM-Solver++ in 10 steps of log-SNR instead of the 15 to 50 of published codes; 02 shows the error.",
         ),
-        Method("exp-q", "exp Q", "this study: beta Q(a_0) under the Bregman loss", energy="clean", bregman=True),
-        Method("mean-q", "mean Q", "regression of beta Q(a_0) on a_t", energy="clean"),
-        Method("qgpo", "QGPO", "Lu et al. 2023: contrastive energy prediction", energy="contrastive"),
-    ]
-}
+    ),
+    Method(
+        "best-of-n",
+        "best of n",
+        "Hansen-Estruch et al. 2023 (IDQL, arXiv 2304.10573): argmax",
+        pick="best",
+        details=(
+            "16 candidates; IDQL tunes 32 to 128 by task.",
+            "The critic is the shared one, of expectile .7 or .8.",
+        ),
+    ),
+    Method(
+        "best-of-n-softmax",
+        "best of n, softmax",
+        "Chen et al. 2023 (SfBC, arXiv 2209.14548)",
+        pick="softmax",
+        details=(
+            "16 candidates, one drawn with probability softmax(beta Q); SfBC plans its critic over returns, here it is the "
+            "shared one.",
+        ),
+    ),
+    Method(
+        "qgpo",
+        "QGPO",
+        CONTRASTIVE,
+        energy="contrastive",
+        details=(
+            "The loss, cross-entropy over the M noised actions of one state and one t, is the paper's.",
+            "Its critic is the shared expectile critic; `qgpo-softmax` has the paper's in-support softmax critic.",
+            "The energy network is gated by alpha_t like all others; the public code is not.",
+        ),
+    ),
+    Method(
+        "qgpo-softmax",
+        "QGPO, own critic",
+        CONTRASTIVE + " with its in-support softmax critic",
+        energy="contrastive",
+        critic="softmax",
+        details=(
+            "Backup r + gamma sum_j softmax(Q_j/tau)_j Q_j over behavior samples at s'. The paper's temperature is in units "
+            "of reward; here tau is in units of the spread of Q among the samples, which no task has to tune.",
+            "V, needed to normalise Q, regresses on the same backup.",
+        ),
+    ),
+    Method(
+        "qipo",
+        "QIPO, diffusion",
+        "Zhang et al. 2025 (arXiv 2503.04975): energy-weighted diffusion",
+        policy="weighted",
+        details=(
+            "A support action is drawn with the probability softmax(beta Q) that the paper's loss weighs it by: the same "
+            "expected gradient from one forward pass instead of M.",
+            "Renewal: the steps are split into rounds; each draws new support from the policy so far and tilts it by "
+            "beta/rounds, so that all rounds together tilt the behavior by beta. The paper leaves the product open.",
+            "Starts from the behavior model, as the paper does.",
+        ),
+    ),
+    Method(
+        "qipo-flow",
+        "QIPO, flow",
+        "Zhang et al. 2025 (arXiv 2503.04975): energy-weighted flow matching",
+        policy="flow",
+        details=(
+            "Optimal-transport path a_t = (1 - t) a + t eps, midpoint steps with as many evaluations as the others have.",
+            "Weights and rounds as in `qipo`; the first round starts from nothing, on support of the diffusion model.",
+        ),
+    ),
+    Method(
+        "iql",
+        "IQL",
+        "Kostrikov et al. 2022 (arXiv 2110.06169): advantage-weighted Gaussian",
+        policy="gaussian",
+        details=(
+            "Advantages are (Q - V)/std, so that beta means the same on every task; the paper's 3 or 10 are in raw units.",
+            "Weights are cut at 100, as in the paper; the loss is divided by the batch's mean weight.",
+            "Mean in the box by tanh, one std a dimension for all states; evaluation takes the mean.",
+        ),
+    ),
+    Method(
+        "td3bc",
+        "TD3+BC",
+        "Fujimoto and Gu 2021 (arXiv 2106.06860)",
+        policy="deterministic",
+        details=(
+            "Its own twin critic with a smoothed target policy, as in the paper; alpha = 2.5.",
+            "Policy and critic step together (the paper: every second step), with the cosine decay of all trainings here.",
+            "LayerNorm in policy and critic, which the paper's code lacks and later ones add.",
+        ),
+    ),
+    Method(
+        "diffusion-ql",
+        "Diffusion-QL",
+        "Wang et al. 2023 (arXiv 2208.06193)",
+        policy="diffusion-q",
+        pick="best",
+        details=(
+            "Cloning loss minus eta Q / mean |Q| of actions sampled through 5 differentiable solver steps (the paper: 5 "
+            "ancestral steps); eta = 1, where the paper tunes it by task.",
+            "Evaluation takes the best of 16 samples by its own critic (the paper: softmax over 50).",
+        ),
+    ),
+    Method(
+        "direct",
+        "direct gradient",
+        "gradient of beta Q at the posterior mean, no network",
+        point=True,
+        details=("Chung et al. 2023 (arXiv 2209.14687) guide like this by a likelihood; here by Q.",),
+    ),
+    Method("mean-q", "mean Q", "regression of beta Q(a_0) on a_t", energy="clean"),
+    Method(
+        "aepo",
+        "AEPO",
+        "arXiv 2505.01822: first-order closed form",
+        energy="taylor",
+        details=(
+            "Reference point: the posterior mean. The target is clamped to beta times the range of recorded advantages.",
+            "Covariance: isotropic c_t from the residual of the posterior mean.",
+            "The paper's own hyperparameters were not consulted.",
+        ),
+    ),
+    Method(
+        "aepo-2",
+        "AEPO, second order",
+        "arXiv 2505.01822 with the Hessian of Q",
+        energy="taylor-2",
+        details=("Positive curvature is dropped: with it the closed form is infinite or worse than first order.",),
+    ),
+    Method("aepo-cubature", "AEPO, cubature", "this study: cubature over the same Gaussian", energy="cubature"),
+    Method(
+        "aepo-support",
+        "AEPO, support",
+        "this study: self-normalised estimate over behavior samples, Bregman loss",
+        energy="support",
+        bregman=True,
+    ),
+    Method(
+        "aepo-best",
+        "AEPO, support, best of n",
+        "this study: the best by Q of several samples of aepo-support",
+        energy="support",
+        bregman=True,
+        pick="best",
+        shares="aepo-support",
+        details=(
+            "16 samples at the guidance scale of `aepo-support`: guidance moves the proposals, Q picks among them.",
+        ),
+    ),
+    Method("exp-q", "exp Q", "this study: beta Q(a_0) under the Bregman loss", energy="clean", bregman=True),
+]
+METHODS = {method.name: method for method in ROWS}
 CORE = ("bc", "best-of-n", "aepo", "aepo-cubature")
+COMPARED = ("bc", "best-of-n", "qgpo", "iql", "mean-q", "aepo", "aepo-cubature", "aepo-support")
 DATASET = "dataset"
 LABELS = {DATASET: "recorded behavior"} | {method.name: method.label for method in METHODS.values()}
+
+
+def energies(methods: Iterable[str]) -> list[str]:
+    """The methods whose energy networks the given ones need, each once."""
+    return list(dict.fromkeys(METHODS[m].shares or m for m in methods if METHODS[m].energy))
+
+
+def policies(methods: Iterable[str]) -> list[str]:
+    """Those of the given methods that have a policy network of their own."""
+    return [m for m in methods if METHODS[m].policy]
+
+
+def trained_in(method: str) -> str | None:
+    """The notebook, with a method's name, that trains the network a method acts with; None where it has none of its own."""
+    if METHODS[method].energy:
+        return f"06_energy-{METHODS[method].shares or method}"
+    return f"06_policy-{method}" if METHODS[method].policy else None

@@ -1,27 +1,37 @@
-"""Behavior and Critic: networks of S seeds with their scales; copies with other rows of the seed axis."""
+"""Networks of S seeds with their scales: what makes actions, the critic; copies with other rows of the seed axis."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from aepo.networks import EnergyNet, NoiseNet, TwinQ, ValueNet, select_seeds
+from aepo import posterior, sampler
+from aepo.networks import MLP, NoiseNet, TwinQ, ValueNet, VelocityNet, select_seeds
 from aepo.schedule import VPSchedule
-from aepo.settings import BehaviorSettings, CriticSettings
+from aepo.settings import BehaviorSettings, CriticSettings, PolicySettings
+
+if TYPE_CHECKING:
+    from aepo.datasets import Dataset
 
 VP = VPSchedule()
 
 
-class Behavior(nn.Module):
-    """Diffusion behavior model of S seeds, its posterior variance table c_t `(S, T)`, and how states are scaled."""
+class Energy(Protocol):
+    """What guides a sampler: an energy network, or a gradient that needs none."""
 
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: BehaviorSettings):
+    def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
+        """grad_{a_t} E `(S, B, d)` at standardised states, noisy actions and a time."""
+
+
+class ActionModel(nn.Module):
+    """What makes actions, for S seeds: how states and actions are scaled, and `sample`, which subclasses give."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int):
         super().__init__()
-        self.noise_net = NoiseNet(seeds, state_dim, action_dim, settings.width, settings.depth, VP)
-        self.register_buffer("variance", torch.ones(seeds, settings.variance_times))
         for name, size in (
             ("state_mean", state_dim),
             ("state_std", state_dim),
@@ -30,6 +40,13 @@ class Behavior(nn.Module):
         ):
             self.register_buffer(name, torch.zeros(seeds, 1, size))
 
+    def scale_as(self, data: Dataset) -> None:
+        """Take the scales of the data."""
+        for name in ("state_mean", "state_std"):
+            getattr(self, name).copy_(getattr(data, name))
+        self.low.copy_(data.action_low)
+        self.high.copy_(data.action_high)
+
     def standardize(self, state: Tensor) -> Tensor:
         """Raw states `(S, B, n)` as the networks take them."""
         return (state - self.state_mean) / self.state_std
@@ -37,6 +54,64 @@ class Behavior(nn.Module):
     def unscale(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1] `(S, B, d)` as the environment takes them."""
         return self.low + (action.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+
+    def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
+        """Actions in [-1, 1] `(S, B, d)` from standardised states and initial noise, guided by scale times grad E."""
+        raise NotImplementedError
+
+
+class Behavior(ActionModel):
+    """Diffusion model of S seeds, and its posterior variance table c_t `(S, T)`."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: BehaviorSettings | PolicySettings):
+        super().__init__(seeds, state_dim, action_dim)
+        self.noise_net = NoiseNet(seeds, state_dim, action_dim, settings.width, settings.depth, VP)
+        self.register_buffer("variance", torch.ones(seeds, getattr(settings, "variance_times", 1)))
+
+    def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
+        return sampler.sample(
+            lambda a, t: self.noise_net(state, a, t),
+            noise,
+            VP,
+            steps,
+            energy_gradient=None if energy is None else lambda a, t: energy.gradient(state, a, t),
+            guidance_scale=scale,
+            low=-1.0,
+            high=1.0,
+        )
+
+
+class Flow(ActionModel):
+    """Flow-matching model of S seeds: a velocity u(s, a_t, t) = eps - a along a_t = (1 - t) a + t eps."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: PolicySettings):
+        super().__init__(seeds, state_dim, action_dim)
+        self.velocity = VelocityNet(seeds, state_dim, action_dim, settings.width, settings.depth)
+
+    def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
+        """Midpoint steps from t = 1 to 0, two evaluations each, half as many as `steps`; there is no guidance."""
+        count = max(1, steps // 2)
+        action, times = noise, torch.linspace(1, 0, 2 * count + 1).to(noise)
+        for start, middle in zip(times[:-1:2], times[1::2], strict=True):
+            half = action - self.velocity(state, action, start) / (2 * count)
+            action = action - self.velocity(state, half, middle) / count
+        return action.clamp(-1, 1)
+
+
+class Pointwise(ActionModel):
+    """One action a state, of S seeds: the mean of a Gaussian inside the box, or a deterministic policy; takes no noise."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: PolicySettings):
+        super().__init__(seeds, state_dim, action_dim)
+        self.net = MLP(seeds, state_dim, action_dim, settings.width, settings.depth, norm=True)
+        self.log_std = nn.Parameter(torch.full((seeds, 1, action_dim), -1.0))
+
+    def mean(self, state: Tensor) -> Tensor:
+        """tanh of the network: standardised state `(S, B, n)` -> `(S, B, d)`."""
+        return torch.tanh(self.net(state))
+
+    def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
+        return self.mean(state)
 
 
 class Critic(nn.Module):
@@ -66,6 +141,50 @@ class Critic(nn.Module):
         return self.lowest, self.highest
 
 
+MODELS = {
+    "weighted": Behavior,
+    "flow": Flow,
+    "gaussian": Pointwise,
+    "deterministic": Pointwise,
+    "diffusion-q": Behavior,
+}
+WITH_CRITIC = ("deterministic", "diffusion-q")
+
+
+class Trained(nn.Module):
+    """A policy with its moving average, which acts, and, for the kinds of WITH_CRITIC, twin Q with its target copy."""
+
+    def __init__(
+        self, kind: str, seeds: int, state_dim: int, action_dim: int, settings: PolicySettings, critic: CriticSettings
+    ):
+        super().__init__()
+        make = MODELS[kind]
+        self.policy = make(seeds, state_dim, action_dim, settings)
+        self.average = make(seeds, state_dim, action_dim, settings).requires_grad_(False)
+        if kind in WITH_CRITIC:
+            self.q = TwinQ(seeds, state_dim, action_dim, critic.width, critic.depth)
+            self.q_target = TwinQ(seeds, state_dim, action_dim, critic.width, critic.depth).requires_grad_(False)
+
+    def advantage(self, state: Tensor, action: Tensor) -> Tensor:
+        """Q of the policy's own critic for K actions a state, state by state, as `Critic.advantage`: `(S, B K)`."""
+        return self.q.minimum(state.repeat_interleave(action.shape[1] // state.shape[1], 1), action)
+
+
+class PointGuidance(nn.Module):
+    """Guidance without a network: the gradient of beta Q at the posterior mean, through behavior model and critic."""
+
+    def __init__(self, behavior: Behavior, critic: Critic, beta: float):
+        super().__init__()
+        self.behavior, self.critic, self.beta = behavior, critic, beta
+
+    def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
+        """beta grad_{a_t} Q(s, m(a_t)) `(S, B, d)`, m the posterior mean in the box."""
+        with torch.enable_grad():
+            noisy = noisy_action.detach().requires_grad_(True)
+            mean = posterior.mean(noisy, self.behavior.noise_net(state, noisy, t), t, VP, -1.0, 1.0, check=False)
+            return self.beta * torch.autograd.grad(self.critic.advantage(state, mean).sum(), noisy)[0]
+
+
 def _replace_tensors(module: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A frozen copy of a module whose every parameter and buffer is `change(name, tensor)`."""
     made = copy.deepcopy(module)
@@ -81,9 +200,3 @@ def _replace_tensors(module: nn.Module, change: Callable[[str, Tensor], Tensor])
 def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:
     """A frozen copy of a stacked module with the given rows of its seed axis (a row may come twice)."""
     return _replace_tensors(module, lambda _, tensor: select_seeds(tensor, rows, seeds))
-
-
-def stack_energies(nets: Sequence[EnergyNet]) -> EnergyNet:
-    """Energy networks of one row each as rows of one network."""
-    states = [net.state_dict() for net in nets]
-    return _replace_tensors(nets[0], lambda name, _: torch.cat([state[name] for state in states]))

@@ -163,6 +163,17 @@ class EnergyNet(nn.Module):
             return torch.autograd.grad(self.gated(state, noisy_action, t).sum(), noisy_action)[0]
 
 
+class VelocityNet(nn.Module):
+    """Flow-matching velocity u(s, a_t, t): state `(S, B, n)`, noisy_action `(S, B, d)`, t 0-d or `(S, B)` -> `(S, B, d)`."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
+        super().__init__()
+        self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, action_dim, width, depth, residual=True)
+
+    def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
+        return self.net(torch.cat([state, noisy_action, _columns(state, t)], -1))
+
+
 def initialize(module: nn.Module, seeds: Sequence[int], name: str) -> nn.Module:
     """Fill every SeedLinear with U(-1/sqrt(in), 1/sqrt(in)) from each seed's own generator; output layers start small.
 

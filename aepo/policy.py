@@ -10,72 +10,86 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aepo import runs, sampler
+from aepo import runs
 from aepo.methods import METHODS, Method
-from aepo.models import VP, Behavior, Critic
+from aepo.models import VP, ActionModel, Behavior, Critic, Energy, PointGuidance, Trained
 from aepo.networks import TIME_FEATURES, EnergyNet, select_seeds
 from aepo.observations import flatten
 from aepo.runs import StudyError
-from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings
+from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 
 
 @dataclass
 class Actor:
-    """S policies side by side: behavior model, critic (best of n), energy (guidance) and how they are sampled.
+    """S policies side by side: what makes actions, what guides it, and how one of several samples is taken.
 
-    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `candidates`: samples a state, the one of the
-    highest advantage is taken.
+    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `candidates`: samples a state, one of which is taken by
+    the critic's advantage: the best, or where `temperature` is above 0 one drawn by softmax(advantage / temperature).
     """
 
-    behavior: Behavior
-    critic: Critic | None
-    energy: EnergyNet | None
+    behavior: ActionModel
+    critic: Critic | Trained | None
+    energy: Energy | None
     guidance_scale: float | Tensor
     solver_steps: int
     candidates: int
+    temperature: float = 0.0
+
+    @property
+    def draws(self) -> int:
+        """Rows of initial noise a state: one a candidate, and one more where the pick is drawn."""
+        return self.candidates + (self.candidates > 1 and self.temperature > 0)
 
     @torch.no_grad()
     def act(self, state: Tensor, noise: Tensor) -> Tensor:
-        """Environment actions `(S, B, d)` for raw states `(S, B, n)` and initial noise `(S, B, candidates, d)`."""
-        seeds, batch, count, d = noise.shape
-        state = self.behavior.standardize(state)
+        """Environment actions `(S, B, d)` for raw states `(S, B, n)` and initial noise `(S, B, draws, d)`."""
+        return self.behavior.unscale(self.propose(self.behavior.standardize(state), noise))
+
+    @torch.no_grad()
+    def propose(self, state: Tensor, noise: Tensor) -> Tensor:
+        """As `act`, for standardised states, in [-1, 1]."""
+        seeds, batch, _, d = noise.shape
+        count = self.candidates
         repeated = state.repeat_interleave(count, 1) if count > 1 else state
-        action = sampler.sample(
-            lambda a, t: self.behavior.noise_net(repeated, a, t),
-            noise.reshape(seeds, batch * count, d),
-            VP,
-            steps=self.solver_steps,
-            energy_gradient=None if self.energy is None else lambda a, t: self.energy.gradient(repeated, a, t),
-            guidance_scale=self.guidance_scale,
-            low=-1.0,
-            high=1.0,
-        )
-        if count > 1:
-            score = self.critic.advantage(state, action).view(seeds, batch, count)
-            best = score.argmax(-1)[..., None, None].expand(-1, -1, 1, d)
-            action = action.view(seeds, batch, count, d).gather(2, best).squeeze(2)
-        return self.behavior.unscale(action)
+        start = noise[:, :, :count].reshape(seeds, batch * count, d)
+        action = self.behavior.sample(repeated, start, self.solver_steps, self.energy, self.guidance_scale)
+        if count == 1:
+            return action
+        score = self.critic.advantage(state, action).view(seeds, batch, count)
+        taken = score.argmax(-1) if self.draws == count else _drawn(score / self.temperature, noise[:, :, count, 0])
+        taken = taken[..., None, None].expand(-1, -1, 1, d)
+        return action.view(seeds, batch, count, d).gather(2, taken).squeeze(2)
+
+
+def _drawn(logits: Tensor, normal: Tensor) -> Tensor:
+    """Indices `(S, B)` drawn by softmax(logits) `(S, B, K)` from one standard normal number each `(S, B)`."""
+    chance = torch.softmax(logits, -1).cumsum(-1)[..., :-1]
+    return (torch.special.ndtr(normal).unsqueeze(-1) > chance).sum(-1)
 
 
 def make_actor(
     method: Method,
-    behavior: Behavior,
-    critic: Critic | None,
-    energy: EnergyNet | None,
+    behavior: ActionModel,
+    critic: Critic | Trained | None,
+    energy: Energy | None,
+    beta: float,
     guidance_scale: float | Tensor,
     solver_steps: int,
     candidates: int,
 ) -> Actor:
-    """The actor of a method of `METHODS`: what it does not use is left out."""
+    """The actor of a method of `METHODS`: what it does not use is left out. `behavior`: its own policy where it has one."""
     if method.energy and energy is None:
         raise ValueError(f"method {method.name!r} needs its energy network")
+    if method.point:
+        energy = PointGuidance(behavior, critic, beta)
     return Actor(
         behavior,
-        critic if method.candidates else None,
-        energy if method.energy else None,
-        guidance_scale if method.energy else 0.0,
+        critic if method.pick else None,
+        energy if method.guided else None,
+        guidance_scale if method.guided else 0.0,
         solver_steps,
-        candidates if method.candidates else 1,
+        candidates if method.pick else 1,
+        1 / beta if method.pick == "softmax" else 0.0,
     )
 
 
@@ -92,13 +106,17 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
         module = Behavior(
             count, tensors["state_mean"].shape[-1], tensors["low"].shape[-1], _known(BehaviorSettings, settings)
         )
-    elif stage == "critic":
+    elif stage.startswith("critic"):
         n = tensors["value.net.layers.0.weight"].shape[1]
         d = tensors["q.net.layers.0.weight"].shape[1] - n
         module = Critic(count, n, d, _known(CriticSettings, settings))
         for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
             if key.startswith("q."):
                 tensors.setdefault(key.replace("q.", "q_target.", 1), value)
+    elif stage.startswith("policy-"):
+        n, d = tensors["average.state_mean"].shape[-1], tensors["average.low"].shape[-1]
+        own = (_known(PolicySettings, settings), _known(CriticSettings, settings["critic_settings"]))
+        module = Trained(settings["kind"], count, n, d, *own)
     else:
         energy = _known(EnergySettings, settings)
         n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
@@ -106,6 +124,35 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
         module = EnergyNet(count, n, d, energy.width, energy.depth, VP)
     module.load_state_dict(tensors)
     return module.to(device).requires_grad_(False)
+
+
+def load_actor(
+    folder: Path,
+    method: str,
+    seeds: Sequence[int],
+    beta: float,
+    guidance_scale: float | Sequence[float],
+    solver_steps: int,
+    candidates: int,
+    device: str,
+) -> Actor:
+    """The actor of a method from the finished stages of a run folder; guidance_scale: a number, or one a seed."""
+    stages = runs.stages_of(method, beta)
+    loaded = {stage: load_networks(folder, stage, seeds, device) for stage in set(stages.values())}
+    parts = {part: loaded[stage] for part, stage in stages.items()}
+    behavior = parts["behavior"]
+    if isinstance(guidance_scale, Sequence):
+        guidance_scale = torch.tensor(guidance_scale, device=device).view(-1, 1, 1)
+    return make_actor(
+        METHODS[method],
+        behavior.average if isinstance(behavior, Trained) else behavior,
+        parts.get("critic"),
+        parts.get("energy"),
+        beta,
+        guidance_scale,
+        solver_steps,
+        candidates,
+    )
 
 
 def _known(kind: type, settings: dict) -> object:
@@ -142,19 +189,14 @@ class Policy:
             raise StudyError(
                 f"{folder}/manifest.json has no evaluation of {method!r}: run notebook 07_evaluation first"
             )
-        entry = METHODS[method]
         beta = evaluated["beta"] if beta is None else beta
-        guidance_scale = evaluated["guidance_scale"] if guidance_scale is None else guidance_scale
-        behavior = load_networks(folder, "behavior", [seed], device)
-        actor = make_actor(
-            entry,
-            behavior,
-            load_networks(folder, "critic", [seed], device) if entry.candidates else None,
-            load_networks(folder, runs.energy_stage(method, beta), [seed], device) if entry.energy else None,
-            guidance_scale,
-            evaluated["solver_steps"],
-            evaluated["candidates"],
-        )
+        if guidance_scale is None:
+            guidance_scale = evaluated["guidance_scale"]
+            if isinstance(guidance_scale, list):
+                guidance_scale = guidance_scale[evaluated["seeds"].index(seed)]
+        sampling = (evaluated["solver_steps"], evaluated["candidates"])
+        actor = load_actor(folder, method, [seed], beta, guidance_scale, *sampling, device)
+        behavior = actor.behavior
         keys = evaluated.get("observation_keys", ())
         return cls(actor, behavior.state_mean.shape[-1], behavior.low.shape[-1], device, keys)
 
@@ -174,7 +216,7 @@ class Policy:
             raise ValueError(f"observations have shape {shape}, expected (N, {n}) or ({n},)")
         if not np.isfinite(states).all():
             raise ValueError("observations hold NaN or infinity")
-        shape = (1, len(states), self.actor.candidates, self.action_dim)
+        shape = (1, len(states), self.actor.draws, self.action_dim)
         noise = torch.randn(shape, generator=generator, device=generator.device if generator else "cpu")
         action = self.actor.act(torch.from_numpy(states).to(self.device).unsqueeze(0), noise.to(self.device))
         action = action[0].cpu().numpy()

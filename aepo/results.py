@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from aepo import models, runs, stages
+from aepo import runs
 from aepo import settings as settings_table
 from aepo.datasets import Dataset, recorded_returns
 from aepo.evaluation import Rollouts, nested_bootstrap, play
+from aepo.matching import matched_scales
 from aepo.methods import DATASET, LABELS, METHODS
-from aepo.policy import load_networks, make_actor
+from aepo.policy import load_actor
 from aepo.runs import Run
 
 COLUMNS = [
@@ -69,15 +69,13 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
     None, said in one sentence, for a train-only task: the manifest then holds how the policy acts, without rollouts.
     """
     settings, entry = run.profile.evaluation, METHODS[method]
-    beta = settings.beta[method] if entry.energy else 0.0
-    scale = settings.guidance_scale[method] if entry.energy else 0.0
-    energy = runs.energy_stage(method, beta) if entry.energy else None
-    used = ["behavior"] + ["critic"] * entry.candidates + [energy] * bool(energy)
+    beta, scale = guidance_of(run, method)
+    used = sorted(set(runs.stages_of(method, beta).values()))
     how = {
         "beta": beta,
         "guidance_scale": scale,
         "solver_steps": settings.solver_steps,
-        "candidates": settings.candidates if entry.candidates else 1,
+        "candidates": settings.candidates if entry.pick else 1,
         "episodes": settings.episodes,
         "seeds": list(run.seeds),
     }
@@ -92,16 +90,8 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
         rollouts = _stored(path, digest)
         if rollouts is None:
             started = time.time()
-            networks = {name: load_networks(run.folder, name, run.seeds, run.device) for name in used}
-            actor = make_actor(
-                entry,
-                networks["behavior"],
-                networks.get("critic"),
-                networks.get(energy),
-                scale,
-                settings.solver_steps,
-                settings.candidates,
-            )
+            sampling = (settings.solver_steps, settings.candidates)
+            actor = load_actor(run.folder, method, run.seeds, beta, scale, *sampling, run.device)
             name, folder = f"evaluate {method}", run.folder / "progress"
             rollouts = play(actor, run.task, run.seeds, settings.episodes, name, folder, KEPT_EPISODES)
             rollouts = _keep(path, rollouts, content, digest)
@@ -110,52 +100,37 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
     return rollouts
 
 
-def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
-    """Return over beta and guidance scale for the first seed, with energies trained for `curve_steps` steps.
+def guidance_of(run: Run, method: str) -> tuple[float, float | list[float]]:
+    """Inverse temperature and guidance scale that a method is evaluated with, one a seed where matched; 0 without one."""
+    settings, entry = run.profile.evaluation, METHODS[method]
+    beta = settings.beta[entry.shares or method] if entry.tempered else 0.0
+    scale = settings.guidance_scale[method] if entry.guided else 0.0
+    return beta, matched_scales(run, method, beta) if scale is None else scale
 
-    All cells run side by side as rows of one actor. Returns one row an episode: beta, guidance_scale, episode, return.
-    """
-    settings = run.profile.evaluation
-    seed = run.seeds[0]
-    single = replace(run, seeds=(seed,))
-    behavior, critic = (load_networks(run.folder, name, [seed], run.device) for name in ("behavior", "critic"))
-    brief = replace(run.profile.energy, steps=settings.curve_steps)
-    nets, names = [], []
-    for beta in settings.curve_betas:
-        nets.append(stages.train_energy(single, data, behavior, critic, method, beta, brief, prefix="curve"))
-        names.append(runs.energy_stage(method, beta, "curve"))
-    cells = [(i, scale) for i in range(len(nets)) for scale in settings.curve_scales]
+
+def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
+    """Return over guidance scale of the first seed, all scales side by side as rows of one actor: one row an episode."""
+    settings, seed = run.profile.evaluation, run.seeds[0]
+    beta, scales = guidance_of(run, method)[0], settings.curve_scales
+    used = sorted(set(runs.stages_of(method, beta).values()))
     content = {
-        "cells": [[settings.curve_betas[i], scale] for i, scale in cells],
+        "scales": list(scales),
         "solver_steps": settings.solver_steps,
         "episodes": settings.curve_episodes,
         "seed": seed,
-        "networks": _content_hashes(run, ["behavior", *names]),
-    }
-    if run.task.env_kwargs:
-        content |= _environment(run)
+        "networks": _content_hashes(run, used),
+    } | _environment(run)
     digest = settings_table.digest(content)
     path = run.folder / "evaluation" / f"curve-{method}.safetensors"
     with runs.lock(run.folder, f"curve-{method}"):
         rollouts = _stored(path, digest)
         if rollouts is None:
-            energy = models.stack_energies([nets[i] for i, _ in cells])
-            scales = torch.tensor([scale for _, scale in cells], device=run.device).view(-1, 1, 1)
-            actor = make_actor(
-                METHODS[method],
-                models.take_seeds(behavior, [0] * len(cells), 1),
-                None,
-                energy,
-                scales,
-                settings.solver_steps,
-                1,
-            )
-            seeds, name, folder = [seed] * len(cells), f"curve {method}", run.folder / "progress"
-            rollouts = play(actor, run.task, seeds, settings.curve_episodes, name, folder, KEPT_EPISODES)
+            sampling = (list(scales), settings.solver_steps, 1)
+            actor = load_actor(run.folder, method, [seed] * len(scales), beta, *sampling, run.device)
+            name, folder = f"curve {method}", run.folder / "progress"
+            rollouts = play(actor, run.task, [seed] * len(scales), settings.curve_episodes, name, folder, KEPT_EPISODES)
             rollouts = _keep(path, rollouts, content, digest)
-    frames = [
-        _rows(rollouts, k, method, "curve", settings.curve_betas[i], scale, seed) for k, (i, scale) in enumerate(cells)
-    ]
+    frames = [_rows(rollouts, k, method, "curve", beta, scale, seed) for k, scale in enumerate(scales)]
     frame = _scored(pd.concat(frames, ignore_index=True), run, data)
     with runs.atomic_path(run.folder / "evaluation" / f"curve-{method}.csv") as temporary:
         frame.to_csv(temporary, index=False)
@@ -225,15 +200,14 @@ def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
             }
         )
     ]
-    settings = run.profile.evaluation
     for method in run.methods if run.task.env_id else ():
-        rollouts, guided = evaluate(run, method), METHODS[method].energy
-        beta, scale = (settings.beta[method], settings.guidance_scale[method]) if guided else (0.0, 0.0)
-        frames += [_rows(rollouts, i, method, "", beta, scale, seed) for i, seed in enumerate(run.seeds)]
+        rollouts, (beta, scale) = evaluate(run, method), guidance_of(run, method)
+        scales = scale if isinstance(scale, list) else [scale] * len(run.seeds)
+        frames += [_rows(rollouts, i, method, "", beta, scales[i], seed) for i, seed in enumerate(run.seeds)]
     frame = _scored(pd.concat(frames, ignore_index=True), run, data)
     for method in run.methods:
         curve = run.folder / "evaluation" / f"curve-{method}.csv"
-        if METHODS[method].energy and curve.exists():
+        if METHODS[method].guided and curve.exists():
             frame = pd.concat([frame, read_returns(curve)], ignore_index=True)
     with runs.atomic_path(run.folder / "returns.csv") as temporary:
         frame.to_csv(temporary, index=False)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from aepo import methods as methods_table
 from aepo import settings as settings_table
 from aepo import tasks
 from aepo.methods import METHODS
@@ -75,9 +76,28 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def energy_stage(method: str, beta: float, prefix: str = "energy") -> str:
-    """Name of the stage that trains `method` at inverse temperature `beta`: energy-<method>-b<beta>."""
-    return f"{prefix}-{method}-b{beta:g}"
+def energy_stage(method: str, beta: float) -> str:
+    """Name of the stage of a method's energy network at inverse temperature beta: energy-<method>-b<beta>."""
+    return f"energy-{METHODS[method].shares or method}-b{beta:g}"
+
+
+def critic_stage(kind: str) -> str:
+    """Name of the stage of a shared critic: critic, or critic-softmax."""
+    return "critic" if kind == "expectile" else f"critic-{kind}"
+
+
+def policy_stage(method: str, beta: float) -> str:
+    """Name of the stage that trains a method's own policy: policy-<method>, with -b<beta> where it has one."""
+    return f"policy-{method}" + (f"-b{beta:g}" if METHODS[method].tempered else "")
+
+
+def stages_of(method: str, beta: float) -> dict[str, str]:
+    """The stages whose networks a method acts with, by their part: behavior (what makes actions), critic, energy."""
+    entry = METHODS[method]
+    parts = {"behavior": policy_stage(method, beta) if entry.policy else "behavior"}
+    if entry.pick or entry.point:
+        parts["critic"] = parts["behavior"] if entry.policy == "diffusion-q" else critic_stage(entry.critic)
+    return parts | ({"energy": energy_stage(method, beta)} if entry.energy else {})
 
 
 def open_run(
@@ -245,10 +265,14 @@ def git_commit() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that `write_json` wrote, empty where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """manifest.json of a run folder, empty where there is none."""
-    path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(folder / "manifest.json")
 
 
 def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, Any]) -> None:
@@ -268,6 +292,7 @@ FIGURES = {
     "04_behavior": ("behavior_loss", "behavior_actions", "posterior_variance"),
     "05_critic": ("critic_losses", "value_map"),
     "06_energy": ("energy_loss", "curvature", "guidance_field", "guidance_curve"),
+    "06_policy": ("policy_loss", "policy_actions"),
     "07_evaluation": ("trajectories",),
     "08_results": ("scores", "guidance_curves"),
     "09_guidance_on_real_tasks": ("guidance",),
@@ -300,9 +325,12 @@ def products(
 ) -> dict[str, list[Path]]:
     """The files that each executed notebook leaves behind: networks, tables, figures; fewer without rollouts."""
     results = folder.parents[0 if folder.parent.name == "smoke" else 1] / "results.csv"
-    guided = [m for m in methods if METHODS[m].energy]
+    guided, beta = methods_table.energies(methods), profile.evaluation.beta
     made = {"03_dataset": [], "04_behavior": ["behavior.safetensors"], "05_critic": ["critic.safetensors"]}
-    made |= {f"06_energy-{m}": [f"{energy_stage(m, profile.evaluation.beta[m])}.safetensors"] for m in guided}
+    made |= {f"06_energy-{m}": [f"{energy_stage(m, beta[m])}.safetensors"] for m in guided}
+    made |= {
+        f"06_policy-{m}": [f"{policy_stage(m, beta.get(m, 0.0))}.safetensors"] for m in methods_table.policies(methods)
+    }
     made |= {"09_guidance_on_real_tasks": []} if guided else {}
     made |= {
         "07_evaluation": ["returns.csv", *(f"evaluation/{m}.safetensors" for m in methods if rollouts)],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,7 @@ from aepo.schedule import T_MIN, VPSchedule
 NoiseModel = Callable[[Tensor, Tensor], Tensor]
 
 
-@torch.no_grad()
-def sample(
+def solve(
     noise_model: NoiseModel,
     initial_noise: Tensor,
     vp: VPSchedule,
@@ -33,7 +34,8 @@ def sample(
     The guided noise is eps - w sigma_t grad E with w = guidance_scale (a number, or a tensor that broadcasts over the
     action); with w = 0 or without `energy_gradient` no energy is evaluated. The predicted action is clipped to
     [low, high] at each step. noise_model(noisy_action, t), energy_gradient(noisy_action, t): `(..., d)`, t 0-d.
-    callback(step, t, noisy_action, predicted_action) sees each step. Returns `(..., d)`.
+    callback(step, t, noisy_action, predicted_action) sees each step. Returns `(..., d)`, differentiable: `sample` is the
+    same without a graph.
     """
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}")
@@ -65,6 +67,12 @@ def sample(
         x = (sigmas[i + 1] / sigmas[i]) * x + (alphas[i + 1] * decay) * direction
         previous = predicted
     return x.clamp(low, high) if boxed else x
+
+
+@functools.wraps(solve)
+@torch.no_grad()
+def sample(*args: Any, **kwargs: Any) -> Tensor:
+    return solve(*args, **kwargs)
 
 
 @torch.no_grad()

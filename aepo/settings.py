@@ -10,7 +10,8 @@ from typing import Any
 
 from aepo.methods import METHODS
 
-GUIDED = tuple(name for name, method in METHODS.items() if method.energy)
+GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
+TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class BehaviorSettings:
 
 @dataclass(frozen=True)
 class CriticSettings:
-    """Expectile critic (IQL). `target_rate` moves the target.
+    """Expectile critic (IQL). `target_rate` moves the target; `return_floor`: no target below the return that followed.
 
-    `reward_scale` multiplies rewards so that Q is about 1; None: (1 - discount) / mean |r|.
+    `reward_scale` multiplies rewards so that Q is about 1; None: (1 - discount) / mean |r|. The in-support softmax critic:
+    `support` behavior samples a next state in `support_steps` solver steps, `temperature` in units of their spread of Q.
     """
 
     width: int = 128
@@ -51,6 +53,10 @@ class CriticSettings:
     expectile: float = 0.8
     target_rate: float = 0.02
     reward_scale: float | None = 0.05
+    return_floor: bool = True
+    support: int = 8
+    support_steps: int = 5
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,45 @@ class EnergySettings:
 
 
 @dataclass(frozen=True)
+class PolicySettings:
+    """Policies that are networks of their own, with no energy: qipo, iql, td3bc, diffusion-ql.
+
+    `critic_steps`: steps of those that train a critic beside the policy. `rounds`: how often qipo draws support actions
+    anew. `weight_cap`: greatest weight of iql. `alpha`: weight of Q in td3bc, `eta` in diffusion-ql, whose policy acts in
+    `chain` solver steps. `target_noise`, `noise_clip`: smoothing of td3bc's target policy.
+    """
+
+    width: int = 128
+    depth: int = 3
+    steps: int = 8_000
+    critic_steps: int = 14_000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    ema_rate: float = 0.005
+    rounds: int = 2
+    weight_cap: float = 100.0
+    alpha: float = 2.5
+    eta: float = 1.0
+    chain: int = 5
+    target_noise: float = 0.2
+    noise_clip: float = 0.5
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
-    """Rollouts: episodes a seed, solver steps, candidates of best-of-n and guidance (beta, scale) by method."""
+    """Rollouts: episodes a seed, solver steps, candidates of best-of-n; beta and guidance scale by method.
+
+    A scale that is None is chosen by `matching`, for each seed. `curve_scales`: where `curve_episodes` of the first seed
+    show the return over the scale.
+    """
 
     episodes: int = 20
     solver_steps: int = 10
     candidates: int = 16
-    beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 3.0))
-    guidance_scale: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 2.0))
-    curve_betas: tuple[float, ...] = (1.0, 3.0, 10.0)
+    beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0))
+    guidance_scale: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(GUIDED))
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     curve_episodes: int = 10
-    curve_steps: int = 2_000
 
 
 @dataclass(frozen=True)
@@ -96,6 +129,7 @@ class Profile:
     behavior: BehaviorSettings = BehaviorSettings()
     critic: CriticSettings = CriticSettings()
     energy: EnergySettings = EnergySettings()
+    policy: PolicySettings = PolicySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     chunk: int = 250
     seeds: int = 3
@@ -107,15 +141,14 @@ SMOKE = Profile(
     behavior=replace(QUICK.behavior, width=64, steps=300, variance_times=17, variance_samples=512),
     critic=replace(QUICK.critic, width=64, steps=300),
     energy=replace(QUICK.energy, width=64, steps=200, target_batches=4, support=4, support_states=256, support_steps=5),
+    policy=replace(QUICK.policy, width=64, steps=200, critic_steps=200),
     evaluation=replace(
         QUICK.evaluation,
         episodes=2,
         solver_steps=5,
         candidates=4,
-        curve_betas=(1.0, 3.0),
         curve_scales=(0.0, 1.0),
         curve_episodes=1,
-        curve_steps=100,
     ),
     chunk=50,
     seeds=2,
@@ -125,7 +158,8 @@ FULL = Profile(
     behavior=replace(QUICK.behavior, width=256, steps=100_000),
     critic=replace(QUICK.critic, width=256, steps=100_000),
     energy=replace(QUICK.energy, width=256, steps=50_000),
-    evaluation=replace(QUICK.evaluation, episodes=100, solver_steps=15, curve_episodes=20, curve_steps=20_000),
+    policy=replace(QUICK.policy, width=256, steps=100_000, critic_steps=100_000),
+    evaluation=replace(QUICK.evaluation, episodes=100, solver_steps=15, curve_episodes=20),
     chunk=1_000,
     seeds=5,
 )
@@ -139,6 +173,7 @@ NETWORKS = {
         "behavior": {"width": 512, "depth": 7},
         "critic": {"width": 256, "depth": 3},
         "energy": {"width": 248, "depth": 4},
+        "policy": {"width": 512, "depth": 7},
     },
 }
 

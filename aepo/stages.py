@@ -12,16 +12,19 @@ from torch import Tensor, nn
 
 from aepo import losses, posterior, runs
 from aepo import settings as settings_table
+from aepo.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.datasets import Dataset
 from aepo.energies import SUPPORTED, Support, diffusion_draws, energy_learner, sample_support
-from aepo.methods import METHODS
-from aepo.models import VP, Behavior, Critic, take_seeds
+from aepo.methods import METHODS, Method
+from aepo.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Trained, take_seeds
 from aepo.networks import EnergyNet, NoiseNet, generator, initialize, join_seeds, select_seeds
+from aepo.policies import policy_learner
 from aepo.runs import Run, StudyError
-from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings
+from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.training import Learner, clear_checkpoints, fit, stack_draws
 
 TRUSTED_SHARE = 0.1
+SUPPORT = ("support", "support_states", "support_steps")  # settings that support actions depend on
 
 
 def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings) -> tuple[Learner, Behavior]:
@@ -36,13 +39,7 @@ def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSe
     behavior, trained = module["average"], module["trained"]
     initialize(trained, seeds, "behavior")
     behavior.requires_grad_(False).noise_net.load_state_dict(trained.state_dict())
-    for name, value in (
-        ("state_mean", data.state_mean),
-        ("state_std", data.state_std),
-        ("low", data.action_low),
-        ("high", data.action_high),
-    ):
-        getattr(behavior, name).copy_(value)
+    behavior.scale_as(data)
     state = data.standardize(data.state)
     averaged, parameters = list(behavior.noise_net.parameters()), list(trained.parameters())
 
@@ -74,72 +71,6 @@ def finish_behavior(behavior: Behavior, data: Dataset, seeds: tuple[int, ...], s
         lambda noisy, t: behavior.noise_net(state[index], noisy, t), data.action[index], noise, times, VP
     )
     behavior.variance.copy_(table)
-
-
-def reward_scale(data: Dataset, settings: CriticSettings) -> float:
-    """The factor on rewards: as set, or the one that makes Q about 1, (1 - discount) / mean |r|; 1 where all r are 0."""
-    if settings.reward_scale is not None:
-        return settings.reward_scale
-    size = float(data.reward.double().abs().mean())
-    return (1 - settings.discount) / size if size > 0 else 1.0
-
-
-def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettings) -> tuple[Learner, Critic]:
-    """Implicit Q-learning: expectile V on the target Q, twin Q on r + discount V(s')."""
-    n, d = data.state.shape[1], data.action.shape[1]
-    critic = Critic(len(seeds), n, d, settings).to(data.state)
-    initialize(critic.q, seeds, "q")
-    initialize(critic.value, seeds, "value")
-    critic.q_target.load_state_dict(critic.q.state_dict())
-    packed = torch.cat(
-        [
-            data.standardize(data.state),
-            data.standardize(data.next_state),
-            data.action,
-            reward_scale(data, settings) * data.reward.unsqueeze(1),
-            data.terminated.unsqueeze(1),
-        ],
-        1,
-    )
-    parameters = [*critic.q.parameters(), *critic.value.parameters()]
-    online, target = list(critic.q.parameters()), list(critic.q_target.parameters())
-
-    def draw(generators, count):
-        shape = (count, settings.batch)
-        return {
-            "index": stack_draws(generators, lambda g: torch.randint(len(data), shape, generator=g, device=g.device))
-        }
-
-    def loss(draws):
-        state, next_state, action, reward, terminated = packed[draws["index"]].split([n, n, d, 1, 1], -1)
-        with torch.no_grad():
-            q = critic.q_target.minimum(state, action)
-            next_value = critic.value(next_state)
-        value_loss, value_info = losses.value_loss(critic.value, state, q, settings.expectile)
-        td_loss, td_info = losses.td_loss(
-            critic.q, state, action, reward.squeeze(-1), terminated.squeeze(-1), next_value, settings.discount
-        )
-        return value_loss + td_loss, value_info | td_info
-
-    def after_step():
-        torch._foreach_lerp_(target, [p.detach() for p in online], settings.target_rate)
-
-    return Learner("critic", seeds, critic, parameters, draw, loss, after_step), critic
-
-
-@torch.no_grad()
-def finish_critic(critic: Critic, data: Dataset, batch: int = 8_192) -> None:
-    """Set the scale and bounds of the advantage from every recorded action."""
-    seeds = critic.std.shape[0]
-    parts = []
-    for start in range(0, len(data), batch):
-        state = data.standardize(data.state[start : start + batch]).expand(seeds, -1, -1)
-        parts.append(critic.advantage(state, data.action[start : start + batch].expand(seeds, -1, -1)))
-    advantage = torch.cat(parts, 1)
-    scale = advantage.std(1, keepdim=True)
-    critic.std.copy_(scale)
-    critic.lowest.copy_(advantage.amin(1, keepdim=True) / scale)
-    critic.highest.copy_(advantage.amax(1, keepdim=True) / scale)
 
 
 def _stage(
@@ -203,6 +134,10 @@ def _stage(
     return {key: select_seeds(value, rows, len(seeds)).to(run.device) for key, value in tensors.items()}, meta
 
 
+def _settings_hash(run: Run, stage: str) -> str:
+    return runs.load_tensors(run.artifact(stage))[1]["settings_hash"]
+
+
 def _content(settings: Any, run: Run, data: Dataset, **more: Any) -> dict[str, Any]:
     made_of = {"chunk": run.profile.chunk, "data": data.content_hash, "format": runs.FORMAT}
     return {**settings_table.as_dict(settings), **made_of, **more}
@@ -226,17 +161,36 @@ def train_behavior(run: Run, data: Dataset, settings: BehaviorSettings | None = 
     return behavior.requires_grad_(False)
 
 
-def train_critic(run: Run, data: Dataset, settings: CriticSettings | None = None) -> Critic:
-    """The critic stage of a run for all its seeds: trained where it is missing, else loaded."""
+def train_critic(
+    run: Run,
+    data: Dataset,
+    settings: CriticSettings | None = None,
+    kind: str = "expectile",
+    behavior: Behavior | None = None,
+) -> Critic:
+    """A critic stage of a run for all its seeds: trained where it is missing, else loaded.
+
+    `kind` "softmax": QGPO's own, which needs the behavior model.
+    """
     settings = settings or run.profile.critic
     data = data.to(run.device)
+    content = _content(settings, run, data)
+    if kind == "softmax":
+        content |= {"kind": kind, "behavior": _settings_hash(run, "behavior")}
+
+    def build(seeds: tuple[int, ...]) -> tuple[Learner, Critic]:
+        if kind == "expectile":
+            return critic_learner(data, seeds, settings)
+        own = _of_seeds(run, seeds, behavior)[0]
+        return softmax_critic_learner(data, own, seeds, settings)
+
     tensors, _ = _stage(
         run,
-        "critic",
-        _content(settings, run, data),
+        runs.critic_stage(kind),
+        content,
         settings.steps,
         settings.learning_rate,
-        lambda seeds: critic_learner(data, seeds, settings),
+        build,
         lambda module, seeds: finish_critic(module, data),
     )
     critic = Critic(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
@@ -244,23 +198,96 @@ def train_critic(run: Run, data: Dataset, settings: CriticSettings | None = None
     return critic.requires_grad_(False)
 
 
-def train_support(run: Run, data: Dataset, behavior: Behavior, settings: EnergySettings) -> Support:
-    """The support actions of a run for all its seeds, shared by the methods that need them: drawn or loaded."""
+def train_support(
+    run: Run,
+    data: Dataset,
+    behavior: ActionModel,
+    settings: EnergySettings,
+    name: str = "support",
+    source: str = "behavior",
+) -> Support:
+    """The support actions of a run for all its seeds, shared by the methods that need them: drawn or loaded.
+
+    `source`: the stage of the model that draws them, the behavior model or a policy.
+    """
     data = data.to(run.device)
-    names = ("support", "support_states", "support_steps")
-    content = {name: getattr(settings, name) for name in names} | {"data": data.content_hash}
-    content["behavior"] = runs.load_tensors(run.artifact("behavior"))[1]["settings_hash"]
+    content = {key: getattr(settings, key) for key in SUPPORT} | {"data": data.content_hash}
+    content[source] = _settings_hash(run, source)
 
     def draw(seeds: tuple[int, ...]) -> nn.Module:
-        rows = [run.seeds.index(seed) for seed in seeds]
-        drawn = sample_support(take_seeds(behavior, rows, len(run.seeds)), data, seeds, settings)
+        drawn = sample_support(_of_seeds(run, seeds, behavior)[0], data, seeds, settings)
         module = nn.Module()
         module.register_buffer("index", drawn.index)
         module.register_buffer("action", drawn.action)
         return module
 
-    tensors, _ = _stage(run, "support", content, 0, 0.0, lambda seeds: (None, draw(seeds)), lambda module, seeds: None)
+    tensors, _ = _stage(run, name, content, 0, 0.0, lambda seeds: (None, draw(seeds)), lambda module, seeds: None)
     return Support(tensors["index"], tensors["action"])
+
+
+def train_policy(
+    run: Run,
+    data: Dataset,
+    behavior: Behavior,
+    critic: Critic,
+    method: str,
+    beta: float | None = None,
+    settings: PolicySettings | None = None,
+) -> Trained:
+    """A method's own policy at inverse temperature beta (as evaluated where None): trained, round by round, or loaded."""
+    entry, settings = METHODS[method], settings or run.profile.policy
+    if entry.policy is None:
+        known = ", ".join(m for m in METHODS if METHODS[m].policy)
+        raise StudyError(f"method {method!r} has no policy of its own: only {known}")
+    beta = run.profile.evaluation.beta[method] if beta is None and entry.tempered else beta or 0.0
+    rounds = settings.rounds if entry.policy in ("weighted", "flow") else 1
+    steps = settings.critic_steps if entry.policy in WITH_CRITIC else settings.steps // rounds
+    data, final = data.to(run.device), runs.policy_stage(method, beta)
+    model, source, trained = behavior, "behavior", None
+    for index in range(rounds):
+        name = final if index == rounds - 1 else f"{final}-round{index + 1}"
+        support = None
+        if entry.policy in ("weighted", "flow"):
+            of = "support" if index == 0 else f"support-{final}-round{index + 1}"
+            support = train_support(run, data, model, run.profile.energy, of, source)
+        trained = _train_policy(run, data, model, critic, entry, beta / rounds, settings, name, source, support, steps)
+        model, source = trained.average, name
+    return trained
+
+
+def _train_policy(
+    run: Run,
+    data: Dataset,
+    start: ActionModel,
+    critic: Critic,
+    entry: Method,
+    beta: float,
+    settings: PolicySettings,
+    name: str,
+    source: str,
+    support: Support | None,
+    steps: int,
+) -> Trained:
+    critic_settings, kind = run.profile.critic, entry.policy
+    content = _content(settings, run, data, kind=kind, beta=beta)
+    content["critic_settings"] = settings_table.as_dict(critic_settings)
+    if kind not in WITH_CRITIC:
+        content["critic"] = _settings_hash(run, "critic")
+    if support is not None:
+        content |= {source: _settings_hash(run, source)} | {key: getattr(run.profile.energy, key) for key in SUPPORT}
+
+    def build(seeds: tuple[int, ...]) -> tuple[Learner, Trained]:
+        model, own = _of_seeds(run, seeds, start, critic)
+        rows = [run.seeds.index(seed) for seed in seeds]
+        drawn = support and Support(support.index[rows], support.action[rows])
+        first = model if kind == "weighted" else None
+        return policy_learner(kind, data, seeds, settings, critic_settings, beta, own, drawn, first, name)
+
+    tensors, _ = _stage(run, name, content, steps, settings.learning_rate, build, lambda module, seeds: None)
+    n, d = data.state.shape[1], data.action.shape[1]
+    module = Trained(kind, len(run.seeds), n, d, settings, critic_settings).to(run.device)
+    module.load_state_dict(tensors)
+    return module.requires_grad_(False)
 
 
 def train_energy(
@@ -271,12 +298,9 @@ def train_energy(
     method: str,
     beta: float | None = None,
     settings: EnergySettings | None = None,
-    prefix: str = "energy",
 ) -> EnergyNet:
-    """The energy stage of a method at inverse temperature beta (as evaluated where None): trained or loaded.
-
-    `prefix` names another kind of stage than the main one: the short trainings of a curve.
-    """
+    """The energy stage of a method at inverse temperature beta (as evaluated where None): trained or loaded."""
+    method = METHODS[method].shares or method
     entry = METHODS[method]
     if entry.energy is None:
         raise StudyError(
@@ -285,8 +309,8 @@ def train_energy(
     beta = run.profile.evaluation.beta[method] if beta is None else beta
     settings = settings or run.profile.energy
     data = data.to(run.device)
-    upstream = {stage: runs.load_tensors(run.artifact(stage))[1]["settings_hash"] for stage in ("behavior", "critic")}
-    name = runs.energy_stage(method, beta, prefix)
+    upstream = {stage: _settings_hash(run, stage) for stage in ("behavior", runs.critic_stage(entry.critic))}
+    name = runs.energy_stage(method, beta)
     loss = "contrastive" if entry.energy == "contrastive" else "bregman by state" if entry.bregman else "squared"
     support = train_support(run, data, behavior, settings) if entry.energy in SUPPORTED else None
 
@@ -316,7 +340,7 @@ def train_energy(
     return net.requires_grad_(False)
 
 
-def _of_seeds(run: Run, seeds: tuple[int, ...], behavior: Behavior, critic: Critic) -> tuple[Behavior, Critic]:
+def _of_seeds(run: Run, seeds: tuple[int, ...], *modules: nn.Module) -> list[nn.Module]:
     """The given seeds of the run's stacked networks, for a training that adds seeds to earlier ones."""
     rows = [run.seeds.index(seed) for seed in seeds]
-    return take_seeds(behavior, rows, len(run.seeds)), take_seeds(critic, rows, len(run.seeds))
+    return [take_seeds(module, rows, len(run.seeds)) for module in modules]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from aepo import mazes
-from aepo.settings import GUIDED
 
 MINARI, D4RL, LOCAL = "minari", "d4rl", "local"
 PROFILES = ("smoke", "quick", "full")
@@ -89,11 +88,7 @@ LOCAL_SMALL = (
     "local-halfcheetah-mixed",
 )
 
-# Guidance of dense rewards: what did best in a prototype on HalfCheetah, of beta 1, 3 and scales 1, 2, 4, 8.
-DENSE = {
-    "critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None},
-    "evaluation": {"beta": dict.fromkeys(GUIDED, 1.0), "guidance_scale": dict.fromkeys(GUIDED, 4.0)},
-}
+DENSE = {"critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None}}
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
 

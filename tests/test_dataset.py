@@ -138,3 +138,20 @@ def test_a_profile_with_other_networks_has_the_same_data(data):
         "smoke"
     )
     assert datasets.load(task, "smoke-qgpo").content_hash == data.content_hash
+
+
+def test_the_return_floor_is_what_followed_and_nothing_where_too_little_is_known(data):
+    """Two episodes of two steps: one ends by termination, one is cut off; negative rewards need the end to be known."""
+    few = {
+        name: value[:4]
+        for name, value in vars(data).items()
+        if isinstance(value, torch.Tensor) and len(value) == len(data)
+    }
+    few["episode"] = torch.tensor([0, 0, 1, 1])
+    few["terminated"] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    ended, cut = [-2.0, -2.0], [-torch.inf, -torch.inf]
+    negative = replace(data, **few | {"reward": torch.tensor([-1.0, -2.0, -4.0, -8.0])})
+    assert datasets.return_floor(negative, 0.5).tolist() == ended + cut
+    positive = replace(negative, reward=-negative.reward)
+    assert datasets.return_floor(positive, 0.5).tolist() == [2.0, 2.0, 8.0, 8.0]
+    assert datasets.return_floor(negative, 0.01).tolist() == pytest.approx([-1.02, -2.0, -4.08, -8.0])

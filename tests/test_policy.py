@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aepo import Policy, copies, evaluation, models, networks, results, runs, stages, tasks
+from aepo import Policy, copies, critics, evaluation, models, networks, results, runs, stages, tasks
 from aepo.methods import CORE
 from aepo.policy import Actor
 
@@ -88,7 +88,7 @@ def test_copies_in_other_processes_make_the_same_steps():
 
 
 def test_best_of_n_takes_the_highest_advantage(behavior, data, tiny):
-    _, critic = stages.critic_learner(data, (0, 3), tiny.critic)
+    _, critic = critics.critic_learner(data, (0, 3), tiny.critic)
     noise = torch.randn(2, 5, 8, 2, generator=torch.Generator().manual_seed(0))
     state = data.state[:5].expand(2, -1, -1)
     best = Actor(behavior, critic, None, 0.0, 3, 8).act(state, noise)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aepo import datasets, energies, losses, models, networks, runs, settings, stages, training
+from aepo import critics, datasets, energies, losses, models, networks, runs, settings, stages, training
 from aepo.methods import METHODS
 from aepo.policy import Actor, load_networks
 
@@ -18,11 +18,11 @@ SUPPORTED = ("aepo-support", "qgpo")
 def stage_learners(data, tiny, seeds):
     """The three learners for `seeds`, the energy's on behavior and critic networks that depend on the seed alone."""
     yield stages.behavior_learner(data, seeds, tiny.behavior)
-    yield stages.critic_learner(data, seeds, tiny.critic)
+    yield critics.critic_learner(data, seeds, tiny.critic)
     _, behavior = stages.behavior_learner(data, seeds, tiny.behavior)
     stages.finish_behavior(behavior, data, seeds, tiny.behavior)
-    _, critic = stages.critic_learner(data, seeds, tiny.critic)
-    stages.finish_critic(critic, data)
+    _, critic = critics.critic_learner(data, seeds, tiny.critic)
+    critics.finish_critic(critic, data)
     for method in ENERGIES:
         support = energies.sample_support(behavior, data, seeds, tiny.energy) if method in SUPPORTED else None
         yield energies.energy_learner(data, behavior, critic, METHODS[method], 2.0, seeds, tiny.energy, support=support)
@@ -128,7 +128,7 @@ def test_critic_finds_the_value_of_a_chain():
         (0.0, 1.0),
     )
     chosen = settings.CriticSettings(width=32, steps=1500, batch=64, discount=0.5, expectile=0.5, reward_scale=1.0)
-    learner, critic = stages.critic_learner(data, (0,), chosen)
+    learner, critic = critics.critic_learner(data, (0,), chosen)
     training.fit(learner, chosen.steps, 3e-3, 500)
     q = critic.q.minimum(torch.eye(3)[None], torch.zeros(1, 3, 1)).flatten()
     assert q.tolist() == pytest.approx([0.25, 0.5, 1.0], abs=0.05)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aepo import diagnostics, figures, models, networks, oddities, results, tasks, views
+from aepo import datasets, figures, models, networks, oddities, results, tasks, views
 from aepo.datasets import Dataset
 from aepo.policy import Actor, Policy
 from aepo.settings import BehaviorSettings, CriticSettings
@@ -77,7 +77,7 @@ def test_figures_take_any_dimensions(n, d):
     critic = models.Critic(1, n, d, CriticSettings(width=8))
     energy = networks.EnergyNet(1, n, d, 8, 1, models.VP).requires_grad_(False)
     policy = Policy(Actor(behavior.requires_grad_(False), None, energy, 1.0, 2, 1), n, d, "cpu")
-    collected = diagnostics.collected_next(data, 0.9).numpy()
+    collected = datasets.collected_next(data, 0.9).numpy()
     drawn = [
         figures.coverage(data, view),
         figures.action_density(data),
@@ -95,8 +95,8 @@ def test_figures_take_any_dimensions(n, d):
 
 def test_what_was_collected_next_stops_at_an_episodes_end_unless_the_walk_goes_on():
     data = replace(dataset(episodes=2, steps=2), reward=torch.tensor([1.0, 2.0, 4.0, 8.0]))
-    assert diagnostics.collected_next(data, 0.5).tolist() == [2.0, 2.0, 8.0, 8.0]
-    assert diagnostics.collected_next(data, 0.5, along=True).tolist() == [4.0, 6.0, 8.0, 8.0]
+    assert datasets.collected_next(data, 0.5).tolist() == [2.0, 2.0, 8.0, 8.0]
+    assert datasets.collected_next(data, 0.5, along=True).tolist() == [4.0, 6.0, 8.0, 8.0]
 
 
 def test_oddities_are_said_and_nothing_else():

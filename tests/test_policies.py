@@ -1,0 +1,131 @@
+"""Every method without an energy network on a problem whose optimum is known."""
+
+from dataclasses import replace
+
+import gaussian
+import pytest
+import torch
+from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
+
+from aepo import critics, energies, losses, policies, settings, training
+from aepo.methods import METHODS
+from aepo.models import PointGuidance
+from aepo.policy import Actor, make_actor
+
+BETA = 1.0
+TILTED = MEAN + BETA * VARIANCE * SLOPE  # of pi* = N(mean + beta S slope, S)
+SMALL = settings.PolicySettings(width=64, depth=2, steps=1_200, batch=256)
+CRITIC = settings.CriticSettings(width=32, depth=2, discount=0.9, reward_scale=1.0)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return gaussian.problem()
+
+
+def states(count):
+    return torch.zeros(len(SEEDS), count, 1)
+
+
+def noise(count, candidates=1):
+    return torch.randn(len(SEEDS), count, candidates, 2, generator=torch.Generator().manual_seed(3))
+
+
+def train(kind, data, steps=SMALL.steps, chosen=SMALL, rate=2e-3, **more):
+    learner, module = policies.policy_learner(kind, data, SEEDS, chosen, CRITIC, BETA, **more)
+    log = training.fit(learner, steps, rate, 400)
+    return module.requires_grad_(False), log
+
+
+def sampled(model, count=4_000, steps=15):
+    return Actor(model, None, None, 0.0, steps, 1).act(states(count), noise(count))
+
+
+def test_the_gradient_at_the_posterior_mean_is_exact_for_a_linear_q(problem):
+    _, behavior = problem
+    actor = Actor(behavior, None, PointGuidance(behavior, LinearCritic(), BETA), 1.0, 15, 1)
+    for row in actor.act(states(4_000), noise(4_000)):
+        assert torch.allclose(row.mean(0), TILTED, atol=0.01), row.mean(0)
+
+
+@pytest.mark.parametrize("kind", ["weighted", "flow"])
+def test_energy_weighted_training_tilts_the_behavior(problem, kind):
+    data, behavior = problem
+    drawn = energies.sample_support(behavior, data, SEEDS, settings.EnergySettings(support=32, support_states=2_048))
+    module, _ = train(kind, data, critic=LinearCritic(), support=drawn)
+    for row in sampled(module.average):
+        assert torch.allclose(row.mean(0), TILTED, atol=0.025), row.mean(0)
+        assert torch.allclose(row.var(0), torch.full((2,), VARIANCE), atol=0.015), row.var(0)
+
+
+def test_iql_extracts_the_mean_and_spread_of_the_tilted_gaussian(problem):
+    data, _ = problem
+    module, _ = train("gaussian", data, critic=LinearCritic())
+    for row, log_std in zip(sampled(module.average, 10), module.average.log_std, strict=True):
+        assert torch.allclose(row[0], TILTED, atol=0.02), row[0]
+        assert torch.allclose(log_std.exp()[0], torch.full((2,), VARIANCE**0.5), atol=0.02)
+
+
+def bandit(data, reward):
+    """One step that ends: Q(s, a) is the reward of the action."""
+    count = len(data)
+    return replace(data, reward=reward(data.action), terminated=torch.ones(count), episode=torch.arange(count))
+
+
+def test_td3bc_trades_cloning_against_q(problem):
+    """Q = slope.(a - mean) + 1: the optimum mean + x slope/|slope|^2 with x (x + 1) = alpha |slope|^2 (two dimensions)."""
+    data = bandit(problem[0], lambda action: (action - MEAN) @ SLOPE + 1)
+    chosen = replace(SMALL, alpha=0.1)
+    module, log = train("deterministic", data, steps=1_600, chosen=chosen, rate=5e-3)
+    size = SLOPE.square().sum()
+    x = (-1 + torch.sqrt(1 + 4 * chosen.alpha * size)) / 2
+    for row in sampled(module.average, 10):
+        assert torch.allclose(row[0], MEAN + x * SLOPE / size, atol=0.05), (row[0], MEAN + x * SLOPE / size)
+    assert log["td_loss"].iloc[-1] < 0.1
+
+
+def test_diffusion_ql_goes_to_the_better_arm(problem):
+    """Arms at +-0.5 of equal share, Q = 1 - (a - 0.5)^2: eta = 0 clones both, eta = 1 finds the maximum on the right arm."""
+    side = torch.randint(2, (20_000, 1), generator=torch.Generator().manual_seed(1)) - 0.5
+    action = torch.cat([side, torch.zeros_like(side)], 1)
+    action = action + 0.05 * torch.randn(action.shape, generator=torch.Generator().manual_seed(2))
+    data = bandit(replace(problem[0], action=action), lambda a: 1 - (a[:, 0] - 0.5) ** 2)
+    first = {}
+    for eta in (0.0, 1.0):
+        module, _ = train("diffusion-q", data, steps=400, chosen=replace(SMALL, eta=eta, width=32, ema_rate=0.02))
+        first[eta] = torch.stack([row[:, 0] for row in sampled(module.average, 2_000, SMALL.chain)])
+    assert ((first[0.0] > 0).float().mean(1) - 0.5).abs().max() < 0.15
+    assert (first[1.0] > 0).float().mean(1).min() > 0.9
+    assert (first[1.0].median(1).values - 0.5).abs().max() < 0.15
+
+
+def test_best_of_n_is_the_greatest_of_n_and_softmax_the_tilted_mean(problem):
+    _, behavior = problem
+    best = make_actor(METHODS["best-of-n"], behavior, LinearCritic(), None, 0.0, 0.0, 15, 16)
+    advantage = LinearCritic().advantage(None, best.act(states(4_000), noise(4_000, 16)))
+    spread = (VARIANCE * SLOPE.square().sum()) ** 0.5
+    assert torch.allclose(advantage.mean(1), 1.766 * spread.expand(2), atol=0.03)  # mean of the greatest of 16 normals
+    softmax = make_actor(METHODS["best-of-n-softmax"], behavior, LinearCritic(), None, BETA, 0.0, 15, 16)
+    assert softmax.draws == 17
+    for row in softmax.act(states(4_000), noise(4_000, 17)):
+        assert torch.allclose(row.mean(0), TILTED, atol=0.025), row.mean(0)
+
+
+def test_the_in_support_backup_is_between_mean_and_greatest():
+    q = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+    weight = torch.sigmoid(torch.tensor(1 / (0.5 * 2.0)))  # spread .5, temperature 2
+    assert torch.allclose(losses.in_support_value(q, 2.0), torch.tensor([[0.0, 2.0]]) + weight)
+    assert torch.allclose(losses.in_support_value(q, 1e-3), q.amax(-1))
+    assert torch.allclose(losses.in_support_value(q, 1e6), q.mean(-1), atol=1e-5)
+
+
+def test_the_softmax_critic_finds_the_value_of_its_own_backup(problem):
+    """One state, reward slope.(a - mean), tau -> 0: V = E[greatest of 8 rewards] / (1 - discount)."""
+    data, behavior = problem
+    data = replace(data, reward=(data.action - MEAN) @ SLOPE)
+    chosen = replace(CRITIC, steps=1_500, support=8, support_steps=10, target_rate=0.1, discount=0.8, temperature=1e-3, return_floor=False)
+    learner, critic = critics.softmax_critic_learner(replace(data), behavior, SEEDS, chosen)
+    training.fit(learner, chosen.steps, 2e-3, 500)
+    best = 1.4236 * (VARIANCE * SLOPE.square().sum()) ** 0.5  # mean of the greatest of 8 normals
+    value = critic.value(torch.zeros(len(SEEDS), 1, 1)).squeeze()
+    assert torch.allclose(value, (best / (1 - chosen.discount)).expand(2), rtol=0.06), (value, best)
