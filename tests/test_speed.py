@@ -5,9 +5,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import bench, bench_report, settings, training
+from aepo import bench, bench_report, networks, settings, training
+from aepo.models import VP
 from aepo.policy import Actor
 from aepo.runs import StudyError
 
@@ -199,3 +201,51 @@ def test_the_benchmark_runs_and_refuses_what_it_cannot(tmp_path, capsys):
         with pytest.raises(StudyError, match=wrong[1]):
             bench_report.run(wrong[0], [1], [8], [1], 0, "cpu", 0, 1, tmp_path / "no.csv")
     assert not (tmp_path / "no.csv").exists()
+
+
+def separately(net, x):
+    """What a module of stacked networks computes, one network and one affine map at a time."""
+    made = []
+    for s in range(len(x)):
+        h = x[s]
+        for i, layer in enumerate(net.layers):
+            z = h @ layer.weight[s] + layer.bias[s]
+            a = F.silu(F.layer_norm(z, z.shape[-1:]) if net.norm else z)
+            h = h + a if net.residual and i else a
+        made.append(h @ net.out.weight[s] + net.out.bias[s])
+    return torch.stack(made)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("outputs", [1, 3, 20])
+@pytest.mark.parametrize("kind", [{"norm": True}, {"residual": True}])
+def test_every_way_to_multiply_gives_the_same_network(seeds, outputs, kind, monkeypatch):
+    """Narrow products, and layer normalisation in place: values and gradients are those of the plain formulas."""
+    monkeypatch.setattr(networks, "LARGE", 1)
+    net = networks.MLP(seeds, 5, outputs, 24, 3, **kind)
+    net = networks.initialize(net, range(seeds), "test").double()
+    x = torch.randn(seeds, 7, 5, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *net.parameters()]
+    direction = torch.randn(seeds, 7, outputs, dtype=torch.float64)
+    found, expected = net(x), separately(net, x)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(y, inputs, direction, create_graph=True) for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    curved = [torch.autograd.grad(g[0].square().sum(), inputs[:2], retain_graph=True) for g in gradients]
+    torch.testing.assert_close(*curved)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_energy_gradient_without_a_graph_is_that_of_autograd(gate):
+    net = networks.EnergyNet(2, 4, 3, 24, 3, VP, gate)
+    net = networks.initialize(net, range(2), "test").double()
+    net.scale.copy_(torch.tensor([[2.0], [3.0]]))
+    state, action = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
+    for t in (torch.tensor(0.3, dtype=torch.float64), torch.rand(2, 5, dtype=torch.float64)):
+        traced = action.clone().requires_grad_(True)
+        expected = torch.autograd.grad(net(state, traced, t).sum(), traced)[0]
+        torch.testing.assert_close(net.gradient(state, action, t), expected)
+    with pytest.raises(ValueError, match="without layer normalisation"):
+        networks.MLP(1, 2, 1, 8, 1, norm=True).input_gradient(torch.ones(1, 1, 2), slice(1))
