@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aepo import runs, sampler
+from aepo.capture import CapturedCalls
 from aepo.methods import METHODS, Method
 from aepo.models import VP, Behavior, Critic
 from aepo.networks import TIME_FEATURES, EnergyNet, select_seeds
@@ -34,9 +35,15 @@ class Actor:
     solver_steps: int
     candidates: int
 
+    def __post_init__(self):
+        self._captured = CapturedCalls(self._act, "the sampler")
+
     @torch.no_grad()
     def act(self, state: Tensor, noise: Tensor) -> Tensor:
         """Environment actions `(S, B, d)` for raw states `(S, B, n)` and initial noise `(S, B, candidates, d)`."""
+        return self._captured(state, noise) if state.device.type == "cuda" else self._act(state, noise)
+
+    def _act(self, state: Tensor, noise: Tensor) -> Tensor:
         seeds, batch, count, d = noise.shape
         state = self.behavior.standardize(state)
         repeated = state.repeat_interleave(count, 1) if count > 1 else state

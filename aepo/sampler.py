@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from torch import Tensor
 from aepo.schedule import T_MIN, VPSchedule
 
 NoiseModel = Callable[[Tensor, Tensor], Tensor]
+
+
+@lru_cache(256)
+def _grid(
+    vp: VPSchedule, steps: int, grid: str, t_start: float, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, ...], list[float], list[float], list[float]]:
+    """Times on the device, and alpha, sigma, log-SNR there: made once, so that a captured sampler copies nothing."""
+    times = vp.grid(steps, grid, t_start)
+    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
+    return times.to(device, dtype).unbind(), alphas, sigmas, logsnrs
 
 
 @torch.no_grad()
@@ -42,9 +53,7 @@ def sample(
     boxed = low is not None or high is not None
     if isinstance(guidance_scale, int | float) and guidance_scale == 0:
         energy_gradient = None
-    times = vp.grid(steps, grid, t_start)
-    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
-    times = times.to(initial_noise)
+    times, alphas, sigmas, logsnrs = _grid(vp, steps, grid, t_start, initial_noise.dtype, initial_noise.device)
     x, previous = initial_noise, None
     for i in range(steps):
         t = times[i]
@@ -87,9 +96,7 @@ def ancestral(
     """
     if not T_MIN < t_start <= 1:
         raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
-    times = vp.grid(steps, "logsnr", t_start)
-    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
-    times = times.to(noisy_action)
+    times, alphas, sigmas, logsnrs = _grid(vp, steps, "logsnr", t_start, noisy_action.dtype, noisy_action.device)
     x, previous = noisy_action, None
     for i in range(steps):
         predicted = (x - sigmas[i] * noise_model(x, times[i])) / alphas[i]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import bench, bench_report, networks, settings, training
+from aepo import bench, bench_report, capture, networks, settings, training
 from aepo.models import VP
 from aepo.policy import Actor
 from aepo.runs import StudyError
@@ -249,3 +249,70 @@ def test_the_energy_gradient_without_a_graph_is_that_of_autograd(gate):
         torch.testing.assert_close(net.gradient(state, action, t), expected)
     with pytest.raises(ValueError, match="without layer normalisation"):
         networks.MLP(1, 2, 1, 8, 1, norm=True).input_gradient(torch.ones(1, 1, 2), slice(1))
+
+
+class RepeatedCall:
+    """Stands in for a CUDA graph of a sampler: `replay` runs what was captured again, on the same input tensors."""
+
+    def __init__(self, run):
+        self.replay = run
+
+
+@pytest.fixture
+def actor(data, tiny_profile):
+    behavior, critic = bench.networks_of(data, [0, 1], tiny_profile)
+    energy = networks.initialize(networks.EnergyNet(2, 4, 2, 16, 3, VP), [0, 1], "energy").requires_grad_(False)
+    return Actor(behavior, critic, energy, 1.0, 5, 3)
+
+
+def test_a_captured_sampler_acts_as_the_plain_one(data, actor, monkeypatch):
+    """One capture for all numbers of states up to the next power of two; each replay sees its own states and noise."""
+    monkeypatch.setattr(capture, "graph", lambda run, name: run() or RepeatedCall(run))
+    monkeypatch.setattr(capture, "on_side_stream", lambda run: run())
+    calls = capture.CapturedCalls(actor._act, "the sampler")
+    for i, count in enumerate((4, 3, 4, 2, 3)):
+        state, noise = data.state[i : i + count].expand(2, -1, -1), torch.randn(2, count, 3, 2)
+        torch.testing.assert_close(calls(state, noise), actor.act(state, noise))
+    assert len(calls.captured) == 2
+
+
+def test_a_sampler_that_cannot_be_captured_acts_and_says_so_once(data, actor, monkeypatch, capsys):
+    class Refused:
+        def __init__(self, graph):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", Refused)
+    monkeypatch.setattr(capture, "on_side_stream", lambda run: run())
+    calls = capture.CapturedCalls(actor._act, "the sampler")
+    state, noise = data.state[:3].expand(2, -1, -1), torch.randn(2, 3, 3, 2)
+    for _ in range(2):
+        assert torch.equal(calls(state, noise), actor.act(state, noise))
+    assert capsys.readouterr().out.count("could not be captured") == 1
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Fails where an operation waits for the device, or takes a tensor from another one."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in SYNCHRONISING, name
+        assert all(x.device == self.device for x in args if isinstance(x, torch.Tensor)), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_sampling_neither_waits_for_the_device_nor_copies_to_or_from_it(data, actor):
+    """On the device that holds no numbers: to ask for one is an error there."""
+    meta = torch.device("meta")
+    state, noise = data.state[:3].expand(2, -1, -1).to(meta), torch.randn(2, 3, 3, 2, device=meta)
+    moved = {name: getattr(actor, name).to(meta) for name in ("behavior", "critic", "energy")}
+    actor = replace(actor, **moved)
+    actor.act(state, noise)  # puts the times there
+    with OnOneDevice(meta):
+        assert actor.act(state, noise).shape == (2, 3, 2)
+    with pytest.raises(AssertionError, match="_to_copy"), OnOneDevice(meta):
+        data.state.to(meta)
