@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aepo import runs
+from aepo.capture import CapturedCalls
 from aepo.methods import METHODS, Method
 from aepo.models import VP, ActionModel, Behavior, Critic, Energy, PointGuidance, Trained
 from aepo.networks import TIME_FEATURES, EnergyNet, select_seeds
@@ -40,9 +41,15 @@ class Actor:
         """Rows of initial noise a state: one a candidate, and one more where the pick is drawn."""
         return self.candidates + (self.candidates > 1 and self.temperature > 0)
 
+    def __post_init__(self):
+        self._captured = CapturedCalls(self._act, "the sampler")
+
     @torch.no_grad()
     def act(self, state: Tensor, noise: Tensor) -> Tensor:
         """Environment actions `(S, B, d)` for raw states `(S, B, n)` and initial noise `(S, B, draws, d)`."""
+        return self._captured(state, noise) if state.device.type == "cuda" else self._act(state, noise)
+
+    def _act(self, state: Tensor, noise: Tensor) -> Tensor:
         return self.behavior.unscale(self.propose(self.behavior.standardize(state), noise))
 
     @torch.no_grad()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -13,6 +13,16 @@ from torch import Tensor
 from aepo.schedule import T_MIN, VPSchedule
 
 NoiseModel = Callable[[Tensor, Tensor], Tensor]
+
+
+@lru_cache(256)
+def _grid(
+    vp: VPSchedule, steps: int, grid: str, t_start: float, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, ...], list[float], list[float], list[float]]:
+    """Times on the device, and alpha, sigma, log-SNR there: made once, so that a captured sampler copies nothing."""
+    times = vp.grid(steps, grid, t_start)
+    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
+    return times.to(device, dtype).unbind(), alphas, sigmas, logsnrs
 
 
 def solve(
@@ -44,9 +54,7 @@ def solve(
     boxed = low is not None or high is not None
     if isinstance(guidance_scale, int | float) and guidance_scale == 0:
         energy_gradient = None
-    times = vp.grid(steps, grid, t_start)
-    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
-    times = times.to(initial_noise)
+    times, alphas, sigmas, logsnrs = _grid(vp, steps, grid, t_start, initial_noise.dtype, initial_noise.device)
     x, previous = initial_noise, None
     for i in range(steps):
         t = times[i]
@@ -69,7 +77,7 @@ def solve(
     return x.clamp(low, high) if boxed else x
 
 
-@functools.wraps(solve)
+@wraps(solve)
 @torch.no_grad()
 def sample(*args: Any, **kwargs: Any) -> Tensor:
     return solve(*args, **kwargs)
@@ -95,9 +103,7 @@ def ancestral(
     """
     if not T_MIN < t_start <= 1:
         raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
-    times = vp.grid(steps, "logsnr", t_start)
-    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
-    times = times.to(noisy_action)
+    times, alphas, sigmas, logsnrs = _grid(vp, steps, "logsnr", t_start, noisy_action.dtype, noisy_action.device)
     x, previous = noisy_action, None
     for i in range(steps):
         predicted = (x - sigmas[i] * noise_model(x, times[i])) / alphas[i]

@@ -24,7 +24,7 @@ class VPSchedule:
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """log alpha_t, shape of t."""
-        return -(t**2) * (self.beta_max - self.beta_min) / 4 - self.beta_min * t / 2
+        return t * (t * ((self.beta_min - self.beta_max) / 4) - self.beta_min / 2)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale alpha_t, shape of t."""

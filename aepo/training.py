@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from aepo import runs
+from aepo import capture, runs
 from aepo.networks import generator
 from aepo.progress import Progress
 
@@ -139,12 +139,7 @@ class CapturedSteps:
         return {key: value + warm.get(key, 0) for key, value in self.total.items()}
 
     def _warm_up(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            total = self.eager.run(draws, rates)
-        torch.cuda.current_stream().wait_stream(stream)
-        return total
+        return capture.on_side_stream(lambda: self.eager.run(draws, rates))
 
     def _capture(self, draws: Draws, info: dict[str, Tensor]) -> None:
         learner, optimizer = self.eager.learner, self.eager.optimizer
@@ -152,16 +147,13 @@ class CapturedSteps:
         self.inputs = {key: value.clone() for key, value in draws.items()}
         self.total = {key: torch.zeros_like(value) for key, value in info.items()}
         optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                for key, value in step(learner, optimizer, self.inputs).items():
-                    self.total[key].add_(value)
-        except RuntimeError as error:
-            self.failed = True
-            print(f"{learner.name}: its step could not be captured as a CUDA graph ({error}): it runs step by step")
-            return
-        self.graph = graph
+
+        def one_step() -> None:
+            for key, value in step(learner, optimizer, self.inputs).items():
+                self.total[key].add_(value)
+
+        self.graph = capture.graph(one_step, f"{learner.name}: its step")
+        self.failed = self.graph is None
 
 
 def _some(draws: Draws, which: int | slice) -> Draws:

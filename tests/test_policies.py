@@ -123,7 +123,16 @@ def test_the_softmax_critic_finds_the_value_of_its_own_backup(problem):
     """One state, reward slope.(a - mean), tau -> 0: V = E[greatest of 8 rewards] / (1 - discount)."""
     data, behavior = problem
     data = replace(data, reward=(data.action - MEAN) @ SLOPE)
-    chosen = replace(CRITIC, steps=1_500, support=8, support_steps=10, target_rate=0.1, discount=0.8, temperature=1e-3, return_floor=False)
+    chosen = replace(
+        CRITIC,
+        steps=1_500,
+        support=8,
+        support_steps=10,
+        target_rate=0.1,
+        discount=0.8,
+        temperature=1e-3,
+        return_floor=False,
+    )
     learner, critic = critics.softmax_critic_learner(replace(data), behavior, SEEDS, chosen)
     training.fit(learner, chosen.steps, 2e-3, 500)
     best = 1.4236 * (VARIANCE * SLOPE.square().sum()) ** 0.5  # mean of the greatest of 8 normals

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import bench, bench_report, settings, training
+from aepo import bench, bench_report, capture, networks, settings, training
+from aepo.models import VP
 from aepo.policy import Actor
 from aepo.runs import StudyError
 
@@ -199,3 +201,118 @@ def test_the_benchmark_runs_and_refuses_what_it_cannot(tmp_path, capsys):
         with pytest.raises(StudyError, match=wrong[1]):
             bench_report.run(wrong[0], [1], [8], [1], 0, "cpu", 0, 1, tmp_path / "no.csv")
     assert not (tmp_path / "no.csv").exists()
+
+
+def separately(net, x):
+    """What a module of stacked networks computes, one network and one affine map at a time."""
+    made = []
+    for s in range(len(x)):
+        h = x[s]
+        for i, layer in enumerate(net.layers):
+            z = h @ layer.weight[s] + layer.bias[s]
+            a = F.silu(F.layer_norm(z, z.shape[-1:]) if net.norm else z)
+            h = h + a if net.residual and i else a
+        made.append(h @ net.out.weight[s] + net.out.bias[s])
+    return torch.stack(made)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("outputs", [1, 3, 20])
+@pytest.mark.parametrize("kind", [{"norm": True}, {"residual": True}])
+def test_every_way_to_multiply_gives_the_same_network(seeds, outputs, kind, monkeypatch):
+    """Narrow products, and layer normalisation in place: values and gradients are those of the plain formulas."""
+    monkeypatch.setattr(networks, "LARGE", 1)
+    net = networks.MLP(seeds, 5, outputs, 24, 3, **kind)
+    net = networks.initialize(net, range(seeds), "test").double()
+    x = torch.randn(seeds, 7, 5, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *net.parameters()]
+    direction = torch.randn(seeds, 7, outputs, dtype=torch.float64)
+    found, expected = net(x), separately(net, x)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(y, inputs, direction, create_graph=True) for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    curved = [torch.autograd.grad(g[0].square().sum(), inputs[:2], retain_graph=True) for g in gradients]
+    torch.testing.assert_close(*curved)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_energy_gradient_without_a_graph_is_that_of_autograd(gate):
+    net = networks.EnergyNet(2, 4, 3, 24, 3, VP, gate)
+    net = networks.initialize(net, range(2), "test").double()
+    net.scale.copy_(torch.tensor([[2.0], [3.0]]))
+    state, action = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
+    for t in (torch.tensor(0.3, dtype=torch.float64), torch.rand(2, 5, dtype=torch.float64)):
+        traced = action.clone().requires_grad_(True)
+        expected = torch.autograd.grad(net(state, traced, t).sum(), traced)[0]
+        torch.testing.assert_close(net.gradient(state, action, t), expected)
+    with pytest.raises(ValueError, match="without layer normalisation"):
+        networks.MLP(1, 2, 1, 8, 1, norm=True).input_gradient(torch.ones(1, 1, 2), slice(1))
+
+
+class RepeatedCall:
+    """Stands in for a CUDA graph of a sampler: `replay` runs what was captured again, on the same input tensors."""
+
+    def __init__(self, run):
+        self.replay = run
+
+
+@pytest.fixture
+def actor(data, tiny_profile):
+    behavior, critic = bench.networks_of(data, [0, 1], tiny_profile)
+    energy = networks.initialize(networks.EnergyNet(2, 4, 2, 16, 3, VP), [0, 1], "energy").requires_grad_(False)
+    return Actor(behavior, critic, energy, 1.0, 5, 3)
+
+
+def test_a_captured_sampler_acts_as_the_plain_one(data, actor, monkeypatch):
+    """One capture for all numbers of states up to the next power of two; each replay sees its own states and noise."""
+    monkeypatch.setattr(capture, "graph", lambda run, name: run() or RepeatedCall(run))
+    monkeypatch.setattr(capture, "on_side_stream", lambda run: run())
+    calls = capture.CapturedCalls(actor._act, "the sampler")
+    for i, count in enumerate((4, 3, 4, 2, 3)):
+        state, noise = data.state[i : i + count].expand(2, -1, -1), torch.randn(2, count, 3, 2)
+        torch.testing.assert_close(calls(state, noise), actor.act(state, noise))
+    assert len(calls.captured) == 2
+
+
+def test_a_sampler_that_cannot_be_captured_acts_and_says_so_once(data, actor, monkeypatch, capsys):
+    class Refused:
+        def __init__(self, graph):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", Refused)
+    monkeypatch.setattr(capture, "on_side_stream", lambda run: run())
+    calls = capture.CapturedCalls(actor._act, "the sampler")
+    state, noise = data.state[:3].expand(2, -1, -1), torch.randn(2, 3, 3, 2)
+    for _ in range(2):
+        assert torch.equal(calls(state, noise), actor.act(state, noise))
+    assert capsys.readouterr().out.count("could not be captured") == 1
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Fails where an operation waits for the device, or takes a tensor from another one."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in SYNCHRONISING, name
+        assert all(x.device == self.device for x in args if isinstance(x, torch.Tensor)), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_sampling_neither_waits_for_the_device_nor_copies_to_or_from_it(data, actor):
+    """On the device that holds no numbers: to ask for one is an error there."""
+    meta = torch.device("meta")
+    state, noise = data.state[:3].expand(2, -1, -1).to(meta), torch.randn(2, 3, 3, 2, device=meta)
+    moved = {name: getattr(actor, name).to(meta) for name in ("behavior", "critic", "energy")}
+    actor = replace(actor, **moved)
+    actor.act(state, noise)  # puts the times there
+    with OnOneDevice(meta):
+        assert actor.act(state, noise).shape == (2, 3, 2)
+    with pytest.raises(AssertionError, match="_to_copy"), OnOneDevice(meta):
+        data.state.to(meta)
