@@ -20,6 +20,7 @@ from aepo.methods import METHODS
 from aepo.networks import select_seeds
 from aepo.results import format_table, read_returns, score_table
 from aepo.runs import Run, StudyError
+from aepo.status import mean_scores
 from aepo.watch import Part, short, watch
 
 
@@ -96,13 +97,8 @@ def study_table(study: Sequence[Run]) -> pd.DataFrame:
     """Tasks down, methods across: mean score of the last checkpoint, or mean return without scores; `-` where missing."""
     rows = {}
     for run in study:
-        rows[run.task.name] = dict.fromkeys(run.methods, "-")
-        if (run.folder / "returns.csv").exists():
-            frame = read_returns(run.folder / "returns.csv")
-            main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last")]
-            means = main.groupby("method")[["return", "score"]].mean()
-            shown = means["score"].where(means["score"].notna(), means["return"])
-            rows[run.task.name] |= {m: f"{shown[m]:.1f}" for m in run.methods if m in shown}
+        means = mean_scores(run.folder / "returns.csv")
+        rows[run.task.name] = {m: f"{means[m]:.1f}" if m in means else "-" for m in run.methods}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -247,8 +243,9 @@ def print_table(folder: Path) -> None:
 
 
 def export(folder: Path, target: Path, seed: int) -> int:
-    """Copy one seed of the networks of a run's manifest to `target`; returns the bytes written."""
-    evaluated = runs.read_manifest(folder).get("evaluation", {})
+    """Copy one seed of the evaluated networks of a run to `target`, its manifest with it; returns the bytes written."""
+    manifest = runs.read_manifest(folder)
+    evaluated = manifest.get("evaluation", {})
     stages = ["behavior", "critic"] + [
         runs.energy_stage(name, entry["beta"]) for name, entry in evaluated.items() if METHODS[name].energy
     ]
@@ -262,5 +259,6 @@ def export(folder: Path, target: Path, seed: int) -> int:
         chosen = {key: select_seeds(t, [row], count) for key, t in tensors.items() if not key.startswith("q_target.")}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         runs.write_artifact(target / f"{stage}.safetensors", chosen, meta)
-    runs.write_json(target / "manifest.json", runs.read_manifest(folder))
+    kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in stages}
+    runs.write_json(target / "manifest.json", manifest | {"stages": kept})
     return sum(path.stat().st_size for path in target.iterdir())

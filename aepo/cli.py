@@ -143,6 +143,45 @@ def results(runs_dir: RunsDir = "runs", profile: ProfileName = "quick") -> None:
 
 
 @app.command()
+def status(
+    profile: Annotated[str, typer.Option(help="Runs of this profile; empty: of every one.")] = "",
+    runs_dir: RunsDir = "runs",
+) -> None:
+    """Print where each run stands: notebooks done, stages at work, seconds, score so far, failures."""
+    from aepo import status as progress
+
+    found = progress.of_runs(runs.resolve(runs_dir), cli_data.known_profile(profile) if profile else "")
+    for name, rows in found.items():
+        print(f"{name}: {sum(row.state == 'finished' for row in rows)} of {len(rows)} runs finished\n{progress.HEADER}")
+        for row in rows:
+            print(row)
+            for failure in row.failures:
+                typer.secho(f"    {failure}", fg="red")
+    if not found:
+        print(f"no runs below {runs.resolve(runs_dir)}")
+
+
+@app.command()
+def verify(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them, such as runs/quick.")],
+) -> None:
+    """Recompute the hashes of runs and the numbers of their tables, and print what does not match."""
+    from aepo import verify as checks
+
+    found = [folder for given in folders for folder in checks.find(given)]
+    wrong = 0
+    for folder in found:
+        problems = list(checks.problems(folder))
+        wrong += bool(problems)
+        data = "" if checks.data_here(folder) else "; its data are not here and were not looked at"
+        print(f"{folder}: {f'{len(problems)} do not match' if problems else 'everything matches'}{data}")
+        for problem in problems:
+            typer.secho(f"  {problem}", fg="red")
+    if wrong:
+        raise StudyError(f"{wrong} of {len(found)} runs do not match what made them: the lines above say where")
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder runs/<profile>/<task> of a finished run.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
