@@ -305,3 +305,21 @@ rule guidance:
         gpu=GPU,
     shell:
         papermill("09_guidance_on_real_tasks", "{params.guided}")
+
+
+# `aepo report`: what Snakemake's report shows of a task that has results.
+rule gallery:
+    input:
+        [run_file("report", task) for task in TASKS],
+
+
+rule figures_of_task:
+    input:
+        mark("08_results"),
+    output:
+        report(directory(run_file("report")), patterns=["{name}.png", "{name}.csv"], category="{task}", labels={"file": "{name}"}),
+    params:
+        figures=lambda wildcards: FIGURES / wildcards.task,
+        returns=run_file("returns.csv"),
+    shell:
+        "mkdir -p {output} && cp {params.returns} {params.figures}/*.png {output}"

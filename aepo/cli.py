@@ -162,6 +162,23 @@ def status(
 
 
 @app.command()
+def report(
+    profile: ProfileName = "quick",
+    runs_dir: RunsDir = "runs",
+    output: Annotated[str, typer.Option(help="HTML file to write; empty: runs/<profile>/study/report.html.")] = "",
+) -> None:
+    """Write one HTML file of a profile's runs: figures, episodes, what depends on what, what each step took."""
+    from aepo import report as html
+
+    folder = runs.resolve(runs_dir)
+    target = Path(output) if output else folder / cli_data.known_profile(profile) / "study" / "report.html"
+    names, missing = html.write(folder, cli_data.known_profile(profile), target)
+    print(f"{target}: {len(names)} tasks, {target.stat().st_size / 1e6:.1f} MB")
+    if missing:
+        print(f"without results, so not in it: {', '.join(missing)}")
+
+
+@app.command()
 def verify(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them, such as runs/quick.")],
 ) -> None:
