@@ -21,7 +21,7 @@ RUNS = RUNS if RUNS.is_absolute() else ROOT / RUNS
 FIGURES = RUNS.parent / "figures" / PROFILE
 THEORY = RUNS / PROFILE / "theory"
 SETTINGS = {name: settings.for_task(PROFILE, task.settings) for name, task in TASKS.items()}
-GPU = int(runs.choose_device(DEVICE) == "cuda")
+GPU = int(DEVICE == "cuda" or (DEVICE == "auto" and runs.choose_device("auto") == "cuda"))
 SMALL, LARGE = 1500, 3000  # MB of a notebook that reads tables, and of one that holds a dataset and its training
 
 

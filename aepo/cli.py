@@ -90,9 +90,11 @@ def reproduce(
     runs_dir: RunsDir = "runs",
     cores: Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")] = 0,
     memory: Annotated[int, typer.Option(help="MB that they may take together; 0: all of the machine's.")] = 0,
+    cluster: Annotated[str, typer.Option(help="Run them on a cluster: slurm, or another folder of profiles/.")] = "",
 ) -> None:
     """Run what is left to do of the tasks: data, training, evaluation, figures; then print the table of results."""
     from aepo import batch
+    from aepo import cluster as clusters
 
     try:
         found = tasks.choose(task, suite)
@@ -100,8 +102,11 @@ def reproduce(
         raise StudyError(str(error)) from None
     chosen = [m for m in methods.split(",") if m] or list(CORE)
     seed_list = list(range(_seed_count(seeds, profile)))
-    study = [runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir) for each in found]
-    batch.reproduce(study, cores or os.cpu_count() or 1, memory or batch.machine_memory())
+    folder, megabytes = clusters.profile_folder(cluster), memory or clusters.machine_memory()
+    place = clusters.Place(cores or os.cpu_count() or 1, megabytes, device, folder)
+    here = "cpu" if place.cluster else device
+    study = [runs.open_run(each.argument, seed_list, chosen, profile, here, runs_dir) for each in found]
+    batch.reproduce(study, place)
 
 
 @app.command()

@@ -122,10 +122,10 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
     Times count from `started` (unix time).
     """
     lines, many = _Lines(started), len(parts) > 1
-    known, begun, looked, failed = {part.name: part.marks() for part in parts}, {}, {}, set()
+    known, begun, looked, failed, ended = {part.name: part.marks() for part in parts}, {}, {}, set(), set()
     total, since = sum(len(part.made) for part in parts), time.time()
     while True:
-        ended, done, stages = process.poll() is not None, 0, []
+        over, done, stages = process.poll() is not None, 0, []
         for part in parts:
             label = f"{part.name} " if many else ""
             marks = part.marks()
@@ -134,8 +134,8 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
                 if key not in begun and stamp >= since - 0.01:
                     begun[key] = time.time()
                     lines.say(f"{label}{name}: started")
-                if name in marks and known[part.name].get(name) != marks[name]:
-                    known[part.name][name] = marks[name]
+                if name in marks and known[part.name].get(name) != marks[name] and key not in ended:
+                    ended.add(key)  # a cluster's job and Snakemake here both set the mark
                     lines.say(f"{label}{name}: done in {clock(time.time() - begun.get(key, lines.start))}")
                 elif key in begun and name not in marks and stamp != looked.get(key):
                     looked[key], stopped = stamp, '"exception": true' in _text(part.notebook(name))
@@ -144,7 +144,7 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
                     failed = failed | {key} if stopped else failed - {key}
             done += len(marks)
             stages += [label + stage_line(*bar) for bar in bars(part.folder)]
-        if ended:
+        if over:
             return
         if stages or many:
             lines.status("   ".join([f"{done}/{total} notebooks"] * many + stages))
