@@ -6,9 +6,10 @@ METHODS ?=
 SEEDS ?=
 DEVICE ?= auto
 RUNS ?= runs
+CLUSTER ?=
 BIN := .venv/bin
 COMMA := ,
-REPRODUCE = $(BIN)/aepo reproduce --task "$(TASK)" --suite "$(SUITE)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
+REPRODUCE = $(BIN)/aepo reproduce --cluster "$(CLUSTER)" --task "$(TASK)" --suite "$(SUITE)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
 
 ifeq ($(shell uname),Darwin)
 SETUP_MB := 3000
@@ -20,7 +21,7 @@ endif
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  variables: TASK=$(TASK) (or a,b,c) SUITE=maze2d PROFILE=$(PROFILE) (smoke, quick, full) METHODS=a,b SEEDS=n DEVICE=auto RUNS=runs"
+	@echo "  variables: TASK=$(TASK) (or a,b,c) SUITE=maze2d PROFILE=$(PROFILE) (smoke, quick, full) METHODS=a,b SEEDS=n DEVICE=auto RUNS=runs CLUSTER=slurm"
 
 setup: ## build .venv from the exact pins of requirements.txt
 	@AEPO_SETUP_MB=$(SETUP_MB) sh scripts/setup.sh

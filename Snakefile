@@ -21,7 +21,7 @@ RUNS = RUNS if RUNS.is_absolute() else ROOT / RUNS
 FIGURES = RUNS.parent / "figures" / PROFILE
 THEORY = RUNS / PROFILE / "theory"
 SETTINGS = {name: settings.for_task(PROFILE, task.settings) for name, task in TASKS.items()}
-GPU = int(runs.choose_device(DEVICE) == "cuda")
+GPU = int(DEVICE == "cuda" or (DEVICE == "auto" and runs.choose_device("auto") == "cuda"))
 SMALL, LARGE = 1500, 3000  # MB of a notebook that reads tables, and of one that holds a dataset and its training
 
 
@@ -331,3 +331,21 @@ rule guidance:
         gpu=GPU,
     shell:
         papermill("09_guidance_on_real_tasks", "{params.guided}")
+
+
+# `aepo report`: what Snakemake's report shows of a task that has results.
+rule gallery:
+    input:
+        [run_file("report", task) for task in TASKS],
+
+
+rule figures_of_task:
+    input:
+        mark("08_results"),
+    output:
+        report(directory(run_file("report")), patterns=["{name}.png", "{name}.csv"], category="{task}", labels={"file": "{name}"}),
+    params:
+        figures=lambda wildcards: FIGURES / wildcards.task,
+        returns=run_file("returns.csv"),
+    shell:
+        "mkdir -p {output} && cp {params.returns} {params.figures}/*.png {output}"

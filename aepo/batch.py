@@ -16,25 +16,26 @@ import pandas as pd
 import typer
 
 from aepo import runs, settings
+from aepo.cluster import Place, cancel, machine_memory
 from aepo.methods import trained_in
 from aepo.networks import select_seeds
 from aepo.results import format_table, read_returns, score_table
 from aepo.runs import Run, StudyError
+from aepo.status import mean_scores
 from aepo.watch import Part, short, watch
 
 
-def reproduce(study: Sequence[Run], cores: int, memory: int) -> None:
+def reproduce(study: Sequence[Run], place: Place) -> None:
     """Bring the runs of a study to their end and print their table: what is finished is not done again.
 
-    `cores`: notebooks at a time; `memory`: MB that they may take together. What fails does not keep the rest from going
-    on: StudyError says at the end what it was.
+    What fails does not keep the rest from going on: StudyError says at the end what it was.
     """
     parts = [
         Part(r.folder, runs.products(r.folder, r.figures, r.methods, r.profile, r.task.env_id is not None))
         for r in study
     ]
     first, started = study[0], time.time()
-    ran, well = _bring_to_end(study, parts, "study", cores, memory)
+    ran, well = _bring_to_end(study, parts, "study", place)
     failed = {} if well else {part.name: part.failure(started) for part in parts if set(part.made) - set(part.marks())}
     if well and not ran:
         names = ", ".join(part.name for part in parts)
@@ -96,13 +97,8 @@ def study_table(study: Sequence[Run]) -> pd.DataFrame:
     """Tasks down, methods across: mean score of the last checkpoint, or mean return without scores; `-` where missing."""
     rows = {}
     for run in study:
-        rows[run.task.name] = dict.fromkeys(run.methods, "-")
-        if (run.folder / "returns.csv").exists():
-            frame = read_returns(run.folder / "returns.csv")
-            main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last")]
-            means = main.groupby("method")[["return", "score"]].mean()
-            shown = means["score"].where(means["score"].notna(), means["return"])
-            rows[run.task.name] |= {m: f"{shown[m]:.1f}" for m in run.methods if m in shown}
+        means = mean_scores(run.folder / "returns.csv")
+        rows[run.task.name] = {m: f"{means[m]:.1f}" if m in means else "-" for m in run.methods}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -120,7 +116,7 @@ def performance(run: Run) -> None:
 def _without_task(run: Run, cores: int, goal: str, drawn: Mapping[str, Sequence[str]]) -> None:
     folder, figures, started = run.folder.parent / "theory", run.figures.parent / "theory", time.time()
     part = Part(folder, runs.theory_products(folder, figures, drawn))
-    ran, well = _bring_to_end([run], [part], goal, cores, machine_memory())
+    ran, well = _bring_to_end([run], [part], goal, Place(cores, machine_memory(), run.device))
     if not well:
         raise StudyError(part.failure(started) or _last_words(folder / "snakemake.log"))
     if not ran:
@@ -138,11 +134,6 @@ def _print_figures(folder: Path) -> None:
         print(f"  {short(path)}")
 
 
-def machine_memory() -> int:
-    """MB of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-
-
 def _log(workdir: Path, names: Sequence[str]) -> Path:
     """Snakemake's log: in the folder of the one part that it fills, or in that of the study."""
     if len(names) == 1:
@@ -150,7 +141,7 @@ def _log(workdir: Path, names: Sequence[str]) -> Path:
     return workdir / "study" / f"snakemake-{settings.digest(sorted(names))[:8]}.log"
 
 
-def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, cores: int, memory: int) -> tuple[bool, bool]:
+def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place: Place) -> tuple[bool, bool]:
     """Let Snakemake reach a goal for the parts: whether any notebook ran, and whether all went well."""
     root, first = runs.project_root(), study[0]
     if not (root / "Snakefile").exists():
@@ -168,10 +159,12 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, cores:
         before = [part.marks() for part in parts]
         output = held.enter_context(open(log, "w"))
 
-        started = time.time()
+        started, jobs = time.time(), place.slurm_prefix(workdir, names)
+        cancel(jobs)  # those of a call that was killed
 
         def snakemake(tasks: Sequence[Run], **more: int) -> bool:
-            command = _command(root, workdir, goal, cores, memory, tasks, more)
+            command = _command(root, workdir, goal, place, tasks, {"device": place.device} | more)
+            command += ["--slurm-jobname-prefix", jobs] * bool(jobs)
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, cwd=root, start_new_session=True, pass_fds=descriptors
             )
@@ -179,6 +172,7 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, cores:
                 watch(parts, process, started)
             except BaseException:
                 _stop(process)
+                cancel(jobs)
                 raise
             return process.returncode == 0
 
@@ -197,7 +191,7 @@ def _can_go_on(run: Run) -> bool:
 
 
 def _command(
-    root: Path, workdir: Path, goal: str, cores: int, memory: int, study: Sequence[Run], more: Mapping[str, int]
+    root: Path, workdir: Path, goal: str, place: Place, study: Sequence[Run], more: Mapping[str, object]
 ) -> list[str]:
     """Snakemake's command line for a goal."""
     first = study[0]
@@ -206,18 +200,17 @@ def _command(
         "profile": first.profile_name,
         "methods": ",".join(first.methods),
         "seeds": len(first.seeds),
-        "device": first.device,
         "runs_dir": workdir.parent,
     } | more
     options = {
         "--snakefile": [root / "Snakefile"],
         "--directory": [workdir / ".snakemake-work"],
-        "--workflow-profile": [root / "profiles" / "default"],
-        "--cores": [cores],
-        "--resources": [f"mem_mb={memory}", "gpu=1"],
         "--nolock": [],
+        "--workflow-profile": [place.cluster or root / "profiles" / "default"],
         "--config": [f"{key}={value}" for key, value in values.items()],
     }
+    if place.cluster is None:
+        options |= {"--cores": [place.cores], "--resources": [f"mem_mb={place.memory}", "gpu=1"]}
     words = [word for name, given in options.items() for word in (name, *given)]
     return [sys.executable, "-m", "snakemake", goal, *map(str, words)]
 
@@ -247,8 +240,9 @@ def print_table(folder: Path) -> None:
 
 
 def export(folder: Path, target: Path, seed: int) -> int:
-    """Copy one seed of the networks of a run's manifest to `target`; returns the bytes written."""
-    evaluated = runs.read_manifest(folder).get("evaluation", {})
+    """Copy one seed of the evaluated networks of a run to `target`, its manifest with it; returns the bytes written."""
+    manifest = runs.read_manifest(folder)
+    evaluated = manifest.get("evaluation", {})
     if not evaluated:
         raise StudyError(f"{folder} is not evaluated yet: run `make reproduce` first")
     used = {stage for name, entry in evaluated.items() for stage in runs.stages_of(name, entry["beta"]).values()}
@@ -260,5 +254,6 @@ def export(folder: Path, target: Path, seed: int) -> int:
         chosen = {key: select_seeds(t, [row], count) for key, t in tensors.items() if not key.startswith("q_target.")}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         runs.write_artifact(target / f"{stage}.safetensors", chosen, meta)
-    runs.write_json(target / "manifest.json", runs.read_manifest(folder))
+    kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in stages}
+    runs.write_json(target / "manifest.json", manifest | {"stages": kept})
     return sum(path.stat().st_size for path in target.iterdir())

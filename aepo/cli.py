@@ -90,9 +90,11 @@ def reproduce(
     runs_dir: RunsDir = "runs",
     cores: Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")] = 0,
     memory: Annotated[int, typer.Option(help="MB that they may take together; 0: all of the machine's.")] = 0,
+    cluster: Annotated[str, typer.Option(help="Run them on a cluster: slurm, or another folder of profiles/.")] = "",
 ) -> None:
     """Run what is left to do of the tasks: data, training, evaluation, figures; then print the table of results."""
     from aepo import batch
+    from aepo import cluster as clusters
 
     try:
         found = tasks.choose(task, suite)
@@ -100,8 +102,11 @@ def reproduce(
         raise StudyError(str(error)) from None
     chosen = [m for m in methods.split(",") if m] or list(CORE)
     seed_list = list(range(_seed_count(seeds, profile)))
-    study = [runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir) for each in found]
-    batch.reproduce(study, cores or os.cpu_count() or 1, memory or batch.machine_memory())
+    folder, megabytes = clusters.profile_folder(cluster), memory or clusters.machine_memory()
+    place = clusters.Place(cores or os.cpu_count() or 1, megabytes, device, folder)
+    here = "cpu" if place.cluster else device
+    study = [runs.open_run(each.argument, seed_list, chosen, profile, here, runs_dir) for each in found]
+    batch.reproduce(study, place)
 
 
 @app.command()
@@ -140,6 +145,62 @@ def results(runs_dir: RunsDir = "runs", profile: ProfileName = "quick") -> None:
         raise StudyError(f"no finished run below {runs.resolve(runs_dir) / profile}: run `make reproduce` first")
     for folder in folders:
         batch.print_table(folder)
+
+
+@app.command()
+def status(
+    profile: Annotated[str, typer.Option(help="Runs of this profile; empty: of every one.")] = "",
+    runs_dir: RunsDir = "runs",
+) -> None:
+    """Print where each run stands: notebooks done, stages at work, seconds, score so far, failures."""
+    from aepo import status as progress
+
+    found = progress.of_runs(runs.resolve(runs_dir), cli_data.known_profile(profile) if profile else "")
+    for name, rows in found.items():
+        print(f"{name}: {sum(row.state == 'finished' for row in rows)} of {len(rows)} runs finished\n{progress.HEADER}")
+        for row in rows:
+            print(row)
+            for failure in row.failures:
+                typer.secho(f"    {failure}", fg="red")
+    if not found:
+        print(f"no runs below {runs.resolve(runs_dir)}")
+
+
+@app.command()
+def report(
+    profile: ProfileName = "quick",
+    runs_dir: RunsDir = "runs",
+    output: Annotated[str, typer.Option(help="HTML file to write; empty: runs/<profile>/study/report.html.")] = "",
+) -> None:
+    """Write one HTML file of a profile's runs: figures, episodes, what depends on what, what each step took."""
+    from aepo import report as html
+
+    folder = runs.resolve(runs_dir)
+    target = Path(output) if output else folder / cli_data.known_profile(profile) / "study" / "report.html"
+    names, missing = html.write(folder, cli_data.known_profile(profile), target)
+    print(f"{target}: {len(names)} tasks, {target.stat().st_size / 1e6:.1f} MB")
+    if missing:
+        print(f"without results, so not in it: {', '.join(missing)}")
+
+
+@app.command()
+def verify(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them, such as runs/quick.")],
+) -> None:
+    """Recompute the hashes of runs and the numbers of their tables, and print what does not match."""
+    from aepo import verify as checks
+
+    found = [folder for given in folders for folder in checks.find(given)]
+    wrong = 0
+    for folder in found:
+        problems = list(checks.problems(folder))
+        wrong += bool(problems)
+        data = "" if checks.data_here(folder) else "; its data are not here and were not looked at"
+        print(f"{folder}: {f'{len(problems)} do not match' if problems else 'everything matches'}{data}")
+        for problem in problems:
+            typer.secho(f"  {problem}", fg="red")
+    if wrong:
+        raise StudyError(f"{wrong} of {len(found)} runs do not match what made them: the lines above say where")
 
 
 @app.command()

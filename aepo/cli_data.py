@@ -28,7 +28,8 @@ def find(name: str) -> tasks.Task:
         raise StudyError(str(error)) from None
 
 
-def _profile(name: str) -> str:
+def known_profile(name: str) -> str:
+    """The name of a profile that there is; else StudyError."""
     try:
         settings.get(name)
     except ValueError as error:
@@ -42,7 +43,7 @@ def show(task: TaskName, profile: ProfileName = "quick") -> None:
     from aepo import data_report
 
     found = find(task)
-    for line in data_report.lines(found, _profile(profile)):
+    for line in data_report.lines(found, known_profile(profile)):
         print(line)
 
 
@@ -52,7 +53,7 @@ def get(task: TaskName, profile: ProfileName = "quick", clip: Clip = False) -> N
     from aepo import data_report, stored
 
     found = find(task)
-    _prepare(found, _profile(profile))
+    _prepare(found, known_profile(profile))
     if clip:
         stored.clip(found.dataset_id(profile))
     print(data_report.summary(found, profile))
@@ -69,7 +70,7 @@ def import_file(
     from aepo import data_report, importing
 
     found = find(task)
-    importing.import_hdf5(file, found, found.dataset_id(_profile(profile)), clip)
+    importing.import_hdf5(file, found, found.dataset_id(known_profile(profile)), clip)
     print(data_report.summary(found, profile))
 
 
@@ -84,7 +85,7 @@ def collect(
 
     if bool(task) == bool(suite):
         raise typer.BadParameter("give a TASK or --suite, one of them")
-    _profile(profile)
+    known_profile(profile)
     chosen = _suite(suite) if suite else [find(task)]
     failed = []
     for i, each in enumerate(chosen):

@@ -40,26 +40,31 @@ class Part:
 
     def failure(self, since: float = 0.0) -> str | None:
         """One sentence on the first notebook that began after `since` (unix time) and did not end, or None."""
-        done = self.marks()
+        return next(iter(self.failures(since)), None)
+
+    def failures(self, since: float = 0.0) -> list[str]:
+        """One sentence on each notebook that began after `since` (unix time) and has not run to its end."""
+        done, found = self.marks(), []
         for name in self.made:
             path = self.notebook(name)
-            if name not in done and path.exists() and path.stat().st_mtime >= since:
-                said = error_of(path)
-                where = f"Executed notebook: {short(path)}"
-                if said:
-                    return f"{name} stopped with {said}. {where}"
-                return f"{name} did not end (killed, cancelled or out of memory?). {where}"
-        return None
+            said = None if name in done or _stamp(path) < since else stopped(path)
+            found += [f"{name} {said}. Executed notebook: {short(path)}"] if said else []
+        return found
 
 
-def error_of(path: Path) -> str | None:
-    """The error that an executed notebook stopped with, as `Name: text`, or None."""
+DID_NOT_END = "did not end (killed, cancelled or out of memory?)"
+
+
+def stopped(path: Path) -> str | None:
+    """How an executed notebook stopped short: with the error of a cell, or DID_NOT_END; None where it did not."""
     try:
-        cells = nbformat.read(path, as_version=4).cells
+        notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError):
         return None
-    outputs = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
-    return f"{outputs[0].ename}: {outputs[0].evalue}" if outputs else None
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    if outputs:
+        return f"stopped with {outputs[0].ename}: {outputs[0].evalue}"
+    return None if notebook.metadata.get("papermill", {}).get("end_time") else DID_NOT_END
 
 
 def short(path: Path) -> str:
@@ -117,10 +122,10 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
     Times count from `started` (unix time).
     """
     lines, many = _Lines(started), len(parts) > 1
-    known, begun, looked, failed = {part.name: part.marks() for part in parts}, {}, {}, set()
+    known, begun, looked, failed, ended = {part.name: part.marks() for part in parts}, {}, {}, set(), set()
     total, since = sum(len(part.made) for part in parts), time.time()
     while True:
-        ended, done, stages = process.poll() is not None, 0, []
+        over, done, stages = process.poll() is not None, 0, []
         for part in parts:
             label = f"{part.name} " if many else ""
             marks = part.marks()
@@ -129,8 +134,8 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
                 if key not in begun and stamp >= since - 0.01:
                     begun[key] = time.time()
                     lines.say(f"{label}{name}: started")
-                if name in marks and known[part.name].get(name) != marks[name]:
-                    known[part.name][name] = marks[name]
+                if name in marks and known[part.name].get(name) != marks[name] and key not in ended:
+                    ended.add(key)  # a cluster's job and Snakemake here both set the mark
                     lines.say(f"{label}{name}: done in {clock(time.time() - begun.get(key, lines.start))}")
                 elif key in begun and name not in marks and stamp != looked.get(key):
                     looked[key], stopped = stamp, '"exception": true' in _text(part.notebook(name))
@@ -139,7 +144,7 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
                     failed = failed | {key} if stopped else failed - {key}
             done += len(marks)
             stages += [label + stage_line(*bar) for bar in bars(part.folder)]
-        if ended:
+        if over:
             return
         if stages or many:
             lines.status("   ".join([f"{done}/{total} notebooks"] * many + stages))

@@ -1,0 +1,149 @@
+"""`aepo status`: where each run stands, from its marks, progress files, manifest, executed notebooks and returns.csv."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from aepo import runs, settings
+from aepo.methods import DATASET, METHODS
+from aepo.results import read_returns
+from aepo.verify import task_of
+from aepo.watch import DID_NOT_END, Part, bars, stage_line
+
+STALE_SECONDS = 600.0  # a progress file of another machine that is older belongs to a process that is gone
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run: `state` finished, running, failed, stopped; `now` the stages at work; seconds of its finished stages."""
+
+    name: str
+    profile: str
+    state: str
+    done: int
+    total: int
+    now: tuple[str, ...]
+    seconds: float
+    scores: dict[str, float]
+    failures: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The row of a table, and under it a line for each stage at work."""
+        scores = ", ".join(f"{method} {value:.1f}" for method, value in self.scores.items()) or "-"
+        notebooks = f"{self.done}/{self.total}"
+        row = f"{self.name:<32} {self.state:<9} {notebooks:<10} {self.seconds:>8.0f}  {scores}"
+        return "\n    ".join([row, *self.now])
+
+
+HEADER = f"{'task':<32} {'state':<9} {'notebooks':<10} {'seconds':>8}  score so far (return where there is none)"
+
+
+def of_runs(root: Path, profile: str = "") -> dict[str, list[Status]]:
+    """Every run below the folder of all runs, by profile; of one profile where it is named."""
+    found: dict[str, list[Status]] = {}
+    for folder in sorted({path.parent for name in ("manifest.json", "*.ipynb") for path in root.glob(f"*/*/{name}")}):
+        with contextlib.suppress(ValueError):  # a folder that is no profile's, such as runs/example
+            settings.get(folder.parent.name)
+            if folder.name not in ("theory", "study") and profile in ("", folder.parent.name):
+                found.setdefault(folder.parent.name, []).append(of_run(folder))
+    return found
+
+
+def of_run(folder: Path) -> Status:
+    """Where the run of a folder stands."""
+    part = Part(folder, _notebooks(folder))
+    done = part.marks()
+    at_work = [stage_line(*bar) for bar in bars(folder) if _alive(folder, *bar)]
+    running = bool(at_work) or _locked(folder.parent / ".locks" / f"reproduce-{folder.name}")
+    failures = part.failures()
+    if running:
+        at_work = at_work or [text.split(maxsplit=1)[0] for text in failures if DID_NOT_END in text]
+        failures = [text for text in failures if DID_NOT_END not in text]
+    finished = len(done) == len(part.made) and bool(done)
+    state = "finished" if finished else "running" if running else "failed" if failures else "stopped"
+    return Status(
+        folder.name,
+        folder.parent.name,
+        state,
+        len(done),
+        len(part.made),
+        tuple(at_work),
+        _seconds(_manifest(folder)),
+        mean_scores(folder / "returns.csv"),
+        tuple(failures),
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return runs.read_manifest(folder)
+    except ValueError:
+        return {}
+
+
+def _notebooks(folder: Path) -> dict[str, list[Path]]:
+    """What the run's notebooks leave, for the methods that its executed notebooks were given."""
+    methods: dict[str, None] = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        try:
+            given = nbformat.read(path, as_version=4).metadata.papermill.parameters.methods
+        except (OSError, ValueError, AttributeError):
+            continue
+        methods |= dict.fromkeys(m for m in given if m in METHODS)
+    task = task_of(folder)
+    profile = settings.for_task(folder.parent.name, task.settings if task else {})
+    return runs.products(folder, folder, list(methods), profile, task is None or task.env_id is not None)
+
+
+def _alive(folder: Path, stage: str, bar: dict[str, Any]) -> bool:
+    """Whether the process that wrote a progress file is at work: asked here, guessed by age for another machine."""
+    if bar.get("host") == platform.node():
+        try:
+            os.kill(bar["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+    try:
+        return time.time() - (folder / "progress" / f"{stage}.json").stat().st_mtime < STALE_SECONDS
+    except OSError:
+        return False
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process holds a lock of `runs.lock`."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _seconds(manifest: dict[str, Any]) -> float:
+    """Seconds of the stages and evaluations that the manifest tells of."""
+    entries = [entry for section in ("stages", "evaluation") for entry in manifest.get(section, {}).values()]
+    return sum(entry.get("seconds", 0.0) for entry in entries)
+
+
+def mean_scores(path: Path) -> dict[str, float]:
+    """Mean score of each method at the last checkpoint; mean return where the task has no score."""
+    try:
+        frame = read_returns(path)
+    except (runs.StudyError, ValueError, KeyError):  # not there yet, or damaged: `aepo verify` says so
+        return {}
+    main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last") & (frame["method"] != DATASET)]
+    means = main.groupby("method", sort=False)[["return", "score"]].mean()
+    return means["score"].where(means["score"].notna(), means["return"]).to_dict()
