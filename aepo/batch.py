@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from aepo import runs
+from aepo import lifeline, runs
 from aepo.methods import METHODS
 from aepo.networks import select_seeds
 from aepo.results import format_table, read_returns, score_table
@@ -108,31 +105,14 @@ def _bring_to_end(run: Run, cores: int, goal: str, folder: Path, made: dict[str,
             f"runs_dir={run.folder.parents[1]}",
         ]
         with open(log, "w") as output:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=root,
-                start_new_session=True,
-                pass_fds=[descriptor],
-            )
+            process = lifeline.start(command, stdout=output, stderr=subprocess.STDOUT, cwd=root, pass_fds=[descriptor])
             try:
                 _watch(folder, made, process)
-            except BaseException:
-                _stop(process)
-                raise
+            finally:
+                lifeline.stop(process)
     if process.returncode:
         raise StudyError(_failure(folder, made, log))
     return _marks(folder, made) != before
-
-
-def _stop(process: subprocess.Popen) -> None:
-    """End Snakemake and the notebooks it started; a kernel ends by itself when its papermill is gone."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
 
 
 def _short(path: Path) -> str:

@@ -36,7 +36,8 @@ class Behavior(nn.Module):
 
     def unscale(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1] `(S, B, d)` as the environment takes them."""
-        return self.low + (action.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+        scaled = self.low + (action.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+        return torch.clamp(scaled, self.low, self.high)  # which rounding may have left
 
 
 class Critic(nn.Module):
