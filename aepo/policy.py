@@ -190,6 +190,8 @@ class Policy:
             raise ValueError(f"observations have shape {shape}, expected (N, {n}) or ({n},)")
         if not np.isfinite(states).all():
             raise ValueError("observations hold NaN or infinity")
+        if not len(states):
+            return np.zeros((0, self.action_dim), np.float32)
         shape = (1, len(states), self.actor.candidates, self.action_dim)
         noise = torch.randn(shape, generator=generator, device=generator.device if generator else "cpu")
         action = self.actor.act(torch.from_numpy(states).to(self.device).unsqueeze(0), noise.to(self.device))

@@ -169,10 +169,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def manifest(path: Path) -> bytes:
-    """A manifest without how long things took."""
+    """A manifest without how long things took, and without the commit, which may change beside a campaign."""
 
     def timeless(value):
-        return {k: timeless(v) for k, v in value.items() if k != "seconds"} if isinstance(value, dict) else value
+        return (
+            {k: timeless(v) for k, v in value.items() if k not in ("seconds", "git_commit")}
+            if isinstance(value, dict)
+            else value
+        )
 
     return json.dumps(timeless(json.loads(path.read_text())), sort_keys=True).encode()
 
