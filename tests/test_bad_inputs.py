@@ -201,6 +201,7 @@ DATA = {
     "version": (metadata(lambda found: found | {"minari_version": "9.0.0"}), "written by Minari 9.0.0"),
     "empty": (metadata(lambda found: found | {"total_episodes": 0}), "is empty: it holds no episode"),
     "lost steps": (metadata(lambda found: found | {"total_steps": 12}), "should hold 12 steps in 3 episodes"),
+    "absurd": (metadata(lambda found: found | {"total_steps": 10**15}), "aepo/d4rl/hopper-medium-v2: out of memory ("),
     "NaN": (samples.at("episode_2/observations", (3, 1), float("nan")), "state holds NaN or infinity (1 numbers"),
     "outside": (samples.at("episode_0/actions", (2, 0), -1.25), "1 of 13 actions are outside the action box"),
     "no rewards": (samples.hdf5(lambda file: file.pop("episode_0/rewards")), "episode 0 lacks a key"),
