@@ -17,7 +17,7 @@ else
 SETUP_MB := 4000
 endif
 
-.PHONY: help setup reproduce theory test lab bench results figures notebooks example
+.PHONY: help setup reproduce theory test test-survival lab bench results figures notebooks example
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ theory: setup ## the notebooks that need no task: the derivation (01) and the ex
 
 test: setup ## unit and stage tests, every notebook at the smoke profile against its stored outputs, ruff
 	@sh scripts/test.sh
+
+test-survival: setup ## kill 60 stages and parents at random moments, resume, compare bytes (KILLS=60)
+	@$(BIN)/python scripts/survival.py --kills $(or $(KILLS),60) --seed 0
 
 lab: setup ## JupyterLab on the notebooks, at 127.0.0.1 with its token
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/03_dataset.ipynb $(LAB)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from aepo import runs, settings
+from aepo import lifeline, runs, settings
 from aepo.cluster import Place, cancel, machine_memory
 from aepo.methods import trained_in
 from aepo.networks import select_seeds
@@ -165,15 +163,14 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place:
         def snakemake(tasks: Sequence[Run], **more: int) -> bool:
             command = _command(root, workdir, goal, place, tasks, {"device": place.device} | more)
             command += ["--slurm-jobname-prefix", jobs] * bool(jobs)
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=root, start_new_session=True, pass_fds=descriptors
-            )
+            process = lifeline.start(command, stdout=output, stderr=subprocess.STDOUT, cwd=root, pass_fds=descriptors)
             try:
                 watch(parts, process, started)
             except BaseException:
-                _stop(process)
                 cancel(jobs)
                 raise
+            finally:
+                lifeline.stop(process)
             return process.returncode == 0
 
         well = snakemake(study)
@@ -215,15 +212,6 @@ def _command(
     return [sys.executable, "-m", "snakemake", goal, *map(str, words)]
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """End Snakemake and the notebooks it started; a kernel ends by itself when its papermill is gone."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-
-
 def _last_words(log: Path) -> str:
     """One sentence for a stop before any notebook began."""
     tail = [line for line in log.read_text().splitlines() if line.strip()][-1:]
@@ -254,6 +242,6 @@ def export(folder: Path, target: Path, seed: int) -> int:
         chosen = {key: select_seeds(t, [row], count) for key, t in tensors.items() if not key.startswith("q_target.")}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         runs.write_artifact(target / f"{stage}.safetensors", chosen, meta)
-    kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in stages}
+    kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in used}
     runs.write_json(target / "manifest.json", manifest | {"stages": kept})
     return sum(path.stat().st_size for path in target.iterdir())

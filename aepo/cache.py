@@ -114,7 +114,7 @@ def fetch(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, Tensor],
     if found is not None:
         return found
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a folder of others: no cache will be written either
+        with contextlib.suppress(OSError, runs.StudyError):  # a folder of others: no cache will be written either
             stack.enter_context(stored.lock(dataset_id))
         return _load(folder, target, dataset_id, say=True) or build(folder, dataset_id, task)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aepo import cache, collect, download, importing, reading, runs, stored
+from aepo import cache, collect, download, faults, importing, reading, runs, stored
 from aepo.settings import DataSettings
 from aepo.tasks import D4RL, LOCAL, MINARI, Task
 
@@ -127,7 +127,8 @@ def load(task: Task, profile: str) -> Dataset:
         )
     folder = stored.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
-    tensors, made = cache.fetch(folder, dataset_id, task)
+    with faults.memory(f"dataset {dataset_id}", "use a machine with more memory"):
+        tensors, made = cache.fetch(folder, dataset_id, task)
     return Dataset(
         dataset_id=dataset_id,
         content_hash=made["content_hash"],

@@ -53,7 +53,8 @@ class ActionModel(nn.Module):
 
     def unscale(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1] `(S, B, d)` as the environment takes them."""
-        return self.low + (action.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+        scaled = self.low + (action.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+        return torch.clamp(scaled, self.low, self.high)  # which rounding may have left
 
     def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
         """Actions in [-1, 1] `(S, B, d)` from standardised states and initial noise, guided by scale times grad E."""

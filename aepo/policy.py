@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aepo import runs
+from aepo import faults, runs
 from aepo.capture import CapturedCalls
 from aepo.methods import METHODS, Method
 from aepo.models import VP, ActionModel, Behavior, Critic, Energy, PointGuidance, Trained
@@ -18,6 +18,8 @@ from aepo.networks import TIME_FEATURES, EnergyNet, select_seeds
 from aepo.observations import flatten
 from aepo.runs import StudyError
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
+
+FARTHEST = 1e6  # standard deviations from the mean that a network is shown: beyond, its numbers overflow
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Actor:
         return self._captured(state, noise) if state.device.type == "cuda" else self._act(state, noise)
 
     def _act(self, state: Tensor, noise: Tensor) -> Tensor:
-        return self.behavior.unscale(self.propose(self.behavior.standardize(state), noise))
+        return self.behavior.unscale(self.propose(self.behavior.standardize(state).clamp(-FARTHEST, FARTHEST), noise))
 
     @torch.no_grad()
     def propose(self, state: Tensor, noise: Tensor) -> Tensor:
@@ -102,35 +104,44 @@ def make_actor(
 
 def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -> torch.nn.Module:
     """Networks of a finished stage for the given seeds; StudyError where the file or a seed is missing."""
-    tensors, meta = runs.load_tensors(Path(folder) / f"{stage}.safetensors")
-    absent = [seed for seed in seeds if seed not in meta["seeds"]]
+    path = Path(folder) / f"{stage}.safetensors"
+    tensors, meta = runs.load_tensors(path)
+    known = faults.known(meta, path)["seeds"]
+    absent = [seed for seed in seeds if seed not in known]
     if absent:
-        raise StudyError(f"{folder}/{stage}.safetensors holds seeds {meta['seeds']}, not {absent}: train them first")
-    rows = [meta["seeds"].index(seed) for seed in seeds]
-    tensors = {key: select_seeds(v, rows, len(meta["seeds"])).float() for key, v in tensors.items()}
-    settings, count = meta["settings"], len(seeds)
+        raise StudyError(f"{path} holds seeds {known}, not {absent}: train them first")
+    faults.check_tensors(tensors, len(known), path)
+    rows = [known.index(seed) for seed in seeds]
+    tensors = {key: select_seeds(v, rows, len(known)).float() for key, v in tensors.items()}
+    try:
+        module = _networks(stage, tensors, meta["settings"], len(seeds))
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise StudyError(f"{path} does not hold the networks of {stage} ({reason[:200]}): {faults.REMEDY}") from None
+    faults.fill(module, tensors, path)
+    return module.to(device).requires_grad_(False)
+
+
+def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int) -> torch.nn.Module:
+    """A stage's networks of `count` seeds, of the sizes of stored tensors and settings."""
     if stage == "behavior":
-        module = Behavior(
-            count, tensors["state_mean"].shape[-1], tensors["low"].shape[-1], _known(BehaviorSettings, settings)
-        )
-    elif stage.startswith("critic"):
+        n, d = tensors["state_mean"].shape[-1], tensors["low"].shape[-1]
+        return Behavior(count, n, d, _known(BehaviorSettings, settings))
+    if stage.startswith("critic"):
         n = tensors["value.net.layers.0.weight"].shape[1]
         d = tensors["q.net.layers.0.weight"].shape[1] - n
-        module = Critic(count, n, d, _known(CriticSettings, settings))
         for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
             if key.startswith("q."):
                 tensors.setdefault(key.replace("q.", "q_target.", 1), value)
-    elif stage.startswith("policy-"):
+        return Critic(count, n, d, _known(CriticSettings, settings))
+    if stage.startswith("policy-"):
         n, d = tensors["average.state_mean"].shape[-1], tensors["average.low"].shape[-1]
         own = (_known(PolicySettings, settings), _known(CriticSettings, settings["critic_settings"]))
-        module = Trained(settings["kind"], count, n, d, *own)
-    else:
-        energy = _known(EnergySettings, settings)
-        n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
-        d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
-        module = EnergyNet(count, n, d, energy.width, energy.depth, VP)
-    module.load_state_dict(tensors)
-    return module.to(device).requires_grad_(False)
+        return Trained(settings["kind"], count, n, d, *own)
+    energy = _known(EnergySettings, settings)
+    n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
+    d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
+    return EnergyNet(count, n, d, energy.width, energy.depth, VP)
 
 
 def load_actor(
@@ -213,9 +224,14 @@ class Policy:
         """Actions `(N, d)` inside the action box for observations `(N, n)`; one state `(n,)` gives `(d,)`.
 
         A dict observation, one or a batch, is flattened in the order of `observation_keys` that training used.
-        ValueError for another shape, for values that are not finite, or for a dict that lacks a part.
+        States farther than 1e6 standard deviations from the data's mean are taken to lie at that distance. ValueError
+        for another shape, for values that are not real numbers or not finite in float32, or for a dict that lacks a part.
         """
-        states = flatten(observations, self.observation_keys).astype(np.float32)
+        states = flatten(observations, self.observation_keys)
+        if states.dtype.kind not in "fiub":
+            raise ValueError(f"observations have type {states.dtype}, expected real numbers")
+        with np.errstate(over="ignore"):
+            states = states.astype(np.float32)
         single = states.ndim == 1
         states = np.atleast_2d(states)
         if states.ndim != 2 or states.shape[1] != self.state_dim:
@@ -223,6 +239,8 @@ class Policy:
             raise ValueError(f"observations have shape {shape}, expected (N, {n}) or ({n},)")
         if not np.isfinite(states).all():
             raise ValueError("observations hold NaN or infinity")
+        if not len(states):
+            return np.zeros((0, self.action_dim), np.float32)
         shape = (1, len(states), self.actor.draws, self.action_dim)
         noise = torch.randn(shape, generator=generator, device=generator.device if generator else "cpu")
         action = self.actor.act(torch.from_numpy(states).to(self.device).unsqueeze(0), noise.to(self.device))

@@ -51,10 +51,19 @@ def spaces(found: Mapping[str, Any], folder: Path) -> tuple[gym.Space, gym.Space
     try:
         if "observation_space" in found and "action_space" in found:
             return deserialize_space(found["observation_space"]), deserialize_space(found["action_space"])
+        _check_registered(found)
         storage = MinariStorage.read(folder / "data")
     except Exception as error:
         raise StudyError(f"{folder} names spaces that cannot be read ({error}): {DELETE}") from None
     return storage.observation_space, storage.action_space
+
+
+def _check_registered(found: Mapping[str, Any]) -> None:
+    """The environment that metadata name is one that is known here: Minari would call whatever function they name."""
+    spec = json.loads(found["env_spec"])
+    known = gym.registry.get(spec["id"])
+    if known is None or known.entry_point != spec["entry_point"] or spec.get("additional_wrappers"):
+        raise ValueError(f"their environment {spec['id']} is none of this installation")
 
 
 def transitions(

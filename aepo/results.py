@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aepo import runs
+from aepo import faults, runs
 from aepo import settings as settings_table
 from aepo.datasets import Dataset, recorded_returns
 from aepo.evaluation import Rollouts, nested_bootstrap, play
@@ -32,6 +32,7 @@ COLUMNS = [
     "score",
 ]
 KEPT_EPISODES = 8
+FEWER = "evaluate fewer episodes or seeds at once, or take more memory"
 
 
 def _content_hashes(run: Run, names: list[str]) -> dict[str, str]:
@@ -47,7 +48,9 @@ def _stored(path: Path, digest: str) -> Rollouts | None:
     except runs.StudyError as error:
         print(f"evaluated again: {error}")
         return None
-    return Rollouts(**{k: v.numpy() for k, v in tensors.items()}) if meta["settings_hash"] == digest else None
+    if meta.get("settings_hash") != digest or set(tensors) != set(Rollouts.__dataclass_fields__):
+        return None
+    return Rollouts(**{k: v.numpy() for k, v in tensors.items()})
 
 
 def _keep(path: Path, rollouts: Rollouts, content: dict, digest: str) -> Rollouts:
@@ -93,10 +96,14 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
             sampling = (settings.solver_steps, settings.candidates)
             actor = load_actor(run.folder, method, run.seeds, beta, scale, *sampling, run.device)
             name, folder = f"evaluate {method}", run.folder / "progress"
-            rollouts = play(actor, run.task, run.seeds, settings.episodes, name, folder, KEPT_EPISODES)
-            rollouts = _keep(path, rollouts, content, digest)
+            with faults.memory(name, FEWER):
+                rollouts = play(actor, run.task, run.seeds, settings.episodes, name, folder, KEPT_EPISODES)
             entry_seconds = {"seconds": round(time.time() - started, 1), "device": run.device, "settings_hash": digest}
             runs.update_manifest(run.folder, "evaluation", method, content | entry_seconds)
+            rollouts = _keep(path, rollouts, content, digest)  # last: what is kept is in the manifest
+        elif runs.read_manifest(run.folder).get("evaluation", {}).get(method, {}).get("settings_hash") != digest:
+            noted = content | {"device": run.device, "settings_hash": digest}
+            runs.update_manifest(run.folder, "evaluation", method, noted)
     return rollouts
 
 
@@ -128,7 +135,9 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
             sampling = (list(scales), settings.solver_steps, 1)
             actor = load_actor(run.folder, method, [seed] * len(scales), beta, *sampling, run.device)
             name, folder = f"curve {method}", run.folder / "progress"
-            rollouts = play(actor, run.task, [seed] * len(scales), settings.curve_episodes, name, folder, KEPT_EPISODES)
+            seeds = [seed] * len(scales)
+            with faults.memory(name, FEWER):
+                rollouts = play(actor, run.task, seeds, settings.curve_episodes, name, folder, KEPT_EPISODES)
             rollouts = _keep(path, rollouts, content, digest)
     frames = [_rows(rollouts, k, method, "curve", beta, scale, seed) for k, scale in enumerate(scales)]
     frame = _scored(pd.concat(frames, ignore_index=True), run, data)
@@ -215,12 +224,18 @@ def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
 
 
 def read_returns(path: Path) -> pd.DataFrame:
-    """A returns.csv or results.csv; StudyError where it is missing."""
+    """A returns.csv or results.csv; StudyError where it is missing or something else."""
     if not path.exists():
         raise runs.StudyError(f"{path} is missing: run notebook 07_evaluation first")
     numbers = {name: [""] for name in ("return", "length", "success", "score")}
-    frame = pd.read_csv(path, keep_default_na=False, na_values=numbers)
-    return frame.assign(success=frame["success"].astype("Int64"), score=frame["score"].astype(float))
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, na_values=numbers)
+        return frame.assign(success=frame["success"].astype("Int64"), score=frame["score"].astype(float))[[*frame]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise runs.StudyError(
+            f"{path} is no table of returns ({reason[:200]}): delete it and run notebook 07_evaluation again"
+        ) from None
 
 
 def results_path(run: Run) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -29,6 +32,8 @@ from aepo.methods import METHODS
 
 FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
 READABLE = (1, 2)  # formats whose networks can still be read
+SECTIONS = ("stages", "evaluation", "data")  # of the manifest
+REMAKE = "move it away and run the notebooks again, finished stages are kept"
 PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "safetensors")
 
 
@@ -160,14 +165,20 @@ def choose_device(device: str) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that replaces `path` when the block ends well: fsync, rename, fsync folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path in the same folder that replaces `path` when the block ends well: fsync, rename, fsync folder.
+
+    It is locked meanwhile; what killed processes left of their own attempts, locked by nobody, is removed.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
+        with open(temporary, "wb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except OSError as error:
         raise StudyError(
             f"cannot write {path} ({error.strerror or error}): free space or choose another runs_dir"
@@ -179,6 +190,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Remove the temporary files of `name` (and of what begins with it and a dot) that killed processes have left."""
+    for left in folder.glob(f".{glob.escape(name)}.*.tmp"):
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -194,8 +213,12 @@ def lock(folder: Path, name: str) -> Iterator[int]:
     Yields the descriptor that holds it: a child that inherits it (`pass_fds`) holds the lock too.
     """
     path = folder / ".locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise StudyError(f"cannot write {path} ({error.strerror}): free space or choose another folder") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -230,21 +253,37 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("aepo", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta = meta if isinstance(meta, dict) else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}): delete it and run its stage again") from None
     if meta.get("format") not in READABLE:
         raise StudyError(
             f"{path} has format {meta.get('format')}, this version reads {READABLE}: delete it and run its stage again"
         )
-    if meta["sha256"] != _content_hash(tensors):
+    if meta.get("sha256") != _content_hash(tensors):
         raise StudyError(f"{path} is damaged (its checksum does not match): delete it and run its stage again")
     return tensors, meta
 
 
 def write_artifact(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """A finished stage: the networks with their metadata, and the same metadata as JSON for people."""
-    save_tensors(path, tensors, meta)
+    """A finished stage: the same metadata as JSON for people, and the networks with their metadata."""
     write_json(path.with_suffix(".json"), meta)
+    save_tensors(path, tensors, meta)
+
+
+def read_metrics(run: Run, stage: str) -> pd.DataFrame:
+    """The training log of a finished stage; StudyError where it is missing or something else."""
+    path = run.metrics(stage)
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise StudyError(
+            f"{path} cannot be read ({reason[:200]}): delete {run.artifact(stage).name} and run its stage again"
+        ) from None
+    if "seed" not in frame or "step" not in frame:
+        raise StudyError(f"{path} is no training log: delete {run.artifact(stage).name} and run its stage again")
+    return frame
 
 
 @functools.cache
@@ -266,13 +305,21 @@ def git_commit() -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that `write_json` wrote, empty where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """A JSON file that `write_json` wrote, empty where there is none; StudyError where it is something else."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read ({error}): {REMAKE}") from None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a run folder, empty where there is none."""
-    return read_json(folder / "manifest.json")
+    """manifest.json of a run folder, empty where there is none; StudyError where it is something else."""
+    path = folder / "manifest.json"
+    manifest = read_json(path)
+    sections = [manifest, *(manifest.get(name, {}) for name in SECTIONS)] if isinstance(manifest, dict) else [None]
+    if not all(isinstance(section, dict) for section in sections):
+        raise StudyError(f"{path} is not a manifest of this study: {REMAKE}")
+    return manifest
 
 
 def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from aepo import losses, posterior, runs
+from aepo import faults, losses, posterior, runs
 from aepo import settings as settings_table
 from aepo.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.datasets import Dataset
@@ -90,19 +90,25 @@ def _stage(
         "versions": runs.versions(),
     }
     path = run.artifact(name)
-    with runs.lock(run.folder, name):
+    remedy = (
+        "make batch or width smaller, take fewer seeds, or more memory; a training goes on from its last checkpoint"
+    )
+    with runs.lock(run.folder, name), faults.memory(name, remedy):
         tensors, seeds = {}, ()
         if path.exists():
             tensors, stored = runs.load_tensors(path)
             if stored.get("settings_hash") == meta["settings_hash"]:
-                seeds = tuple(stored["seeds"])
+                seeds = tuple(faults.known(stored, path)["seeds"])
+                faults.check_tensors(tensors, len(seeds), path)
             else:
                 aside = path.with_name(f"{path.stem}.{stored.get('settings_hash')}.old")
                 print(
-                    f"{name}: settings have changed, so it is trained again; the old artefact is kept as {aside.name}"
+                    f"{name}: settings have changed ({_changes(stored.get('settings'), content)}), so it is trained again; "
+                    f"the old artefact is kept as {aside.name}"
                 )
                 path.replace(aside)
         missing = tuple(seed for seed in run.seeds if seed not in seeds)
+        entry = {**meta, "device": run.device, "steps": steps}
         if missing:
             started = time.time()
             learner, module = build(missing)
@@ -115,27 +121,33 @@ def _stage(
                 trained = {
                     key: join_seeds(tensors[key], trained[key].cpu(), len(seeds), len(missing)) for key in trained
                 }
-                log = pd.concat([pd.read_parquet(run.metrics(name)), log], ignore_index=True) if learner else log
+                if learner:
+                    before = runs.read_metrics(run, name)
+                    log = pd.concat([before[before["seed"].isin(seeds)], log], ignore_index=True)
             tensors, seeds = {key: value.cpu() for key, value in trained.items()}, seeds + missing
             if learner:
                 with runs.atomic_path(run.metrics(name)) as temporary:
                     log.to_parquet(temporary)
-            runs.write_artifact(path, tensors, {**meta, "seeds": list(seeds)})
-            clear_checkpoints(run.checkpoints(), name)
-            entry = {
-                **meta,
-                "seeds": list(seeds),
-                "device": run.device,
-                "steps": steps,
-                "seconds": round(time.time() - started, 1),
-            }
+            entry |= {"seeds": list(seeds), "seconds": round(time.time() - started, 1)}
             runs.update_manifest(run.folder, "stages", name, entry)
+            runs.write_artifact(path, tensors, {**meta, "seeds": list(seeds)})  # last: what is there is complete
+        elif name not in runs.read_manifest(run.folder).get("stages", {}):
+            runs.update_manifest(run.folder, "stages", name, entry | {"seeds": list(seeds)})
+        clear_checkpoints(run.checkpoints(), name)
     rows = [seeds.index(seed) for seed in run.seeds]
     return {key: select_seeds(value, rows, len(seeds)).to(run.device) for key, value in tensors.items()}, meta
 
 
 def _settings_hash(run: Run, stage: str) -> str:
     return runs.load_tensors(run.artifact(stage))[1]["settings_hash"]
+
+
+def _changes(before: Any, now: dict[str, Any]) -> str:
+    """Which settings differ, with their values, the first few of them."""
+    before = before if isinstance(before, dict) else {}
+    keys = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+    shown = [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys[:3]]
+    return ", ".join(shown + [f"{len(keys) - 3} more"] * (len(keys) > 3))
 
 
 def _content(settings: Any, run: Run, data: Dataset, **more: Any) -> dict[str, Any]:
@@ -157,7 +169,7 @@ def train_behavior(run: Run, data: Dataset, settings: BehaviorSettings | None = 
         lambda module, seeds: finish_behavior(module, data, seeds, settings),
     )
     behavior = Behavior(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
-    behavior.load_state_dict(tensors)
+    faults.fill(behavior, tensors, run.artifact("behavior"))
     return behavior.requires_grad_(False)
 
 
@@ -194,7 +206,7 @@ def train_critic(
         lambda module, seeds: finish_critic(module, data),
     )
     critic = Critic(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
-    critic.load_state_dict(tensors)
+    faults.fill(critic, tensors, run.artifact(runs.critic_stage(kind)))
     return critic.requires_grad_(False)
 
 
@@ -222,6 +234,8 @@ def train_support(
         return module
 
     tensors, _ = _stage(run, name, content, 0, 0.0, lambda seeds: (None, draw(seeds)), lambda module, seeds: None)
+    if set(tensors) != {"index", "action"}:
+        raise StudyError(f"{run.artifact(name)} lacks index or action: {faults.REMEDY}")
     return Support(tensors["index"], tensors["action"])
 
 
@@ -286,7 +300,7 @@ def _train_policy(
     tensors, _ = _stage(run, name, content, steps, settings.learning_rate, build, lambda module, seeds: None)
     n, d = data.state.shape[1], data.action.shape[1]
     module = Trained(kind, len(run.seeds), n, d, settings, critic_settings).to(run.device)
-    module.load_state_dict(tensors)
+    faults.fill(module, tensors, run.artifact(name))
     return module.requires_grad_(False)
 
 
@@ -330,8 +344,8 @@ def train_energy(
         lambda module, seeds: None,
     )
     net = EnergyNet(len(run.seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP)
-    net.to(run.device).load_state_dict(tensors)
-    curved = pd.read_parquet(run.metrics(name)).groupby("seed")["curved"].last().max()
+    faults.fill(net.to(run.device), tensors, run.artifact(name))
+    curved = runs.read_metrics(run, name).groupby("seed")["curved"].last().max()
     if entry.energy == "taylor" and curved > TRUSTED_SHARE:
         print(
             f"{name}: beta c_t |H v| is above 1 at up to {100 * curved:.0f}% of noised actions: first order is not to be "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from aepo.networks import generator
 from aepo.progress import Progress
 
 Draws = dict[str, Tensor]
+ADAM = ("exp_avg", "exp_avg_sq")
 
 
 def keep_freed_memory() -> None:
@@ -200,11 +202,9 @@ def fit(
             row |= learner.diagnose(_some(draws, -1))
             columns = list(row)
             row = torch.stack(list(row.values()), -1).double().cpu()
-            if not torch.isfinite(row).all():
-                raise runs.StudyError(
-                    f"{learner.name}: the loss is not finite between steps {index * chunk} and {index * chunk + count}; "
-                    f"the checkpoint before is kept in {checkpoints}: try a smaller learning_rate"
-                )
+            if not (torch.isfinite(row).all() and _finite(learner.module)):
+                steps_seen = f"between steps {index * chunk} and {index * chunk + count}"
+                raise runs.StudyError(_diverged(learner, row, steps_seen, store))
             log.append(row)
             if store:
                 store.save(index + 1, log, columns)
@@ -217,38 +217,67 @@ def fit(
     return pd.DataFrame(frames)
 
 
+def _finite(module: nn.Module) -> bool:
+    """Whether every number of a module is finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
+
+
+def _diverged(learner: Learner, row: Tensor, steps: str, store: Checkpoints | None) -> str:
+    """The sentence for a training whose loss or networks `(S, columns)` are no numbers any more."""
+    bad = [str(seed) for seed, values in zip(learner.seeds, row, strict=True) if not torch.isfinite(values).all()]
+    whose = f" of seed {', '.join(bad)}" if bad else ""
+    kept = [path.name for path in store.paths()] if store else []
+    last = f"; the last good checkpoint is kept, {store.folder / kept[-1]}" if kept else ""
+    return (
+        f"{learner.name}: the loss{whose} is not finite {steps}{last}: try a smaller learning_rate, "
+        "and look at the data (notebook 03_dataset)"
+    )
+
+
 class Checkpoints:
-    """The last two checkpoints of a training: networks, optimizer state and log, as checksummed safetensors."""
+    """The last two checkpoints of a training: networks, optimizer state, log and step, as checksummed safetensors.
+
+    No generator is among them: the draws of a chunk follow from (seed, name, chunk) alone.
+    """
 
     def __init__(self, folder: Path, learner: Learner, optimizer: torch.optim.Adam, meta: dict[str, Any]):
         self.folder, self.learner, self.optimizer = folder, learner, optimizer
         self.meta = {**meta, "seeds": list(learner.seeds)}
         self.columns: list[str] = []
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{self.learner.name}.*.safetensors"))
+    def paths(self) -> list[Path]:
+        """Those on disk, oldest first."""
+        return sorted(self.folder.glob(_pattern(self.learner.name)))
 
     def save(self, chunks: int, log: list[Tensor], columns: list[str]) -> None:
         """Write the state after `chunks` chunks and drop all but the last two checkpoints."""
+        tensors = self._state() | {"log": torch.stack(log)}
+        meta = {**self.meta, "chunks": chunks, "columns": columns}
+        runs.save_tensors(self.folder / f"{self.learner.name}.{chunks:06d}.safetensors", tensors, meta)
+        for old in self.paths()[:-2]:
+            old.unlink(missing_ok=True)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Networks and the optimizer's averages by name; before the first step there are none of the latter."""
         tensors = {f"module.{key}": value for key, value in self.learner.module.state_dict().items()}
         for i, parameter in enumerate(self.learner.trained):
             tensors |= {f"adam.{i}.{key}": value for key, value in self.optimizer.state[parameter].items()}
-        tensors["log"] = torch.stack(log)
-        meta = {**self.meta, "chunks": chunks, "columns": columns}
-        runs.save_tensors(self.folder / f"{self.learner.name}.{chunks:06d}.safetensors", tensors, meta)
-        for old in self._paths()[:-2]:
-            old.unlink(missing_ok=True)
+        return tensors
 
     def restore(self) -> tuple[int, list[Tensor]]:
         """Load the newest checkpoint that is whole and of the same settings; (0, []) where there is none."""
-        for path in reversed(self._paths()):
+        name = self.learner.name
+        for path in reversed(self.paths()):
             try:
                 tensors, meta = runs.load_tensors(path)
+                changed = [key for key, value in self.meta.items() if meta.get(key) != value]
+                if changed:
+                    print(f"{name}: its checkpoint {path.name} has other {', '.join(changed)} and is not used")
+                    path.unlink()
+                    continue
+                self._check(tensors, meta, path)
             except runs.StudyError as error:
-                print(f"passed over a checkpoint: {error}")
-                continue
-            if any(meta.get(key) != value for key, value in self.meta.items()):
-                path.unlink()
+                print(f"{name}: passed over a checkpoint for the one before it, or for the start: {error}")
                 continue
             module = {key.removeprefix("module."): v for key, v in tensors.items() if key.startswith("module.")}
             self.learner.module.load_state_dict(module)
@@ -264,8 +293,26 @@ class Checkpoints:
             return meta["chunks"], list(tensors["log"])
         return 0, []
 
+    def _check(self, tensors: dict[str, Tensor], meta: dict[str, Any], path: Path) -> None:
+        """StudyError where a checkpoint is not of this training: tensors, their shapes, numbers, the log."""
+        shapes = {f"module.{key}": value.shape for key, value in self.learner.module.state_dict().items()}
+        for i, parameter in enumerate(self.learner.trained):
+            shapes |= {f"adam.{i}.{key}": parameter.shape for key in ADAM} | {f"adam.{i}.step": torch.Size([])}
+        chunks, columns = meta.get("chunks"), meta.get("columns")
+        well = isinstance(chunks, int) and isinstance(columns, list)
+        shapes["log"] = torch.Size([chunks, len(self.learner.seeds), len(columns)]) if well else torch.Size([])
+        wrong = [key for key in {*shapes, *tensors} if key not in tensors or tensors[key].shape != shapes.get(key)]
+        wrong += [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+        if wrong or not well:
+            raise runs.StudyError(f"{path} has a wrong shape, no tensor, or no number in {sorted(wrong)[0]}")
+
+
+def _pattern(name: str) -> str:
+    """Glob of the checkpoints of a stage, not of those whose name only begins the same (b1 and b1.5)."""
+    return f"{glob.escape(name)}.{'[0-9]' * 6}.safetensors"
+
 
 def clear_checkpoints(folder: Path, name: str) -> None:
-    """Remove the checkpoints of a finished training."""
-    for path in folder.glob(f"{name}.*.safetensors"):
+    """Remove the checkpoints of a finished training, whole or half-written."""
+    for path in [*folder.glob(_pattern(name)), *folder.glob(f".{_pattern(name)}.*tmp")]:
         path.unlink(missing_ok=True)

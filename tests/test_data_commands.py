@@ -45,30 +45,6 @@ def test_wrong_calls_end_with_2(aepo, arguments):
     assert aepo("data", *arguments)[0] == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("show", "maze2d-moon"), "unknown task 'maze2d-moon'"),
-        (("show", "maze2d-umaze", "--profile", "huge"), "unknown profile 'huge'"),
-        (
-            ("show", "pen-human-v2"),
-            "is not on disk: run notebook 03_dataset first, or `aepo data get pen-human-v2 --profile quick`",
-        ),
-        (("get", "d4rl-kitchen-mixed-v0"), "run `aepo data import FILE --task d4rl-kitchen-mixed-v0`"),
-        (("collect", "pointmaze-umaze-v2"), "has no recipe.*the task local-pointmaze-umaze makes such data"),
-        (("collect", "--suite", "pointmaze"), "the data of suite pointmaze are not collected here"),
-        (("collect", "--suite", "moon"), "unknown suite 'moon'"),
-        (("import", "nowhere.hdf5", "--task", "d4rl-hopper-medium-v2"), "there is no file nowhere.hdf5"),
-    ],
-)
-def test_failures_end_with_1_and_one_sentence(aepo, arguments, sentence):
-    code, _, error = aepo("data", *arguments)
-    assert code == 1
-    assert error.startswith("aepo: ")
-    assert error.count("\n") == 1
-    assert re.search(sentence, error), error
-
-
 def test_collect_keeps_what_is_there_and_show_describes_it(aepo):
     code, out, _ = aepo("data", "collect", "maze2d-umaze", "--profile", "smoke")
     assert code == 0

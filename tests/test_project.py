@@ -108,29 +108,6 @@ def aepo(capsys, monkeypatch, *arguments):
     return stopped.value.code or 0, capsys.readouterr()
 
 
-GOOD = {"task": "maze2d-umaze", "profile": "smoke"}
-BAD = [
-    ({"task": "maze2d-moon"}, "unknown task 'maze2d-moon': choose one of maze2d-"),
-    ({"methods": "aepo,sac"}, "unknown method 'sac': choose from bc, best-of-n, aepo, aepo-cubature"),
-    ({"profile": "huge"}, "unknown profile 'huge': choose one of smoke, quick, full"),
-    ({"seeds": "-1"}, "seeds must be a number of seeds >= 1, got '-1'"),
-    ({"seeds": "many"}, "seeds must be a number of seeds >= 1, got 'many'"),
-    ({"device": "tpu"}, "unknown device 'tpu': choose auto, cpu or cuda"),
-    ({"runs-dir": "/proc/nowhere"}, "cannot write to the run folder /proc/nowhere/smoke/maze2d-umaze"),
-    ({"runs-dir": "/dev/null/runs"}, "cannot write to the run folder /dev/null/runs/smoke/maze2d-umaze"),
-]
-
-
-@pytest.mark.parametrize(("change", "sentence"), BAD, ids=lambda v: "-".join(v) if isinstance(v, dict) else "")
-def test_a_bad_parameter_gets_its_sentence(capsys, monkeypatch, tmp_path, change, sentence):
-    options = GOOD | {"runs-dir": str(tmp_path / "runs")} | change
-    code, printed = aepo(capsys, monkeypatch, "reproduce", *(f"--{k}={v}" for k, v in options.items()))
-    assert code == 1
-    assert printed.err.startswith("aepo: " + sentence)
-    assert printed.err.count("\n") == 1
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize("seeds", [[-1], [], [0, 0], [1.5], [True]])
 def test_notebook_seeds_are_checked(tmp_path, seeds):
     with pytest.raises(runs.StudyError, match="seeds must be distinct integers >= 0"):

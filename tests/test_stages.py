@@ -140,7 +140,7 @@ def test_what_an_older_version_wrote_is_trained_again(run, data, tiny, monkeypat
         older.setattr(runs, "FORMAT", 1)
         stages.train_behavior(run, data, tiny.behavior)
     stages.train_behavior(run, data, tiny.behavior)
-    assert "behavior: settings have changed, so it is trained again" in capsys.readouterr().out
+    assert "behavior: settings have changed (format 1 -> 2), so it is trained again" in capsys.readouterr().out
     assert runs.load_tensors(run.artifact("behavior"))[1]["format"] == runs.FORMAT
 
 
@@ -179,6 +179,6 @@ def test_energy_without_its_earlier_stages_says_which_file_is_missing(run, data,
 
 def test_a_loss_that_is_not_finite_stops_and_says_where(run, data, tiny):
     broken = replace(data, action=data.action * float("nan"))
-    with pytest.raises(runs.StudyError, match="behavior: the loss is not finite between steps 0 and 20"):
+    with pytest.raises(runs.StudyError, match="behavior: the loss of seed 0, 1 is not finite between steps 0 and 20"):
         stages.train_behavior(run, broken, tiny.behavior)
     assert not run.artifact("behavior").exists()

@@ -1,102 +1,232 @@
-"""A stage that is killed goes on where it was and ends with the same bytes as an unbroken one."""
+"""Nothing is lost: kills at random moments, torn and foreign checkpoints, two processes at once, lifelines, locks."""
 
+import fcntl
+import multiprocessing as mp
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-
-from aepo import runs, training
-
-WORK = """
-import sys
-from dataclasses import replace
 import torch
-torch.set_num_threads(1)
-from aepo import datasets, results, runs, settings, stages, tasks
-small = replace(
-    settings.SMOKE,
-    behavior=replace(settings.SMOKE.behavior, width=32, steps=400, variance_samples=64),
-    critic=replace(settings.SMOKE.critic, width=32, steps=400),
-    energy=replace(settings.SMOKE.energy, width=32, steps=400),
-    evaluation=replace(settings.SMOKE.evaluation, episodes=1, solver_steps=2),
-    chunk=20,
-)
-settings.PROFILES["smoke"] = small
-run = runs.open_run("maze2d-umaze", [0, 1], ["bc", "aepo"], "smoke", "cpu", sys.argv[1])
-datasets.prepare(run.task, "smoke", settings.SMOKE.data, progress=False)
-data = datasets.load(run.task, "smoke")
-print("ready", flush=True)
-behavior = stages.train_behavior(run, data)
-critic = stages.train_critic(run, data)
-stages.train_energy(run, data, behavior, critic, "aepo")
-results.write_returns(run, data)
+
+from aepo import lifeline, results, runs, settings, stages, training
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_ten_kills_change_nothing():
+    """`make test-survival` is the same with sixty."""
+    command = [sys.executable, "scripts/survival.py", "--kills", "10", "--parents", "1", "--seed", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^10 of 10 the same, in \d+ s$", done.stdout, re.MULTILINE)
+
+
+def trained(run, data, tiny, **more):
+    """The log of a behavior training with checkpoints every 5 of 20 steps."""
+    learner, _ = stages.behavior_learner(data, (0,), tiny.behavior)
+    return training.fit(learner, 20, 1e-3, 5, **more)
+
+
+def rewrite(change, **more):
+    """A checkpoint with other tensors, its checksum right."""
+
+    def spoil(path):
+        tensors, meta = runs.load_tensors(path)
+        change(tensors)
+        runs.save_tensors(path, tensors, {k: v for k, v in meta.items() if k not in ("format", "sha256")} | more)
+
+    return spoil
+
+
+class Evil:
+    """Unpickled, it would end the tests."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def drop(tensors):
+    tensors.pop("adam.0.exp_avg")
+
+
+def spoil_first(value):
+    return lambda tensors: next(v for k, v in tensors.items() if k.endswith("out.weight")).view(-1)[:1].fill_(value)
+
+
+SPOILED = {
+    "torn": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cannot be read"),
+    "header": (lambda path: path.write_bytes(path.read_bytes()[:50]), "cannot be read"),
+    "empty": (lambda path: path.write_bytes(b""), "cannot be read"),
+    "a bit": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x55"), "is damaged"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(Evil())), "cannot be read"),
+    "NaN": (rewrite(spoil_first(float("nan"))), "no number in module"),
+    "missing": (rewrite(drop), "no tensor, or no number in adam.0.exp_avg"),
+    "shape": (rewrite(lambda t: t.update(log=torch.ones(2, 2))), "wrong shape, no tensor, or no number in log"),
+    "format": (rewrite(lambda t: None, format=99), "has format 99"),
+    "chunks": (rewrite(lambda t: None, chunks=None), "wrong shape"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILED.values(), ids=SPOILED)
+def test_a_bad_checkpoint_is_passed_over_for_the_one_before(run, data, tiny, capsys, spoil, said):
+    folder = run.checkpoints()
+    whole = trained(run, data, tiny, checkpoints=folder)
+    assert [path.name[9:-12] for path in sorted(folder.iterdir())] == ["000003", "000004"]
+    spoil(folder / "behavior.000004.safetensors")
+    capsys.readouterr()
+    assert trained(run, data, tiny, checkpoints=folder).equals(whole)
+    out = capsys.readouterr().out
+    assert "behavior: passed over a checkpoint for the one before it" in out
+    assert "behavior.000004.safetensors" in out
+    assert said in out
+
+
+def test_a_checkpoint_of_other_settings_is_not_used_and_said(run, data, tiny, capsys):
+    folder = run.checkpoints()
+    trained(run, data, tiny, checkpoints=folder, meta={"settings_hash": "a"})
+    log = trained(run, data, tiny, checkpoints=folder, meta={"settings_hash": "b"})
+    assert (
+        "its checkpoint behavior.000004.safetensors has other settings_hash and is not used" in capsys.readouterr().out
+    )
+    assert log.equals(trained(run, data, tiny))
+
+
+def test_checkpoints_of_a_longer_name_are_left_alone(tmp_path):
+    """beta 1 and beta 1.5."""
+    other = tmp_path / "curve-aepo-b1.5.000004.safetensors"
+    other.touch()
+    own = [tmp_path / name for name in ("curve-aepo-b1.000004.safetensors", ".curve-aepo-b1.000005.safetensors.7.tmp")]
+    for path in own:
+        path.touch()
+    training.clear_checkpoints(tmp_path, "curve-aepo-b1")
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(run, data, tiny):
+    folder, steps = run.checkpoints(), 0
+    learner, _ = stages.behavior_learner(data, (0, 1), tiny.behavior)
+
+    def after_step():
+        nonlocal steps
+        steps += 1
+        if steps == 13:
+            next(iter(learner.trained)).data[1].fill_(float("nan"))
+
+    with pytest.raises(runs.StudyError) as said:
+        training.fit(replace(learner, after_step=after_step), 20, 1e-3, 5, checkpoints=folder)
+    kept = folder / "behavior.000002.safetensors"
+    assert str(said.value).startswith(
+        f"behavior: the loss of seed 1 is not finite between steps 10 and 15; the last good checkpoint is kept, {kept}: try"
+    )
+    assert torch.isfinite(runs.load_tensors(kept)[0]["log"]).all()
+
+
+def test_what_a_kill_between_two_files_left_is_mended(run, data, tiny):
+    """An artefact without its entry in the manifest, with checkpoints beside it; a log that already has the new seed."""
+    stages.train_behavior(run, data, tiny.behavior)
+    (run.folder / "manifest.json").unlink()
+    left = run.checkpoints() / "behavior.000002.safetensors"
+    left.touch()
+    stages.train_behavior(run, data, tiny.behavior)
+    assert runs.read_manifest(run.folder)["stages"]["behavior"]["seeds"] == [0, 1]
+    assert not left.exists()
+    more = replace(run, seeds=(0, 1, 4))
+    first = run.artifact("behavior").read_bytes()
+    stages.train_behavior(more, data, tiny.behavior)
+    log = runs.read_metrics(run, "behavior")
+    run.artifact("behavior").write_bytes(first)
+    stages.train_behavior(more, data, tiny.behavior)
+    assert runs.read_metrics(run, "behavior").equals(log)
+
+
+def test_an_evaluation_without_its_entry_gets_it(run, data, tiny, monkeypatch):
+    small = replace(tiny, evaluation=replace(settings.SMOKE.evaluation, episodes=1, solver_steps=2))
+    monkeypatch.setitem(settings.PROFILES, "smoke", small)
+    short = replace(run, task=replace(run.task, horizon=5), methods=("bc",))
+    stages.train_behavior(short, data)
+    results.evaluate(short, "bc")
+    (run.folder / "manifest.json").unlink()
+    results.evaluate(short, "bc")
+    assert runs.read_manifest(run.folder)["evaluation"]["bc"]["episodes"] == 1
+
+
+def test_temporary_files_of_the_dead_are_swept(tmp_path):
+    dead, alive, other = (tmp_path / name for name in (".a.json.1.tmp", ".a.json.2.tmp", ".b.json.1.tmp"))
+    for path in (dead, alive, other):
+        path.write_text("half")
+    with open(alive) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        runs.write_json(tmp_path / "a.json", 1)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".a.json.2.tmp", ".b.json.1.tmp", "a.json"]
+    runs.write_json(tmp_path / "a.json", 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.1.tmp", "a.json"]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_two_processes_on_one_run_both_end_well(run, data, tiny, tmp_path):
+    both = [mp.get_context("fork").Process(target=stages.train_behavior, args=(run, data, tiny.behavior)) for _ in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    alone = replace(run, folder=tmp_path / "alone")
+    stages.train_behavior(alone, data, tiny.behavior)
+    assert run.artifact("behavior").read_bytes() == alone.artifact("behavior").read_bytes()
+
+
+STARTER = """
+import sys, time
+from aepo import lifeline
+sleep = "import subprocess, sys; subprocess.run(['sleep', sys.argv[1]])"
+process = lifeline.start([sys.executable, "-c", sleep, sys.argv[1]])
+print(process.pid, flush=True)
+time.sleep(100)
 """
 
 
-def start(folder):
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORK, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout.readline().strip() == b"ready"
-    return process
+def sleepers(word):
+    """Processes that sleep for `word` seconds."""
+    found = (path.read_text() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    return [line for line in found if line == f"sleep\0{word}\0"]
 
 
-def contents(folder):
-    kept = [*folder.rglob("*.safetensors"), *folder.rglob("returns.csv")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("who", ["starter", "holder"])
+def test_nothing_outlives_who_started_it(number, who):
+    word = f"{1000 + int(number)}.{os.getpid()}{len(who)}"
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, word], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    holder = int(starter.stdout.readline())
+    until(lambda: sleepers(word))
+    if (number, who) == (signal.SIGKILL, "holder"):  # which its starter would see, and stop the rest
+        os.killpg(holder, number)
+    else:
+        os.kill(starter.pid if who == "starter" else holder, number)
+    until(lambda: not sleepers(word))
+    starter.kill()
+    starter.wait()
 
 
-@pytest.mark.usefixtures("data")
-def test_killed_stages_resume_to_the_same_bytes(tmp_path):
-    unbroken = start(tmp_path / "unbroken")
-    assert unbroken.wait(timeout=120) == 0
-    expected = contents(tmp_path / "unbroken")
-    assert {path.rsplit("/", 1)[1] for path in expected} == {
-        "behavior.safetensors",
-        "critic.safetensors",
-        "energy-aepo-b3.safetensors",
-        "bc.safetensors",
-        "aepo.safetensors",
-        "returns.csv",
-    }
-    broken, went_on = tmp_path / "broken", 0
-    for stage in ("behavior", "critic", "energy-aepo-b3"):
-        process = start(broken)
-        deadline = time.time() + 60
-        while not list(broken.rglob(f"{stage}.0*.safetensors")):
-            assert time.time() < deadline
-            assert process.poll() is None, f"{stage} ended before it could be killed"
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not list(broken.rglob(f"*/{stage}.safetensors"))
-        went_on += len(list(broken.rglob(f"{stage}.0*.safetensors"))) > 0
-    assert went_on == 3
-    assert start(broken).wait(timeout=120) == 0
-    assert contents(broken) == expected
+def until(what):
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before(run, data, tiny, capsys):
-    from aepo import stages
-
-    learner, _ = stages.behavior_learner(data, (0,), tiny.behavior)
-    whole = training.fit(learner, 20, 1e-3, 5)
-    folder = run.checkpoints()
-    learner, _ = stages.behavior_learner(data, (0,), tiny.behavior)
-    training.fit(learner, 20, 1e-3, 5, checkpoints=folder)
-    assert [path.name for path in sorted(folder.iterdir())] == [
-        "behavior.000003.safetensors",
-        "behavior.000004.safetensors",
-    ]
-    last = folder / "behavior.000004.safetensors"
-    last.write_bytes(last.read_bytes()[:-100])
-    learner, _ = stages.behavior_learner(data, (0,), tiny.behavior)
-    resumed = training.fit(learner, 20, 1e-3, 5, checkpoints=folder)
-    assert "passed over a checkpoint" in capsys.readouterr().out
-    assert resumed.equals(whole)
+def test_a_command_that_ends_gives_its_code():
+    process = lifeline.start([sys.executable, "-c", "raise SystemExit(7)"])
+    assert process.wait(30) == 7
+    lifeline.stop(process)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -116,8 +246,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_damaged_artifacts_are_named(tmp_path):
-    import torch
-
     path = tmp_path / "critic.safetensors"
     runs.save_tensors(path, {"w": torch.ones(1000)}, {})
     good = path.read_bytes()
@@ -130,8 +258,6 @@ def test_damaged_artifacts_are_named(tmp_path):
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
-    import torch
-
     meta = {"settings": {"b": 1, "a": 2}, "stage": "x"}
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
     runs.save_tensors(tmp_path / "one.safetensors", tensors, meta)
