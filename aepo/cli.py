@@ -96,17 +96,48 @@ def reproduce(
     from aepo import batch
     from aepo import cluster as clusters
 
-    try:
-        found = tasks.choose(task, suite)
-    except ValueError as error:
-        raise StudyError(str(error)) from None
-    chosen = [m for m in methods.split(",") if m] or list(CORE)
-    seed_list = list(range(_seed_count(seeds, profile)))
+    found, chosen, seed_list = _asked(task, suite, methods, seeds, profile)
     folder, megabytes = clusters.profile_folder(cluster), memory or clusters.machine_memory()
     place = clusters.Place(cores or os.cpu_count() or 1, megabytes, device, folder)
     here = "cpu" if place.cluster else device
     study = [runs.open_run(each.argument, seed_list, chosen, profile, here, runs_dir) for each in found]
     batch.reproduce(study, place)
+
+
+def _asked(task: str, suite: str, methods: str, seeds: str, profile: str) -> tuple[list, list[str], list[int]]:
+    """Tasks, methods and seeds that a command was given, or their defaults."""
+    try:
+        found = tasks.choose(task, suite)
+    except ValueError as error:
+        raise StudyError(str(error)) from None
+    return found, [m for m in methods.split(",") if m] or list(CORE), list(range(_seed_count(seeds, profile)))
+
+
+@app.command()
+def evaluate(
+    task: Task = "maze2d-umaze",
+    suite: Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")] = "",
+    profile: ProfileName = "quick",
+    methods: Annotated[str, typer.Option(help=f"Comma-separated methods; empty: {', '.join(CORE)}.")] = "",
+    seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runs_dir: RunsDir = "runs",
+) -> None:
+    """Train and evaluate as `reproduce` does, to the same numbers, one after another and without notebooks and figures."""
+    from aepo import batch, campaign
+
+    found, chosen, seed_list = _asked(task, suite, methods, seeds, profile)
+    study = [runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir) for each in found]
+    failed = []
+    for run in study:
+        try:
+            campaign.run_task(run)
+            batch.print_table(run.folder)
+        except StudyError as error:
+            failed.append(run.task.name)
+            print(f"aepo: {run.task.name}: {error}", file=sys.stderr)
+    if failed:
+        raise StudyError(f"{len(failed)} of {len(study)} tasks failed: {', '.join(failed)}")
 
 
 @app.command()

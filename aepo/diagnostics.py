@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aepo import guidance, posterior, sampler
-from aepo.models import VP, Behavior, Critic
+from aepo import guidance, sampler
+from aepo.models import VP, Behavior, ClosedForm, Critic
 
-CLOSED_FORMS = ("aepo", "aepo-2", "aepo-cubature", "aepo-support", "point")
-
-
-def _advantage(critic: Critic, state: Tensor, action: Tensor) -> Tensor:
-    """Advantage of K actions a state: state `(S, B, n)`, action `(S, B, K, d)` -> `(S, B, K)`."""
-    return critic.advantage(state, action.flatten(1, 2)).view(action.shape[:-1])
+CLOSED_FORMS = {"aepo": "taylor", "aepo-2": "taylor-2", "aepo-cubature": "cubature", "point": "point"}
+TARGETS = (*CLOSED_FORMS, "aepo-support")
 
 
 @torch.no_grad()
@@ -69,41 +65,16 @@ def closed_form_guidance(
 
     `support` `(S, B, M, d)`: behavior samples of each state, for "aepo-support". Returns `(S, B, d)`.
     """
-    if method not in CLOSED_FORMS:
-        raise ValueError(f"method must be one of {', '.join(CLOSED_FORMS)}, got {method!r}")
+    if method not in TARGETS:
+        raise ValueError(f"method must be one of {', '.join(TARGETS)}, got {method!r}")
     moment = torch.tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
+    if method in CLOSED_FORMS:
+        return ClosedForm(CLOSED_FORMS[method], behavior, critic, beta).gradient(state, noisy_action, moment)
     with torch.enable_grad():
         noisy = noisy_action.detach().requires_grad_(True)
-        if method == "aepo-support":
-            q = _advantage(critic, state, support)
-            energy = guidance.support_energy(q, support, noisy, moment, VP, beta, check=False)
-        else:
-            noise = behavior.noise_net(state, noisy, moment)
-            mean = posterior.mean(noisy, noise, moment, VP, -1.0, 1.0, check=False)
-            variance = posterior.isotropic_variance(behavior.variance, moment).expand(noisy.shape[:2])
-            energy = _energy(method, critic, state, mean, variance, beta)
+        q = critic.advantage(state, support.flatten(1, 2)).view(support.shape[:-1])
+        energy = guidance.support_energy(q, support, noisy, moment, VP, beta, check=False)
         return torch.autograd.grad(energy.sum(), noisy)[0]
-
-
-def _energy(method: str, critic: Critic, state: Tensor, mean: Tensor, variance: Tensor, beta: float) -> Tensor:
-    if method == "aepo-cubature":
-        return guidance.cubature_energy(
-            lambda a: _advantage(critic, state, a), mean, variance, beta, -1.0, 1.0, check=False
-        )
-    q = critic.advantage(state, mean)
-    if method == "point":
-        return beta * q
-    gradient = torch.autograd.grad(q.sum(), mean, create_graph=True)[0]
-    hessian = guidance.hessian(gradient, mean, create_graph=True) if method == "aepo-2" else None
-    return guidance.taylor_energy(
-        q,
-        gradient,
-        variance,
-        beta,
-        hessian=hessian,
-        curvature="negative" if hessian is not None else "keep",
-        check=False,
-    )
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ class Method:
     """One policy, by what makes its actions and what it shares with the others.
 
     `energy`: what its energy network learns from (`energies.target`, or the contrastive loss), `bregman`: by the Bregman
-    loss, whose optimum is log E[exp(target)], instead of squared error. `point`: guided by the gradient of beta Q at the
-    posterior mean, no network. `policy`: what its own network learns (`policies.MODELS`). `pick`: of several samples it
-    takes the "best" by Q, or draws one by "softmax" of beta Q. `critic`: how the shared critic that it uses was trained.
-    `shares`: the method whose energy network it uses.
-    `details`: what the source says, what it leaves open, what was chosen here.
+    loss, whose optimum is log E[exp(target)], instead of squared error. `closed`: guided by the gradient of a closed form
+    (`models.CLOSED_FORMS`), computed where it is needed, no network. `policy`: what its own network learns
+    (`models.MODELS`). `pick`: of several samples it takes the "best" by Q, or draws one by "softmax" of beta Q. `critic`:
+    how the shared critic that it uses was trained. `shares`: the method whose energy network it uses. `details`: what the
+    source says, what it leaves open, what was chosen here.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Method:
     source: str
     energy: str | None = None
     bregman: bool = False
-    point: bool = False
+    closed: str | None = None
     policy: str | None = None
     pick: str | None = None
     critic: str = "expectile"
@@ -33,7 +33,7 @@ class Method:
     @property
     def guided(self) -> bool:
         """Whether a guidance scale applies."""
-        return self.point or self.energy is not None
+        return self.closed is not None or self.energy is not None
 
     @property
     def tempered(self) -> bool:
@@ -155,8 +155,25 @@ ROWS = [
         "direct",
         "direct gradient",
         "gradient of beta Q at the posterior mean, no network",
-        point=True,
+        closed="point",
         details=("Chung et al. 2023 (arXiv 2209.14687) guide like this by a likelihood; here by Q.",),
+    ),
+    Method(
+        "aepo-direct",
+        "AEPO, direct",
+        "this study: gradient of the closed form itself, by cubature, at sampling; no energy network",
+        closed="cubature",
+        details=(
+            "A network that learns the closed form is its weakest part in short trainings; its gradient costs one backward "
+            "pass through behavior model and critic a solver step, and no training.",
+            "Not clamped: the clamp's gradient is 0, and cubature stays within the range of Q by itself.",
+        ),
+    ),
+    Method(
+        "aepo-direct-1",
+        "AEPO, direct, first order",
+        "this study: gradient of the paper's closed form at sampling; no energy network",
+        closed="taylor",
     ),
     Method("mean-q", "mean Q", "regression of beta Q(a_0) on a_t", energy="clean"),
     Method(

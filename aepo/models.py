@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from aepo import posterior, sampler
+from aepo import guidance, posterior, sampler
 from aepo.networks import MLP, NoiseNet, TwinQ, ValueNet, VelocityNet, select_seeds
 from aepo.schedule import VPSchedule
 from aepo.settings import BehaviorSettings, CriticSettings, PolicySettings
@@ -171,19 +171,42 @@ class Trained(nn.Module):
         return self.q.minimum(state.repeat_interleave(action.shape[1] // state.shape[1], 1), action)
 
 
-class PointGuidance(nn.Module):
-    """Guidance without a network: the gradient of beta Q at the posterior mean, through behavior model and critic."""
+CLOSED_FORMS = ("point", "taylor", "taylor-2", "cubature")
 
-    def __init__(self, behavior: Behavior, critic: Critic, beta: float):
+
+class ClosedForm(nn.Module):
+    """Guidance without a network: the gradient of a closed form of the energy, through behavior model and critic."""
+
+    def __init__(self, kind: str, behavior: Behavior, critic: Critic, beta: float):
         super().__init__()
-        self.behavior, self.critic, self.beta = behavior, critic, beta
+        self.kind, self.behavior, self.critic, self.beta = kind, behavior, critic, beta
 
     def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
-        """beta grad_{a_t} Q(s, m(a_t)) `(S, B, d)`, m the posterior mean in the box."""
+        """grad_{a_t} of the closed form at the posterior mean in the box: `(S, B, d)`, t 0-d."""
         with torch.enable_grad():
             noisy = noisy_action.detach().requires_grad_(True)
             mean = posterior.mean(noisy, self.behavior.noise_net(state, noisy, t), t, VP, -1.0, 1.0, check=False)
-            return self.beta * torch.autograd.grad(self.critic.advantage(state, mean).sum(), noisy)[0]
+            variance = posterior.isotropic_variance(self.behavior.variance, t).expand(noisy.shape[:2])
+            energy = closed_form_energy(self.kind, self.critic, state, mean, variance, self.beta)
+            return torch.autograd.grad(energy.sum(), noisy)[0]
+
+
+def closed_form_energy(kind: str, critic: Critic, state: Tensor, mean: Tensor, variance: Tensor, beta: float) -> Tensor:
+    """A closed form of CLOSED_FORMS, not clamped, with its graph: mean `(S, B, d)`, variance `(S, B)` -> `(S, B)`."""
+    if kind == "cubature":
+
+        def quality(actions: Tensor) -> Tensor:
+            return critic.advantage(state, actions.flatten(1, 2)).view(actions.shape[:-1])
+
+        return guidance.cubature_energy(quality, mean, variance, beta, -1.0, 1.0, check=False)
+    q = critic.advantage(state, mean)
+    if kind == "point":
+        return beta * q
+    gradient = torch.autograd.grad(q.sum(), mean, create_graph=True)[0]
+    if kind == "taylor":
+        return guidance.taylor_energy(q, gradient, variance, beta, check=False)
+    hessian = guidance.hessian(gradient, mean, create_graph=True)
+    return guidance.taylor_energy(q, gradient, variance, beta, hessian, curvature="negative", check=False)
 
 
 def _replace_tensors(module: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor
 from aepo import faults, runs
 from aepo.capture import CapturedCalls
 from aepo.methods import METHODS, Method
-from aepo.models import VP, ActionModel, Behavior, Critic, Energy, PointGuidance, Trained
+from aepo.models import VP, ActionModel, Behavior, ClosedForm, Critic, Energy, Trained
 from aepo.networks import TIME_FEATURES, EnergyNet, select_seeds
 from aepo.observations import flatten
 from aepo.runs import StudyError
@@ -89,8 +89,8 @@ def make_actor(
     """The actor of a method of `METHODS`: what it does not use is left out. `behavior`: its own policy where it has one."""
     if method.energy and energy is None:
         raise ValueError(f"method {method.name!r} needs its energy network")
-    if method.point:
-        energy = PointGuidance(behavior, critic, beta)
+    if method.closed:
+        energy = ClosedForm(method.closed, behavior, critic, beta)
     return Actor(
         behavior,
         critic if method.pick else None,

@@ -100,7 +100,7 @@ def stages_of(method: str, beta: float) -> dict[str, str]:
     """The stages whose networks a method acts with, by their part: behavior (what makes actions), critic, energy."""
     entry = METHODS[method]
     parts = {"behavior": policy_stage(method, beta) if entry.policy else "behavior"}
-    if entry.pick or entry.point:
+    if entry.pick or entry.closed:
         parts["critic"] = parts["behavior"] if entry.policy == "diffusion-q" else critic_stage(entry.critic)
     return parts | ({"energy": energy_stage(method, beta)} if entry.energy else {})
 

@@ -28,7 +28,7 @@ class BehaviorSettings:
 
     width: int = 128
     depth: int = 3
-    steps: int = 8_000
+    steps: int = 6_000
     batch: int = 256
     learning_rate: float = 1e-3
     ema_rate: float = 0.005
@@ -46,7 +46,7 @@ class CriticSettings:
 
     width: int = 128
     depth: int = 2
-    steps: int = 14_000
+    steps: int = 10_000
     batch: int = 256
     learning_rate: float = 1e-3
     discount: float = 0.98
@@ -69,7 +69,7 @@ class EnergySettings:
 
     width: int = 128
     depth: int = 3
-    steps: int = 5_000
+    steps: int = 4_000
     batch: int = 256
     learning_rate: float = 1e-3
     target_batches: int = 32
@@ -90,8 +90,8 @@ class PolicySettings:
 
     width: int = 128
     depth: int = 3
-    steps: int = 8_000
-    critic_steps: int = 14_000
+    steps: int = 6_000
+    critic_steps: int = 10_000
     batch: int = 256
     learning_rate: float = 1e-3
     ema_rate: float = 0.005

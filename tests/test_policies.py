@@ -9,7 +9,7 @@ from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
 from aepo import critics, energies, losses, policies, settings, training
 from aepo.methods import METHODS
-from aepo.models import PointGuidance
+from aepo.models import CLOSED_FORMS, ClosedForm
 from aepo.policy import Actor, make_actor
 
 BETA = 1.0
@@ -41,9 +41,10 @@ def sampled(model, count=4_000, steps=15):
     return Actor(model, None, None, 0.0, steps, 1).act(states(count), noise(count))
 
 
-def test_the_gradient_at_the_posterior_mean_is_exact_for_a_linear_q(problem):
+@pytest.mark.parametrize("kind", CLOSED_FORMS)
+def test_closed_forms_at_sampling_are_exact_for_a_linear_q(problem, kind):
     _, behavior = problem
-    actor = Actor(behavior, None, PointGuidance(behavior, LinearCritic(), BETA), 1.0, 15, 1)
+    actor = Actor(behavior, None, ClosedForm(kind, behavior, LinearCritic(), BETA), 1.0, 15, 1)
     for row in actor.act(states(4_000), noise(4_000)):
         assert torch.allclose(row.mean(0), TILTED, atol=0.01), row.mean(0)
 

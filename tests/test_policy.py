@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from aepo import Policy, copies, critics, evaluation, models, networks, results, runs, stages, tasks
+from aepo import Policy, copies, critics, evaluation, models, results, runs, stages, tasks
 from aepo.methods import CORE
-from aepo.policy import Actor
+from aepo.policy import Actor, load_actor
 
 EXAMPLE = Path(__file__).parents[1] / "runs" / "example" / "maze2d-umaze"
 
@@ -101,17 +101,15 @@ def test_best_of_n_takes_the_highest_advantage(behavior, data, tiny):
     assert torch.allclose(best, expected, atol=1e-5)
 
 
-def test_stacked_energies_act_like_their_parts(behavior, data, tiny):
-    nets = [
-        networks.initialize(networks.EnergyNet(1, 4, 2, 16, 2, models.VP), (i,), "e").requires_grad_(False)
-        for i in range(3)
-    ]
-    stack = models.stack_energies(nets)
-    state, action, t = torch.randn(3, 5, 4), torch.randn(3, 5, 2), torch.tensor(0.4)
-    for i, net in enumerate(nets):
-        assert torch.allclose(
-            stack.gradient(state, action, t)[i : i + 1], net.gradient(state[i : i + 1], action[i : i + 1], t), atol=1e-6
-        )
+def test_rows_of_one_seed_at_several_scales_act_like_each_scale_alone(run, data, tiny):
+    """What a curve over the guidance scale, and one scale a seed, are made of."""
+    trained = stages.train_behavior(run, data, tiny.behavior)
+    stages.train_energy(run, data, trained, stages.train_critic(run, data, tiny.critic), "aepo", settings=tiny.energy)
+    state, noise = data.state[:5].expand(3, -1, -1), torch.randn(3, 5, 1, 2)
+    together = load_actor(run.folder, "aepo", [1, 1, 0], 3.0, [0.0, 2.0, 4.0], 3, 1, "cpu").act(state, noise)
+    for i, (seed, scale) in enumerate([(1, 0.0), (1, 2.0), (0, 4.0)]):
+        alone = load_actor(run.folder, "aepo", [seed], 3.0, scale, 3, 1, "cpu").act(state[i : i + 1], noise[i : i + 1])
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", CORE)

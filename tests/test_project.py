@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import yaml
 
-from aepo import cli, runs, settings, tasks
+from aepo import cli, models, runs, settings, tasks
 from aepo.methods import CORE, METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -216,8 +216,13 @@ def test_setup_says_that_the_network_is_missing(copy):
 def test_methods_have_what_they_need():
     assert set(CORE) <= set(METHODS)
     for profile in settings.PROFILES.values():
-        guided = {name for name, method in METHODS.items() if method.energy}
-        assert guided == set(profile.evaluation.beta) == set(profile.evaluation.guidance_scale)
+        own = {name for name in METHODS if METHODS[name].guided}
+        assert own == set(profile.evaluation.guidance_scale)
+        assert own | {"iql", "qipo", "qipo-flow", "best-of-n-softmax"} == set(profile.evaluation.beta)
+    for method in METHODS.values():
+        assert not method.policy or method.policy in models.MODELS
+        assert not method.shares or METHODS[method.shares].energy == method.energy
+        assert all(detail.endswith(".") for detail in method.details)
 
 
 def test_make_lab_serves_the_notebooks_with_a_token():

@@ -6,29 +6,48 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aepo import critics, datasets, energies, losses, models, networks, runs, settings, stages, training
+from aepo import (
+    critics,
+    datasets,
+    energies,
+    losses,
+    methods,
+    models,
+    networks,
+    policies,
+    runs,
+    settings,
+    stages,
+    training,
+)
 from aepo.methods import METHODS
 from aepo.policy import Actor, load_networks
 
 STEPS = 50
-ENERGIES = settings.GUIDED
-SUPPORTED = ("aepo-support", "qgpo")
+ENERGIES = methods.energies(METHODS)
+POLICIES = list(models.MODELS)
+STAGES = ["behavior", "critic", *ENERGIES, *POLICIES, "critic-softmax"]
 
 
 def stage_learners(data, tiny, seeds):
-    """The three learners for `seeds`, the energy's on behavior and critic networks that depend on the seed alone."""
+    """All learners for `seeds`, on behavior and critic networks that depend on the seed alone."""
     yield stages.behavior_learner(data, seeds, tiny.behavior)
     yield critics.critic_learner(data, seeds, tiny.critic)
     _, behavior = stages.behavior_learner(data, seeds, tiny.behavior)
     stages.finish_behavior(behavior, data, seeds, tiny.behavior)
     _, critic = critics.critic_learner(data, seeds, tiny.critic)
     critics.finish_critic(critic, data)
+    drawn = energies.sample_support(behavior, data, seeds, tiny.energy)
     for method in ENERGIES:
-        support = energies.sample_support(behavior, data, seeds, tiny.energy) if method in SUPPORTED else None
+        support = drawn if METHODS[method].energy in energies.SUPPORTED else None
         yield energies.energy_learner(data, behavior, critic, METHODS[method], 2.0, seeds, tiny.energy, support=support)
+    for kind in POLICIES:
+        more = {"critic": critic, "support": drawn, "start": behavior if kind == "weighted" else None}
+        yield policies.policy_learner(kind, data, seeds, tiny.policy, tiny.critic, 2.0, **more)
+    yield critics.softmax_critic_learner(data, behavior, seeds, tiny.critic)
 
 
-@pytest.mark.parametrize("stage", range(2 + len(ENERGIES)), ids=["behavior", "critic", *ENERGIES])
+@pytest.mark.parametrize("stage", range(len(STAGES)), ids=STAGES)
 def test_a_seed_in_a_stack_equals_the_seed_alone(data, tiny, stage):
     doubles = replace(data.to("cpu", torch.float64))
     trained = {}
@@ -127,7 +146,9 @@ def test_critic_finds_the_value_of_a_chain():
         torch.ones(1),
         (0.0, 1.0),
     )
-    chosen = settings.CriticSettings(width=32, steps=1500, batch=64, discount=0.5, expectile=0.5, reward_scale=1.0)
+    chosen = settings.CriticSettings(
+        width=32, steps=1500, batch=64, discount=0.5, expectile=0.5, reward_scale=1.0, return_floor=False
+    )
     learner, critic = critics.critic_learner(data, (0,), chosen)
     training.fit(learner, chosen.steps, 3e-3, 500)
     q = critic.q.minimum(torch.eye(3)[None], torch.zeros(1, 3, 1)).flatten()
