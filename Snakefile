@@ -349,3 +349,31 @@ rule figures_of_task:
         returns=run_file("returns.csv"),
     shell:
         "mkdir -p {output} && cp {params.returns} {params.figures}/*.png {output}"
+
+
+rule ablate:
+    input:
+        [mark("11_ablations", task) for task in TASKS],
+
+
+rule ablations:
+    input:
+        ROOT / "notebooks/11_ablations.ipynb",
+        mark("04_behavior"),
+        mark("05_critic"),
+        mark("07_evaluation"),
+    output:
+        touch(mark("11_ablations")),
+    log:
+        notebook=run_file("11_ablations.ipynb"),
+    params:
+        settings=settings_of("energy", "critic", "evaluation"),
+        seeds=SEEDS,
+        task=of_task,
+        methods=methods_of,
+    threads: 1
+    resources:
+        mem_mb=memory(LARGE),
+        gpu=GPU,
+    shell:
+        papermill("11_ablations", "{params.methods}")

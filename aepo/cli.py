@@ -167,15 +167,59 @@ def performance(
 
 
 @app.command()
-def results(runs_dir: RunsDir = "runs", profile: ProfileName = "quick") -> None:
-    """Print the table of results of every finished run of a profile."""
-    from aepo import batch
+def results(
+    runs_dir: RunsDir = "runs",
+    profile: ProfileName = "quick",
+    task: Annotated[str, typer.Option(help="Also the returns of one task, with success and intervals.")] = "",
+) -> None:
+    """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
+    from aepo import results as stored
+    from aepo import study
 
-    folders = sorted(p.parent for p in (runs.resolve(runs_dir) / profile).glob("*/returns.csv"))
-    if not folders:
-        raise StudyError(f"no finished run below {runs.resolve(runs_dir) / profile}: run `make reproduce` first")
-    for folder in folders:
-        batch.print_table(folder)
+    root = runs.resolve(runs_dir)
+    path = (root / "smoke" if profile == "smoke" else root) / "results.csv"
+    main = study.read(path, profile)
+    for name in [task] if task else []:
+        rows = main[main["task"] == name]
+        if rows.empty:
+            raise StudyError(
+                f"{path} holds no results of task {name!r} at {profile}: run `aepo evaluate --task {name}`"
+            )
+        print(stored.format_table(stored.score_table(rows)).to_string(index=False), end="\n\n")
+    print(study.report(main))
+    print("\nFigures:")
+    everything = stored.read_returns(path)
+    for drawn in study.draw(main, root.parent / "figures" / profile / "study") + study.draw_ablations(
+        study.ablation_rows(everything, profile), root.parent / "figures" / profile / "study"
+    ):
+        print(f"  {drawn}")
+
+
+@app.command()
+def ablations(
+    task: Task = "maze2d-umaze",
+    profile: ProfileName = "quick",
+    methods: Annotated[
+        str, typer.Option(help=f"Methods that returns.csv holds beside; empty: {', '.join(CORE)}.")
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runs_dir: RunsDir = "runs",
+) -> None:
+    """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
+    from aepo import ablations as table
+    from aepo import campaign
+
+    found, chosen, seed_list = _asked(task, "", methods, seeds, profile)
+    for each in found:
+        run = runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir)
+        campaign.run_task(run)
+        for variant in table.chosen(profile):
+            rows = table.evaluate(run, variant)
+            print(
+                f"{each.name}: {variant.name}: {rows.groupby('method')['return'].mean().round(1).to_dict()}", flush=True
+            )
+        campaign.run_task(run)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from aepo.settings import EnergySettings
 from aepo.training import Draws, Learner, stack_draws
 
 SUPPORTED = ("support", "contrastive")
+UNBOUNDED = torch.tensor(torch.inf)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def sample_actions(
     return torch.cat(parts, 1).view(seeds, count, size, d)
 
 
-def target(kind: str, behavior: Behavior, critic: Critic, pairs: Pairs, beta: float) -> Tensor:
+def target(kind: str, behavior: Behavior, critic: Critic, pairs: Pairs, beta: float, clamp: bool = True) -> Tensor:
     """The target of an energy network `(S, B)`: a closed form (`taylor`, `cubature`), `support`, or `clean`, beta Q(a_0).
 
     `support` is taken from log E[exp(beta Q) | s] on: what depends on the state alone does not guide, and where states
@@ -98,7 +99,7 @@ def target(kind: str, behavior: Behavior, critic: Critic, pairs: Pairs, beta: fl
         pairs.t,
         VP,
         beta,
-        critic.bounds,
+        critic.bounds if clamp else (-UNBOUNDED, UNBOUNDED),
     )
 
 
@@ -150,9 +151,10 @@ def energy_learner(
     support: Support | None = None,
 ) -> tuple[Learner, EnergyNet]:
     """The energy network's training by a method's target and loss at inverse temperature beta."""
-    net = EnergyNet(len(seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP).to(
-        data.state
+    net = EnergyNet(
+        len(seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP, method.gate
     )
+    net.to(data.state)
     initialize(net, seeds, "energy")
     state = data.standardize(data.state)
     behavior.requires_grad_(False)
@@ -189,7 +191,9 @@ def energy_learner(
         draws = draw([generator(seed, "energy-scale", device=state.device) for seed in seeds], settings.target_batches)
         with torch.no_grad():
             targets = [
-                target(kind, behavior, critic, pairs({key: value[i] for key, value in draws.items()}), beta)
+                target(
+                    kind, behavior, critic, pairs({key: value[i] for key, value in draws.items()}), beta, method.clamp
+                )
                 for i in range(settings.target_batches)
             ]
         targets = torch.cat(targets, 1)
@@ -202,7 +206,7 @@ def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta:
     def loss(draws: Draws):
         batch = pairs(draws)
         with torch.no_grad():
-            energy = target(method.energy, behavior, critic, batch, beta)
+            energy = target(method.energy, behavior, critic, batch, beta, method.clamp)
         inputs = (net, batch.state, batch.noisy_action, batch.t, energy)
         if not method.bregman:
             return losses.energy_loss(*inputs)

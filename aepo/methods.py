@@ -14,8 +14,9 @@ class Method:
     loss, whose optimum is log E[exp(target)], instead of squared error. `closed`: guided by the gradient of a closed form
     (`models.CLOSED_FORMS`), computed where it is needed, no network. `policy`: what its own network learns
     (`models.MODELS`). `pick`: of several samples it takes the "best" by Q, or draws one by "softmax" of beta Q. `critic`:
-    how the shared critic that it uses was trained. `shares`: the method whose energy network it uses. `details`: what the
-    source says, what it leaves open, what was chosen here.
+    how the shared critic that it uses was trained. `shares`: the method whose energy network it uses. `gate`: its
+    guidance vanishes at pure noise. `clamp`: its target stays within beta times the range of recorded advantages.
+    `details`: what the source says, what it leaves open, what was chosen here.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Method:
     pick: str | None = None
     critic: str = "expectile"
     shares: str | None = None
+    gate: bool = True
+    clamp: bool = True
     details: tuple[str, ...] = ()
 
     @property
@@ -194,6 +197,8 @@ ROWS = [
         energy="taylor-2",
         details=("Positive curvature is dropped: with it the closed form is infinite or worse than first order.",),
     ),
+    Method("aepo-ungated", "AEPO, no gate", "ablation: E = c(s,t) + h(s,a_t,t)", energy="taylor", gate=False),
+    Method("aepo-unclamped", "AEPO, no clamp", "ablation: the target as it comes", energy="taylor", clamp=False),
     Method("aepo-cubature", "AEPO, cubature", "this study: cubature over the same Gaussian", energy="cubature"),
     Method(
         "aepo-support",

@@ -139,16 +139,15 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
             with faults.memory(name, FEWER):
                 rollouts = play(actor, run.task, seeds, settings.curve_episodes, name, folder, KEPT_EPISODES)
             rollouts = _keep(path, rollouts, content, digest)
-    frames = [_rows(rollouts, k, method, "curve", beta, scale, seed) for k, scale in enumerate(scales)]
-    frame = _scored(pd.concat(frames, ignore_index=True), run, data)
+    frames = [rows(rollouts, k, method, "curve", beta, scale, seed) for k, scale in enumerate(scales)]
+    frame = scored(pd.concat(frames, ignore_index=True), run, data)
     with runs.atomic_path(run.folder / "evaluation" / f"curve-{method}.csv") as temporary:
         frame.to_csv(temporary, index=False)
     return frame
 
 
-def _rows(
-    rollouts: Rollouts, row: int, method: str, variant: str, beta: float, scale: float, seed: int
-) -> pd.DataFrame:
+def rows(rollouts: Rollouts, row: int, method: str, variant: str, beta: float, scale: float, seed: int) -> pd.DataFrame:
+    """The episodes of one row of rollouts, as rows of returns.csv without their score."""
     return pd.DataFrame(
         {
             "method": method,
@@ -175,7 +174,7 @@ def references(run: Run, data: Dataset) -> tuple[float, float] | None:
     return data.reference_scores if run.task.env_id else None
 
 
-def _scored(frame: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
+def scored(frame: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
     """With the column score: 100 (return - low) / (high - low), NaN where the task has no reference scores."""
     low, high = references(run, data) or (np.nan, np.nan)
     return frame.assign(score=100 * (frame["return"] - low) / (high - low)).reindex(columns=COLUMNS)
@@ -212,12 +211,11 @@ def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
     for method in run.methods if run.task.env_id else ():
         rollouts, (beta, scale) = evaluate(run, method), guidance_of(run, method)
         scales = scale if isinstance(scale, list) else [scale] * len(run.seeds)
-        frames += [_rows(rollouts, i, method, "", beta, scales[i], seed) for i, seed in enumerate(run.seeds)]
-    frame = _scored(pd.concat(frames, ignore_index=True), run, data)
-    for method in run.methods:
-        curve = run.folder / "evaluation" / f"curve-{method}.csv"
-        if METHODS[method].guided and curve.exists():
-            frame = pd.concat([frame, read_returns(curve)], ignore_index=True)
+        frames += [rows(rollouts, i, method, "", beta, scales[i], seed) for i, seed in enumerate(run.seeds)]
+    frame = scored(pd.concat(frames, ignore_index=True), run, data)
+    more = [run.folder / "evaluation" / f"curve-{m}.csv" for m in run.methods if METHODS[m].guided]
+    more += sorted((run.folder / "evaluation").glob("ablation-*.csv"))
+    frame = pd.concat([frame, *(read_returns(path) for path in more if path.exists())], ignore_index=True)
     with runs.atomic_path(run.folder / "returns.csv") as temporary:
         frame.to_csv(temporary, index=False)
     return frame

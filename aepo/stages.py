@@ -326,6 +326,7 @@ def train_energy(
     upstream = {stage: _settings_hash(run, stage) for stage in ("behavior", runs.critic_stage(entry.critic))}
     name = runs.energy_stage(method, beta)
     loss = "contrastive" if entry.energy == "contrastive" else "bregman by state" if entry.bregman else "squared"
+    without = {name: False for name in ("gate", "clamp") if not getattr(entry, name)}
     support = train_support(run, data, behavior, settings) if entry.energy in SUPPORTED else None
 
     def build(seeds: tuple[int, ...]) -> tuple[Learner, EnergyNet]:
@@ -337,13 +338,15 @@ def train_energy(
     tensors, _ = _stage(
         run,
         name,
-        _content(settings, run, data, target=entry.energy, loss=loss, beta=beta, **upstream),
+        _content(settings, run, data, target=entry.energy, loss=loss, beta=beta, **upstream, **without),
         settings.steps,
         settings.learning_rate,
         build,
         lambda module, seeds: None,
     )
-    net = EnergyNet(len(run.seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP)
+    net = EnergyNet(
+        len(run.seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP, entry.gate
+    )
     faults.fill(net.to(run.device), tensors, run.artifact(name))
     curved = runs.read_metrics(run, name).groupby("seed")["curved"].last().max()
     if entry.energy == "taylor" and curved > TRUSTED_SHARE:

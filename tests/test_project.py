@@ -89,7 +89,9 @@ def test_committed_notebook(path):
 def test_the_notebooks_are_the_rules():
     snakefile = (ROOT / "Snakefile").read_text()
     assert {path.stem for path in NOTEBOOKS} == set(re.findall(r'papermill\("(\w+)"', snakefile))
-    assert {path.stem for path in NOTEBOOKS} == set(runs.FIGURES | runs.THEORY_FIGURES | runs.PERFORMANCE_FIGURES)
+    assert {path.stem for path in NOTEBOOKS} == set(
+        runs.FIGURES | runs.THEORY_FIGURES | runs.PERFORMANCE_FIGURES | runs.ABLATION_FIGURES
+    )
 
 
 def test_make_help_lists_the_commands():

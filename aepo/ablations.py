@@ -1,0 +1,92 @@
+"""Variants of a run: one setting changed, everything that it does not touch shared with the run; a table."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from aepo import campaign, datasets, results, runs, stages
+from aepo.runs import Run
+
+SHARED = ("behavior", "critic", "support")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`changes` of the settings by stage, under `name`, for some methods; `question`: what it answers."""
+
+    name: str
+    question: str
+    methods: tuple[str, ...]
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def _guidance(method: str, beta: float, scale: float) -> dict[str, dict[str, dict[str, float]]]:
+    return {"evaluation": {"beta": {method: beta}, "guidance_scale": {method: scale}}}
+
+
+QUESTIONS = {
+    "grid": "how much guidance: beta and the guidance scale",
+    "floor": "a critic without the floor of recorded returns",
+    "solver": "how many solver steps",
+    "support": "how many support actions",
+}
+VARIANTS = [
+    *(
+        Variant(f"beta {beta:g}, scale {scale:g}", "grid", ("aepo-direct",), _guidance("aepo-direct", beta, scale))
+        for beta in (1.0, 3.0, 10.0)
+        for scale in (0.5, 1.0, 2.0)
+    ),
+    Variant("no floor", "floor", ("best-of-n", "aepo-direct"), {"critic": {"return_floor": False}}),
+    *(
+        Variant(f"{steps} solver steps", "solver", ("bc", "aepo-direct"), {"evaluation": {"solver_steps": steps}})
+        for steps in (5, 20)
+    ),
+    Variant("4 support actions", "support", ("aepo-support",), {"energy": {"support": 4}}),
+    Variant("64 support actions", "support", ("aepo-support",), {"energy": {"support": 64, "support_states": 4_096}}),
+]
+
+
+def chosen(profile: str) -> list[Variant]:
+    """The variants of a profile: all; at smoke one a question."""
+    if not profile.startswith("smoke"):
+        return VARIANTS
+    return list({variant.question: variant for variant in reversed(VARIANTS)}.values())[::-1]
+
+
+def folder_of(run: Run, variant: Variant) -> Run:
+    """The run of a variant: a folder of its own below the run's, its settings changed."""
+    settings = {stage: dict(values) for stage, values in run.task.settings.items()}
+    for stage, values in variant.changes.items():
+        own = settings.setdefault(stage, {})
+        for key, value in values.items():
+            own[key] = {**own.get(key, {}), **value} if isinstance(value, Mapping) else value
+    folder = run.folder / "ablations" / variant.name.replace(" ", "-").replace(",", "")
+    return replace(run, folder=folder, task=replace(run.task, settings=settings), methods=variant.methods)
+
+
+def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
+    """Train what the variant changes, evaluate its methods; their episodes also in the run's returns.csv from then on."""
+    own, data = folder_of(run, variant), datasets.load(run.task, run.profile_name)
+    own.folder.mkdir(parents=True, exist_ok=True)
+    for stage in SHARED:
+        touched = stage in variant.changes or (stage == "support" and "energy" in variant.changes)
+        if not touched and run.artifact(stage).exists() and not own.artifact(stage).exists():
+            with runs.atomic_path(own.artifact(stage)) as temporary:
+                shutil.copyfile(run.artifact(stage), temporary)
+    behavior, frames = stages.train_behavior(own, data), []
+    for method in variant.methods:
+        campaign.train(own, data, behavior, method)
+        rollouts, (beta, scale) = results.evaluate(own, method), results.guidance_of(own, method)
+        scales = scale if isinstance(scale, list) else [scale] * len(run.seeds)
+        frames += [
+            results.rows(rollouts, i, method, variant.name, beta, scales[i], seed) for i, seed in enumerate(run.seeds)
+        ]
+    frame = results.scored(pd.concat(frames, ignore_index=True), run, data)
+    with runs.atomic_path(run.folder / "evaluation" / f"ablation-{own.folder.name}.csv") as temporary:
+        frame.to_csv(temporary, index=False)
+    return frame

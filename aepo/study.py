@@ -1,0 +1,177 @@
+"""The study over tasks: tables and figures drawn from results.csv alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from aepo import ablations, statistics, study_figures
+from aepo.figures import save, use_style
+from aepo.methods import DATASET, LABELS
+from aepo.results import read_returns
+from aepo.runs import StudyError
+
+AGAINST = ("qgpo", "iql", "best-of-n")
+TARGETS = (
+    "direct", "aepo-direct-1", "aepo-direct", "mean-q", "exp-q", "aepo", "aepo-ungated", "aepo-unclamped", "aepo-2",
+    "aepo-cubature", "aepo-support", "qgpo",
+)  # fmt: skip
+COLUMNS = ["question", "task", "method", "variant", "seed"]
+PUBLISHED = Path(__file__).with_name("published.csv")
+
+
+def read(path: Path, profile: str) -> pd.DataFrame:
+    """Last checkpoints of a profile in results.csv, without ablations and curves; StudyError where there are none."""
+    if not path.exists():
+        raise StudyError(f"{path} is missing: run `make reproduce` or `aepo evaluate` first")
+    rows = read_returns(path)
+    main = rows[(rows["profile"] == profile) & (rows["variant"] == "") & (rows["checkpoint"] == "last")]
+    if main.empty:
+        raise StudyError(
+            f"{path} holds no results of profile {profile!r}: run `make reproduce PROFILE={profile}` first"
+        )
+    return main
+
+
+def published() -> pd.DataFrame:
+    """Scores that papers and public benchmarks report on D4RL: method, task, score, std, source."""
+    return pd.read_csv(PUBLISHED)
+
+
+def ablation_rows(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Mean score of each seed under every variant of `ablations`, with the same methods as evaluated beside them.
+
+    Columns question, task, method, variant ("as evaluated": none), seed, score; tasks without variants are left out.
+    """
+    rows = rows[(rows["profile"] == profile) & (rows["checkpoint"] == "last")]
+    found = []
+    for question in ablations.QUESTIONS:
+        names = [v.name for v in ablations.VARIANTS if v.question == question]
+        part = rows[rows["variant"].isin(names)]
+        pairs = set(zip(part["task"], part["method"], strict=True))
+        own = rows[(rows["variant"] == "") & [pair in pairs for pair in zip(rows["task"], rows["method"], strict=True)]]
+        part = pd.concat([own.assign(variant="as evaluated"), part]).assign(question=question)
+        found.append(
+            part.groupby(["question", "task", "method", "variant", "seed"], as_index=False, sort=False)["score"].mean()
+        )
+    return pd.concat(found, ignore_index=True)
+
+
+def seed_scores(main: pd.DataFrame) -> pd.DataFrame:
+    """Mean score of each seed over its episodes: columns task, method, seed, score; tasks without scores are left out."""
+    return main.groupby(["task", "method", "seed"], as_index=False)["score"].mean().dropna()
+
+
+def strata(scores: pd.DataFrame, method: str, chosen: list[str]) -> list[np.ndarray]:
+    """A method's scores by task, each an array `(seeds,)`."""
+    own = scores[scores["method"] == method]
+    return [own[own["task"] == task]["score"].to_numpy() for task in chosen]
+
+
+def common_tasks(scores: pd.DataFrame, methods: list[str]) -> list[str]:
+    """The tasks on which every one of the methods has a score."""
+    by_task = scores.groupby("task")["method"].agg(set)
+    return [task for task in by_task.index if set(methods) <= by_task[task]]
+
+
+def groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
+    """Sets of methods with the tasks they share, so that no mean compares different tasks.
+
+    First the methods that every task has; then, where there are more, all methods on the tasks that have them all.
+    """
+    present = [m for m in LABELS if m != DATASET and m in set(scores["method"])]
+    count = scores.groupby("method")["task"].nunique()
+    everywhere = [m for m in present if count[m] == scores["task"].nunique()]
+    found = [(everywhere, common_tasks(scores, everywhere))]
+    if len(everywhere) < len(present):
+        most = [m for m in present if count[m] >= max(2, sorted(count[present])[len(present) // 2])] or present
+        for chosen in (most, present):
+            shared = common_tasks(scores, chosen)
+            if shared and (chosen, shared) not in found and chosen != everywhere:
+                found.append((chosen, shared))
+    return found
+
+
+def table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Methods by tasks: mean score over seeds; empty where a method was not run."""
+    wide = scores.groupby(["method", "task"])["score"].mean().unstack("task")
+    return wide.reindex([m for m in LABELS if m in wide.index])
+
+
+def summary(scores: pd.DataFrame, methods: list[str], chosen: list[str]) -> pd.DataFrame:
+    """One row a method on tasks that all of them have: IQM with interval, mean, mean rank, P(better than) of AGAINST."""
+    runs = {m: strata(scores, m, chosen) for m in methods}
+    ranks = statistics.mean_ranks(np.array([[task.mean() for task in runs[m]] for m in methods]))
+    rows = []
+    for method, rank in zip(methods, ranks, strict=True):
+        value, low, high = statistics.aggregate(runs[method])
+        row = {"method": method, "iqm": value, "low": low, "high": high}
+        row |= {"mean": float(np.mean([task.mean() for task in runs[method]])), "rank": float(rank)}
+        for other in AGAINST:
+            known = other in methods and other != method
+            row[f"p_{other}"] = statistics.improvement(runs[method], runs[other])[0] if known else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("iqm", ascending=False, ignore_index=True)
+
+
+def format_summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """`summary` for people."""
+    shown = pd.DataFrame({"method": [LABELS[m] for m in frame["method"]]})
+    shown["IQM [95%]"] = [f"{r.iqm:.1f} [{r.low:.1f}, {r.high:.1f}]" for r in frame.itertuples()]
+    shown["mean"], shown["mean rank"] = frame["mean"].round(1), frame["rank"].round(1)
+    for other in AGAINST:
+        shown[f"P(> {LABELS[other]})"] = ["-" if np.isnan(p) else f"{p:.2f}" for p in frame[f"p_{other}"]]
+    return shown
+
+
+def missing(scores: pd.DataFrame) -> list[str]:
+    """What was not run: a sentence a method that some task of the study lacks."""
+    everything = sorted(scores["task"].unique())
+    lines = []
+    for method in (m for m in LABELS if m in set(scores["method"])):
+        lacking = sorted(set(everything) - set(scores[scores["method"] == method]["task"]))
+        if lacking:
+            lines.append(f"{method}: not run on {', '.join(lacking)}")
+    never = [m for m in LABELS if m != DATASET and m not in set(scores["method"])]
+    return lines + [f"{method}: not run" for method in never]
+
+
+def draw(main: pd.DataFrame, folder: Path) -> list[Path]:
+    """All figures of the study: score by task, interquartile means, performance profiles, P(better), into `folder`."""
+    use_style()
+    scores = seed_scores(main)
+    made = {"scores": study_figures.by_task(table(scores))}
+    for name, (methods, chosen) in zip(("", "_more", "_all"), groups(scores), strict=False):
+        if len(methods) < 2:
+            continue
+        frame = summary(scores, methods, chosen)
+        made[f"iqm{name}"] = study_figures.intervals(frame, len(chosen))
+        if not name:
+            runs = {m: strata(scores, m, chosen) for m in methods}
+            made["profiles"] = study_figures.profiles(runs)
+            against = [m for m in AGAINST if m in methods]
+            if against:
+                made["improvement"] = study_figures.improvements(runs, against)
+    return [save(figure, folder / f"08_study_{name}.png") for name, figure in made.items()]
+
+
+def draw_ablations(rows: pd.DataFrame, folder: Path) -> list[Path]:
+    """One figure a question of `ablation_rows`, into `folder`; none where there are no variants."""
+    drawn = []
+    for question, part in rows.groupby("question", sort=False):
+        figure = study_figures.ablation(part.assign(variant=part["method"] + ": " + part["variant"]))
+        drawn.append(save(figure, folder / f"11_{question}.png"))
+    return drawn
+
+
+def report(main: pd.DataFrame) -> str:
+    """The tables as text: score by task, then one summary a group of methods with the tasks that they share."""
+    scores = seed_scores(main)
+    wide = table(scores).round(1).rename(index=LABELS)
+    parts = [wide.T.to_string(na_rep="-")]
+    for methods, chosen in groups(scores):
+        parts.append(f"{len(methods)} methods on {len(chosen)} tasks: {', '.join(chosen)}")
+        parts.append(format_summary(summary(scores, methods, chosen)).to_string(index=False))
+    return "\n\n".join([*parts, *missing(scores)])

@@ -1,0 +1,73 @@
+"""Each statistic on scores that a reader checks by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from aepo import statistics, study
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end():
+    assert statistics.interquartile_mean(np.array([0.0, 1, 2, 100])) == 1.5
+    assert (
+        statistics.interquartile_mean(np.array([[-50.0, 10, 20], [30, 40, 1000]])) == 25
+    )  # six values: one off each end
+
+
+def test_the_aggregate_of_constant_tasks_has_no_width():
+    assert statistics.aggregate([np.array([1.0, 1]), np.array([3.0, 3])]) == (2, 2, 2)
+
+
+def test_the_bootstrap_redraws_seeds_within_tasks():
+    """Two seeds 0 and 4 beside a constant task of 2: the IQM of {0 or 4, 0 or 4, 2, 2} lies in [1, 3], where mixing tasks
+    would reach 0 and 4."""
+    value, low, high = statistics.aggregate([np.array([0.0, 4.0]), np.array([2.0, 2.0])])
+    assert (value, low, high) == (2, 1, 3)
+
+
+def test_the_probability_of_improvement_counts_pairs_and_ties():
+    own, other = [np.array([1.0, 3.0])], [np.array([2.0, 3.0])]
+    assert statistics.improvement(own, other)[0] == (0 + 0 + 1 + 0.5) / 4
+    better = [np.array([5.0, 6.0]), np.array([0.0, 0.0])]
+    worse = [np.array([1.0, 2.0]), np.array([9.0, 9.0])]
+    assert statistics.improvement(better, worse) == (0.5, 0.5, 0.5)
+
+
+def test_a_performance_profile_weighs_tasks_alike():
+    scores = [np.array([10.0]), np.array([0.0, 10.0, 20.0, 30.0])]
+    assert statistics.performance_profile(scores, np.array([-1.0, 5.0, 15.0])).tolist() == [1.0, 0.875, 0.25]
+
+
+def test_ranks_share_ties():
+    assert statistics.mean_ranks(np.array([[3.0, 1.0], [2.0, 1.0], [1.0, 5.0]])).tolist() == [1.75, 2.25, 2.0]
+
+
+@pytest.fixture
+def rows():
+    """Two tasks, three methods, one of which misses a task; two seeds of two episodes."""
+    made = []
+    for task, methods in {"a": ("bc", "qgpo", "aepo"), "b": ("bc", "aepo")}.items():
+        for k, method in enumerate(methods):
+            made += [
+                {"task": task, "method": method, "seed": seed, "episode": e, "score": 10.0 * k + seed + e}
+                for seed in (0, 1)
+                for e in (0, 2)
+            ]
+    return pd.DataFrame(made)
+
+
+def test_means_compare_methods_on_the_tasks_that_they_share(rows):
+    scores = study.seed_scores(rows)
+    assert scores[(scores["task"] == "a") & (scores["method"] == "qgpo")]["score"].tolist() == [11.0, 12.0]
+    assert study.groups(scores) == [(["bc", "aepo"], ["a", "b"]), (["bc", "qgpo", "aepo"], ["a"])]
+    summary = study.summary(scores, ["bc", "aepo"], ["a", "b"]).set_index("method")
+    assert summary["mean"].to_dict() == {"aepo": 16.5, "bc": 1.5}
+    assert summary["rank"].to_dict() == {"aepo": 1.0, "bc": 2.0}
+    assert "qgpo: not run on b" in study.missing(scores)
+
+
+def test_the_studys_figures_are_drawn_from_its_rows_alone(rows, tmp_path):
+    drawn = study.draw(rows, tmp_path)
+    assert {path.name for path in drawn} >= {"08_study_scores.png", "08_study_iqm.png", "08_study_profiles.png"}
+    assert all(path.stat().st_size > 5_000 for path in drawn)
+    assert "3 methods on 1 tasks: a" in study.report(rows)
