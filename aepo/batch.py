@@ -227,12 +227,13 @@ def print_table(folder: Path) -> None:
     print(format_table(table).to_string(index=False), end="\n\n")
 
 
-def export(folder: Path, target: Path, seed: int) -> int:
-    """Copy one seed of the evaluated networks of a run to `target`, its manifest with it; returns the bytes written."""
+def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int:
+    """Copy one seed of what some methods act with to `target`, the manifest with it; returns the bytes written."""
     manifest = runs.read_manifest(folder)
-    evaluated = manifest.get("evaluation", {})
-    if not evaluated:
-        raise StudyError(f"{folder} is not evaluated yet: run `make reproduce` first")
+    evaluated = {name: entry for name, entry in manifest.get("evaluation", {}).items() if name in methods}
+    lacking = [name for name in methods if name not in evaluated]
+    if lacking:
+        raise StudyError(f"{folder} has no evaluation of {', '.join(lacking)}: run `make reproduce METHODS=...` first")
     used = {stage for name, entry in evaluated.items() for stage in runs.stages_of(name, entry["beta"]).values()}
     for stage in sorted(used):
         tensors, meta = runs.load_tensors(folder / f"{stage}.safetensors")
@@ -243,5 +244,5 @@ def export(folder: Path, target: Path, seed: int) -> int:
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         runs.write_artifact(target / f"{stage}.safetensors", chosen, meta)
     kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in used}
-    runs.write_json(target / "manifest.json", manifest | {"stages": kept})
+    runs.write_json(target / "manifest.json", manifest | {"stages": kept, "evaluation": evaluated})
     return sum(path.stat().st_size for path in target.iterdir())

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from aepo import cli_data, runs, settings, tasks
+from aepo import methods as method_table
 from aepo.methods import CORE, METHODS
 from aepo.runs import StudyError
 
@@ -278,16 +279,30 @@ def verify(
         raise StudyError(f"{wrong} of {len(found)} runs do not match what made them: the lines above say where")
 
 
+@app.command("methods")
+def list_methods(
+    details: Annotated[bool, typer.Option(help="Also what each source leaves open, and what was chosen.")] = False,
+) -> None:
+    """List the methods, one a line: name, label, source; with --details as the page docs/methods.md."""
+    if details:
+        print(method_table.page(), end="")
+        return
+    width = max(map(len, METHODS))
+    for method in METHODS.values():
+        print(f"{method.name.ljust(width)}  {method.label}: {method.source}")
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder runs/<profile>/<task> of a finished run.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Seed to keep.")] = 0,
+    methods: Annotated[str, typer.Option(help="Comma-separated methods to keep.")] = ",".join(CORE),
 ) -> None:
     """Write one seed of a run's last networks as a small folder that `Policy.load` reads."""
     from aepo import batch
 
-    size = batch.export(runs.find_folder(run), target, seed)
+    size = batch.export(runs.find_folder(run), target, seed, methods.split(","))
     print(f"{target}: seed {seed}, {size / 1e6:.2f} MB")
 
 

@@ -106,8 +106,8 @@ ROWS = [
             "A support action is drawn with the probability softmax(beta Q) that the paper's loss weighs it by: the same "
             "expected gradient from one forward pass instead of M.",
             "Renewal: the steps are split into rounds; each draws new support from the policy so far and tilts it by "
-            "beta/rounds, so that all rounds together tilt the behavior by beta. The paper leaves the product open.",
-            "Starts from the behavior model, as the paper does.",
+            "beta/rounds, so that all rounds together tilt the behavior by beta, as every other method does.",
+            "Starts from the behavior model.",
         ),
     ),
     Method(
@@ -177,8 +177,15 @@ ROWS = [
         "AEPO, direct, first order",
         "this study: gradient of the paper's closed form at sampling; no energy network",
         closed="taylor",
+        details=("As `aepo-direct`, with the first-order form: its gradient needs the Hessian of Q times one vector.",),
     ),
-    Method("mean-q", "mean Q", "regression of beta Q(a_0) on a_t", energy="clean"),
+    Method(
+        "mean-q",
+        "mean Q",
+        "regression of beta Q(a_0) on a_t",
+        energy="clean",
+        details=("Its minimiser is E[beta Q | a_t], not the log of a mean: right to first order in beta.",),
+    ),
     Method(
         "aepo",
         "AEPO",
@@ -197,15 +204,41 @@ ROWS = [
         energy="taylor-2",
         details=("Positive curvature is dropped: with it the closed form is infinite or worse than first order.",),
     ),
-    Method("aepo-ungated", "AEPO, no gate", "ablation: E = c(s,t) + h(s,a_t,t)", energy="taylor", gate=False),
-    Method("aepo-unclamped", "AEPO, no clamp", "ablation: the target as it comes", energy="taylor", clamp=False),
-    Method("aepo-cubature", "AEPO, cubature", "this study: cubature over the same Gaussian", energy="cubature"),
+    Method(
+        "aepo-ungated",
+        "AEPO, no gate",
+        "ablation: E = c(s,t) + h(s,a_t,t)",
+        energy="taylor",
+        gate=False,
+        details=("As `aepo`, the factor alpha_t left out.",),
+    ),
+    Method(
+        "aepo-unclamped",
+        "AEPO, no clamp",
+        "ablation: the target as it comes",
+        energy="taylor",
+        clamp=False,
+        details=("As `aepo`, the target not clamped.",),
+    ),
+    Method(
+        "aepo-cubature",
+        "AEPO, cubature",
+        "this study: cubature over the same Gaussian",
+        energy="cubature",
+        details=(
+            "2d points of radius sqrt(d) (for d <= 2 the unscented 2d + 1), clipped to the box; clamped as `aepo`.",
+        ),
+    ),
     Method(
         "aepo-support",
         "AEPO, support",
         "this study: self-normalised estimate over behavior samples, Bregman loss",
         energy="support",
         bregman=True,
+        details=(
+            "16 samples at each of 16,384 states, the recorded action among the candidates; the noised one is any of them.",
+            "Learned from log E[exp(beta Q) | s] on: what depends on the state alone does not guide.",
+        ),
     ),
     Method(
         "aepo-best",
@@ -219,11 +252,18 @@ ROWS = [
             "16 samples at the guidance scale of `aepo-support`: guidance moves the proposals, Q picks among them.",
         ),
     ),
-    Method("exp-q", "exp Q", "this study: beta Q(a_0) under the Bregman loss", energy="clean", bregman=True),
+    Method(
+        "exp-q",
+        "exp Q",
+        "this study: beta Q(a_0) under the Bregman loss",
+        energy="clean",
+        bregman=True,
+        details=("The loss is shifted by the network's own energy at pure noise, state by state.",),
+    ),
 ]
 METHODS = {method.name: method for method in ROWS}
-CORE = ("bc", "best-of-n", "aepo", "aepo-cubature")
-COMPARED = ("bc", "best-of-n", "qgpo", "iql", "mean-q", "aepo", "aepo-cubature", "aepo-support")
+CORE = ("bc", "best-of-n", "aepo", "aepo-cubature", "aepo-direct")
+COMPARED = ("bc", "best-of-n", "qgpo", "iql", "mean-q", "aepo", "aepo-cubature", "aepo-support", "aepo-direct")
 DATASET = "dataset"
 LABELS = {DATASET: "recorded behavior"} | {method.name: method.label for method in METHODS.values()}
 
@@ -243,3 +283,22 @@ def trained_in(method: str) -> str | None:
     if METHODS[method].energy:
         return f"06_energy-{METHODS[method].shares or method}"
     return f"06_policy-{method}" if METHODS[method].policy else None
+
+
+def page() -> str:
+    """The table as Markdown, for docs/methods.md: what each method's source says, leaves open, and what was chosen here."""
+    lines = [
+        "# Methods and implementation details",
+        "",
+        "Written by `aepo methods --details` from `aepo/methods.py`. All methods share the data, the behavior model, the",
+        "expectile critic, batches, sampler and evaluation unless an item says otherwise. Q means (Q - V)/std(Q - V)",
+        "everywhere, so that an inverse temperature means the same on every task. No target of any critic falls below the",
+        "return that followed in the data (`return_floor` in `aepo/datasets.py`), exact where dynamics are deterministic, as in",
+        "all tasks here. Papers were consulted through their abstracts and public code; what follows are our choices.",
+    ]
+    for method in ROWS:
+        lines += ["", f"## `{method.name}`: {method.label}", "", f"Source: {method.source}.", ""]
+        lines += [f"{i}. {detail}" for i, detail in enumerate(method.details, 1)] or [
+            "Nothing is left open by the source."
+        ]
+    return "\n".join(lines) + "\n"

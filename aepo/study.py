@@ -51,7 +51,8 @@ def ablation_rows(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
         names = [v.name for v in ablations.VARIANTS if v.question == question]
         part = rows[rows["variant"].isin(names)]
         pairs = set(zip(part["task"], part["method"], strict=True))
-        own = rows[(rows["variant"] == "") & [pair in pairs for pair in zip(rows["task"], rows["method"], strict=True)]]
+        beside = np.array([pair in pairs for pair in zip(rows["task"], rows["method"], strict=True)], dtype=bool)
+        own = rows[(rows["variant"] == "") & beside]
         part = pd.concat([own.assign(variant="as evaluated"), part]).assign(question=question)
         found.append(
             part.groupby(["question", "task", "method", "variant", "seed"], as_index=False, sort=False)["score"].mean()
@@ -135,7 +136,7 @@ def missing(scores: pd.DataFrame) -> list[str]:
         if lacking:
             lines.append(f"{method}: not run on {', '.join(lacking)}")
     never = [m for m in LABELS if m != DATASET and m not in set(scores["method"])]
-    return lines + [f"{method}: not run" for method in never]
+    return lines + [f"not run at all: {', '.join(never)}"] * bool(never)
 
 
 def draw(main: pd.DataFrame, folder: Path) -> list[Path]:
@@ -174,4 +175,4 @@ def report(main: pd.DataFrame) -> str:
     for methods, chosen in groups(scores):
         parts.append(f"{len(methods)} methods on {len(chosen)} tasks: {', '.join(chosen)}")
         parts.append(format_summary(summary(scores, methods, chosen)).to_string(index=False))
-    return "\n\n".join([*parts, *missing(scores)])
+    return "\n\n".join([*parts, "\n".join(missing(scores))])

@@ -159,7 +159,10 @@ def test_wrong_calls_exit_with_2(capsys, monkeypatch):
     assert aepo(capsys, monkeypatch, "dance")[0] == 2
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["theory"], ["results"], ["export"], ["tasks"]])
+COMMANDS = ("reproduce", "evaluate", "ablations", "theory", "results", "export", "tasks", "methods")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(capsys, monkeypatch, command):
     code, printed = aepo(capsys, monkeypatch, *command, "--help")
     assert code == 0
@@ -213,6 +216,15 @@ def test_setup_says_that_the_network_is_missing(copy):
     assert code == 1
     assert "the package index cannot be reached" in said
     assert not list((copy / ".venv").glob(".aepo-*"))
+
+
+def test_the_page_of_methods_is_that_of_the_table(capsys, monkeypatch):
+    """docs/methods.md: `aepo methods --details > docs/methods.md`."""
+    _, printed = aepo(capsys, monkeypatch, "methods", "--details")
+    assert (ROOT / "docs" / "methods.md").read_text() == printed.out
+    _, printed = aepo(capsys, monkeypatch, "methods")
+    assert [line.split()[0] for line in printed.out.splitlines()] == list(METHODS)
+    assert all(method.details for method in METHODS.values())
 
 
 def test_methods_have_what_they_need():
