@@ -8,7 +8,6 @@ DEVICE ?= auto
 RUNS ?= runs
 CLUSTER ?=
 BIN := .venv/bin
-COMMA := ,
 REPRODUCE = $(BIN)/aepo reproduce --cluster "$(CLUSTER)" --task "$(TASK)" --suite "$(SUITE)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
 
 ifeq ($(shell uname),Darwin)
@@ -17,7 +16,7 @@ else
 SETUP_MB := 4000
 endif
 
-.PHONY: help setup reproduce theory test test-survival lab bench results figures notebooks example
+.PHONY: help setup reproduce theory evaluate ablations test test-survival lab bench results figures notebooks example
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,12 +44,17 @@ bench: setup ## time every stage, sampling and loading on this machine: runs/ben
 	@$(BIN)/aepo bench --device "$(DEVICE)" --output "$(RUNS)/bench.csv" $(BENCH)
 	@$(BIN)/aepo performance --profile "$(PROFILE)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
 
-results: setup ## print the table of results of finished runs
-	@$(BIN)/aepo results --runs-dir "$(RUNS)"
+evaluate: setup ## as reproduce, to the same numbers, without notebooks and figures: for many tasks on few cores
+	@$(BIN)/aepo evaluate --task "$(TASK)" --suite "$(SUITE)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
 
-figures: setup ## draw the figures of a finished run again, from its files
-	@for task in $(if $(SUITE),$$($(BIN)/aepo tasks --suite "$(SUITE)" | cut -d' ' -f1),$(basename $(notdir $(subst $(COMMA), ,$(TASK))))); do rm -rf "figures/$(PROFILE)/$$task"; done
-	@$(REPRODUCE)
+ablations: setup ## one setting changed at a time, on evaluated tasks: rows of results.csv that notebook 11 shows
+	@$(BIN)/aepo ablations --task "$(TASK)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
+
+results: setup ## print the study's tables and draw its figures from runs/results.csv alone
+	@$(BIN)/aepo results --profile "$(PROFILE)" --runs-dir "$(RUNS)"
+
+figures: setup ## draw the study's figures from runs/results.csv, and nothing else
+	@$(BIN)/aepo results --no-tables --profile "$(PROFILE)" --runs-dir "$(RUNS)"
 
 notebooks: setup ## run the committed notebooks at the smoke profile and store their outputs
 	@sh scripts/notebooks.sh

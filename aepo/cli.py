@@ -172,6 +172,7 @@ def results(
     runs_dir: RunsDir = "runs",
     profile: ProfileName = "quick",
     task: Annotated[str, typer.Option(help="Also the returns of one task, with success and intervals.")] = "",
+    tables: Annotated[bool, typer.Option(help="Print the tables, or draw the figures only.")] = True,
 ) -> None:
     """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
     from aepo import results as stored
@@ -187,12 +188,14 @@ def results(
                 f"{path} holds no results of task {name!r} at {profile}: run `aepo evaluate --task {name}`"
             )
         print(stored.format_table(stored.score_table(rows)).to_string(index=False), end="\n\n")
-    print(study.report(main))
-    print("\nFigures:")
-    everything = stored.read_returns(path)
-    for drawn in study.draw(main, root.parent / "figures" / profile / "study") + study.draw_ablations(
-        study.ablation_rows(everything, profile), root.parent / "figures" / profile / "study"
-    ):
+    if tables:
+        print(study.report(main), end="\n\n")
+    print("Figures:")
+    folder, variants = (
+        root.parent / "figures" / profile / "study",
+        study.ablation_rows(stored.read_returns(path), profile),
+    )
+    for drawn in study.draw(main, folder) + study.draw_ablations(variants, folder):
         print(f"  {drawn}")
 
 

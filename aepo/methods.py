@@ -293,8 +293,8 @@ def page() -> str:
         "Written by `aepo methods --details` from `aepo/methods.py`. All methods share the data, the behavior model, the",
         "expectile critic, batches, sampler and evaluation unless an item says otherwise. Q means (Q - V)/std(Q - V)",
         "everywhere, so that an inverse temperature means the same on every task. No target of any critic falls below the",
-        "return that followed in the data (`return_floor` in `aepo/datasets.py`), exact where dynamics are deterministic, as in",
-        "all tasks here. Papers were consulted through their abstracts and public code; what follows are our choices.",
+        "return that followed in the data (`return_floor` in `aepo/datasets.py`): exact where dynamics are deterministic,",
+        "as in all tasks here. Papers were consulted through their abstracts and public code; what follows are our choices.",
     ]
     for method in ROWS:
         lines += ["", f"## `{method.name}`: {method.label}", "", f"Source: {method.source}.", ""]
