@@ -34,6 +34,7 @@ QUESTIONS = {
     "floor": "a critic without the floor of recorded returns",
     "solver": "how many solver steps",
     "support": "how many support actions",
+    "noise": "no noise to start from: one action a state",
 }
 VARIANTS = [
     *(
@@ -46,6 +47,7 @@ VARIANTS = [
         Variant(f"{steps} solver steps", "solver", ("bc", "aepo-direct"), {"evaluation": {"solver_steps": steps}})
         for steps in (5, 20)
     ),
+    Variant("no noise", "noise", ("bc", "aepo-direct"), {"evaluation": {"noise_scale": 0.0}}),
     Variant("4 support actions", "support", ("aepo-support",), {"energy": {"support": 4}}),
     Variant("64 support actions", "support", ("aepo-support",), {"energy": {"support": 64, "support_states": 4_096}}),
 ]

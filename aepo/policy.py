@@ -26,7 +26,7 @@ FARTHEST = 1e6  # standard deviations from the mean that a network is shown: bey
 class Actor:
     """S policies side by side: what makes actions, what guides it, and how one of several samples is taken.
 
-    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `candidates`: samples a state, one of which is taken by
+    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `noise_scale`: factor on the initial noise. `candidates`: samples a state, one of which is taken by
     the critic's advantage: the best, or where `temperature` is above 0 one drawn by softmax(advantage / temperature).
     """
 
@@ -37,6 +37,7 @@ class Actor:
     solver_steps: int
     candidates: int
     temperature: float = 0.0
+    noise_scale: float = 1.0
 
     @property
     def draws(self) -> int:
@@ -60,7 +61,7 @@ class Actor:
         seeds, batch, _, d = noise.shape
         count = self.candidates
         repeated = state.repeat_interleave(count, 1) if count > 1 else state
-        start = noise[:, :, :count].reshape(seeds, batch * count, d)
+        start = self.noise_scale * noise[:, :, :count].reshape(seeds, batch * count, d)
         action = self.behavior.sample(repeated, start, self.solver_steps, self.energy, self.guidance_scale)
         if count == 1:
             return action

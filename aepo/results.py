@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,8 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
         "episodes": settings.episodes,
         "seeds": list(run.seeds),
     }
+    if settings.noise_scale != 1:
+        how["noise_scale"] = settings.noise_scale
     content = how | {"networks": _content_hashes(run, used)} | _environment(run)
     digest = settings_table.digest(content)
     if run.task.env_id is None:
@@ -95,6 +98,7 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
             started = time.time()
             sampling = (settings.solver_steps, settings.candidates)
             actor = load_actor(run.folder, method, run.seeds, beta, scale, *sampling, run.device)
+            actor = replace(actor, noise_scale=settings.noise_scale)
             name, folder = f"evaluate {method}", run.folder / "progress"
             with faults.memory(name, FEWER):
                 rollouts = play(actor, run.task, run.seeds, settings.episodes, name, folder, KEPT_EPISODES)

@@ -357,7 +357,7 @@ THEORY_FIGURES = {
     ),
     "02_exact_toys": ("densities", "samples", "known", "guidance_error", "solver"),
 }
-ABLATION_FIGURES = {"11_ablations": ("grid", "floor", "solver", "support")}
+ABLATION_FIGURES = {"11_ablations": ("grid", "floor", "solver", "support", "noise")}
 PERFORMANCE_FIGURES = {"10_performance": ("seeds", "batches", "sampling")}
 
 

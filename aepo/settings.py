@@ -91,7 +91,7 @@ class PolicySettings:
     width: int = 128
     depth: int = 3
     steps: int = 6_000
-    critic_steps: int = 10_000
+    critic_steps: int = 5_000
     batch: int = 256
     learning_rate: float = 1e-3
     ema_rate: float = 0.005
@@ -108,13 +108,15 @@ class PolicySettings:
 class EvaluationSettings:
     """Rollouts: episodes a seed, solver steps, candidates of best-of-n; beta and guidance scale by method.
 
-    A scale that is None is chosen by `matching`, for each seed. `curve_scales`: where `curve_episodes` of the first seed
+    A scale that is None is chosen by `matching`, for each seed. `noise_scale`: factor on the initial noise, 0 for one
+    action a state. `curve_scales`: where `curve_episodes` of the first seed
     show the return over the scale.
     """
 
     episodes: int = 20
     solver_steps: int = 10
     candidates: int = 16
+    noise_scale: float = 1.0
     beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0))
     guidance_scale: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(GUIDED))
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)

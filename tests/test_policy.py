@@ -112,6 +112,15 @@ def test_rows_of_one_seed_at_several_scales_act_like_each_scale_alone(run, data,
         assert torch.allclose(together[i : i + 1], alone, atol=1e-6)
 
 
+def test_without_initial_noise_a_state_has_one_action(behavior, data):
+    state, noise = data.state[:5].expand(2, -1, -1), torch.randn(2, 2, 5, 1, 2)
+    still, moved = (
+        [Actor(behavior, None, None, 0.0, 3, 1, noise_scale=k).act(state, n) for n in noise] for k in (0, 1)
+    )
+    assert torch.equal(*still)
+    assert not torch.allclose(*moved)
+
+
 @pytest.mark.parametrize("method", CORE)
 def test_the_example_policy_acts(method):
     policy = Policy.load(EXAMPLE, method=method, device="cpu")

@@ -1,0 +1,72 @@
+"""Variants of a run: what is shared stays shared, what is changed is trained again, and rows say which is which."""
+
+import pytest
+
+from aepo import ablations, methods, results, runs, settings, stages, study
+
+
+def test_every_variant_fits_the_settings():
+    profile = settings.QUICK
+    for variant in ablations.VARIANTS:
+        assert variant.question in ablations.QUESTIONS
+        assert set(variant.methods) <= set(methods.METHODS)
+        for stage, values in variant.changes.items():
+            assert set(values) <= set(getattr(profile, stage).__dataclass_fields__)
+    names = [variant.name for variant in ablations.VARIANTS]
+    assert len(set(names)) == len(names)
+    assert {v.question for v in ablations.chosen("smoke")} == set(ablations.QUESTIONS)
+
+
+def test_a_variant_shares_what_it_does_not_touch(run, data, tiny, monkeypatch):
+    monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
+    variant = ablations.Variant("twice", "grid", ("aepo-direct",), ablations._guidance("aepo-direct", 2.0, 2.0))
+    stages.train_behavior(run, data), stages.train_critic(run, data)
+    monkeypatch.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
+    rows = ablations.evaluate(run, variant)
+    assert set(rows["variant"]) == {"twice"}
+    assert set(rows["beta"]) == set(rows["guidance_scale"]) == {2.0}
+    own = ablations.folder_of(run, variant)
+    assert own.folder == run.folder / "ablations" / "twice"
+    assert own.profile.evaluation.beta["aepo"] == 3.0
+    for stage in ("behavior", "critic"):
+        assert own.artifact(stage).read_bytes() == run.artifact(stage).read_bytes()
+    kept = results.read_returns(run.folder / "evaluation" / "ablation-twice.csv")
+    assert len(kept) == len(rows) == 2 * tiny.evaluation.episodes
+
+
+def test_a_changed_critic_is_trained_for_the_variant_alone(run, data, tiny, monkeypatch):
+    monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
+    variant = next(v for v in ablations.VARIANTS if v.question == "floor")
+    stages.train_behavior(run, data), stages.train_critic(run, data)
+    before = run.artifact("critic").read_bytes()
+    ablations.evaluate(run, variant)
+    assert run.artifact("critic").read_bytes() == before
+    own = runs.load_tensors(ablations.folder_of(run, variant).artifact("critic"))[1]["settings"]
+    assert own["return_floor"] is False
+
+
+def test_rows_of_a_question_stand_beside_what_was_evaluated():
+    import pandas as pd
+
+    made = [
+        {
+            "profile": "quick",
+            "task": task,
+            "method": method,
+            "variant": variant,
+            "seed": 0,
+            "checkpoint": "last",
+            "score": s,
+        }
+        for task, method, variant, s in (
+            ("a", "aepo-direct", "", 1.0),
+            ("a", "aepo-direct", "beta 1, scale 2", 2.0),
+            ("a", "bc", "", 9.0),
+            ("b", "aepo-direct", "", 9.0),
+        )
+    ]
+    rows = study.ablation_rows(pd.DataFrame(made), "quick")
+    assert rows[["task", "method", "variant", "score"]].values.tolist() == [
+        ["a", "aepo-direct", "as evaluated", 1.0],
+        ["a", "aepo-direct", "beta 1, scale 2", 2.0],
+    ]

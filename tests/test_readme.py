@@ -1,0 +1,51 @@
+"""README's numbers are those of the raw episodes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from aepo import results, study
+from aepo.methods import LABELS
+
+ROOT = Path(__file__).parents[1]
+
+
+def cells():
+    """README's table of scores by task: (method, task, number)."""
+    text = (ROOT / "README.md").read_text()
+    lines = text[text.index("<!-- scores -->") :].splitlines()[1:]
+    head = [cell.strip() for cell in next(line for line in lines if line.startswith("|")).strip("|").split("|")]
+    found = []
+    for line in lines[lines.index(next(line for line in lines if line.startswith("|---"))) + 1 :]:
+        if not line.startswith("|"):
+            break
+        task, *values = [cell.strip() for cell in line.strip("|").split("|")]
+        found += [
+            (method.strip("`"), task.strip("`"), value.strip("*"))
+            for method, value in zip(head[1:], values, strict=True)
+        ]
+    return found
+
+
+def test_the_table_of_scores_is_that_of_the_raw_episodes():
+    rows = results.read_returns(ROOT / "runs" / "results.csv")
+    rows = rows[(rows["profile"] == "quick") & (rows["variant"] == "")]
+    checked = 0
+    for method, task, shown in cells():
+        if shown == "-":
+            continue
+        own = rows[(rows["method"] == method) & (rows["task"] == task)]["score"]
+        assert f"{own.mean():.0f}" == shown, (method, task)
+        checked += 1
+    assert checked >= 60
+
+
+def test_the_interquartile_means_are_those_of_the_study():
+    text = (ROOT / "README.md").read_text()
+    scores = study.seed_scores(study.read(ROOT / "runs" / "results.csv", "quick"))
+    chosen, shared = study.groups(scores)[0]
+    summary = study.summary(scores, chosen, shared).set_index("method")
+    shown = dict(re.findall(r"^\| `([\w-]+)`[^|]*\| \**(-?\d+\.\d)\** \[", text, re.MULTILINE))
+    assert {m: float(shown[m]) for m in chosen} == pytest.approx(summary["iqm"].round(1).to_dict())
+    assert set(shown) <= set(LABELS)
