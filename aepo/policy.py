@@ -26,8 +26,9 @@ FARTHEST = 1e6  # standard deviations from the mean that a network is shown: bey
 class Actor:
     """S policies side by side: what makes actions, what guides it, and how one of several samples is taken.
 
-    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `noise_scale`: factor on the initial noise. `candidates`: samples a state, one of which is taken by
-    the critic's advantage: the best, or where `temperature` is above 0 one drawn by softmax(advantage / temperature).
+    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `noise_scale`: factor on the initial noise.
+    `candidates`: samples a state, one of which is taken by the critic's advantage: the best, or where `temperature` is
+    above 0 one drawn by softmax(advantage / temperature).
     """
 
     behavior: ActionModel
