@@ -244,14 +244,14 @@ def campaign(kills: int, of_parents: int, seed: int, folder: Path) -> Tally:
             break
         chain(context, folder / f"chain-{i}", folder / "unbroken", next(chains)[:left], cost, mark, tally)
         say(f"{len(tally.killed)} kills, {sum(tally.same)} survived to the same bytes")
-    few = of_parents < 4  # too few for a study: the first two notebooks by hand
+    few = of_parents < 4  # too few for a study: the first notebook by hand
     if of_parents:
-        unbroken(context, folder / "unbroken-study", False, "critic" if few else "end")
+        unbroken(context, folder / "unbroken-study", False, "behavior" if few else "end")
     for i in itertools.count():
         left = kills - len(tally.killed)
         if left <= 0:
             break
-        by_hand = NOTEBOOKS[:2] if few else NOTEBOOKS if i % 3 == 2 else ()
+        by_hand = NOTEBOOKS[:1] if few else NOTEBOOKS if i % 3 == 2 else ()
         batch = plan_parents(rng, min(left, 8), by_hand)
         parents(folder / f"study-{i}", folder / "unbroken-study", batch, uuid.uuid4().hex, tally, by_hand)
         say(f"{len(tally.killed)} kills, {sum(tally.same)} survived to the same bytes")
