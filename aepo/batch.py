@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from aepo import lifeline, runs, settings
+from aepo import faults, lifeline, runs, settings
 from aepo.cluster import Place, cancel, machine_memory
 from aepo.methods import trained_in
 from aepo.networks import select_seeds
@@ -236,10 +236,13 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
         raise StudyError(f"{folder} has no evaluation of {', '.join(lacking)}: run `make reproduce METHODS=...` first")
     used = {stage for name, entry in evaluated.items() for stage in runs.stages_of(name, entry["beta"]).values()}
     for stage in sorted(used):
-        tensors, meta = runs.load_tensors(folder / f"{stage}.safetensors")
-        if seed not in meta["seeds"]:
-            raise StudyError(f"{folder} holds seeds {meta['seeds']}, not {seed}")
-        row, count = meta["seeds"].index(seed), len(meta["seeds"])
+        path = folder / f"{stage}.safetensors"
+        tensors, meta = runs.load_tensors(path)
+        seeds = faults.known(meta, path)["seeds"]
+        if seed not in seeds:
+            raise StudyError(f"{folder} holds seeds {seeds}, not {seed}")
+        row, count = seeds.index(seed), len(seeds)
+        faults.check_tensors(tensors, count, path)
         chosen = {key: select_seeds(t, [row], count) for key, t in tensors.items() if not key.startswith("q_target.")}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         runs.write_artifact(target / f"{stage}.safetensors", chosen, meta)

@@ -307,18 +307,20 @@ def git_commit() -> str | None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that `write_json` wrote, empty where there is none; StudyError where it is something else."""
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        content = json.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}): {REMAKE}") from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{path} is no file of this study: {REMAKE}")
+    return content
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """manifest.json of a run folder, empty where there is none; StudyError where it is something else."""
     path = folder / "manifest.json"
     manifest = read_json(path)
-    sections = [manifest, *(manifest.get(name, {}) for name in SECTIONS)] if isinstance(manifest, dict) else [None]
-    if not all(isinstance(section, dict) for section in sections):
-        raise StudyError(f"{path} is not a manifest of this study: {REMAKE}")
+    if not all(isinstance(manifest.get(name, {}), dict) for name in SECTIONS):
+        raise StudyError(f"{path} is no file of this study: {REMAKE}")
     return manifest
 
 

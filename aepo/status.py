@@ -86,7 +86,7 @@ def of_run(folder: Path) -> Status:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         return runs.read_manifest(folder)
-    except ValueError:
+    except runs.StudyError:
         return {}
 
 

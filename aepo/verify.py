@@ -40,8 +40,8 @@ def problems(folder: Path) -> Iterator[str]:
             yield str(error)
     try:
         manifest = runs.read_manifest(folder)
-    except ValueError as error:
-        yield f"{folder / 'manifest.json'} cannot be read ({error})"
+    except runs.StudyError as error:
+        yield str(error)
         return
     for name, (_, meta) in artifacts.items():
         yield from _of_artifact(folder, name, meta, artifacts)

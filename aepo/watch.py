@@ -52,15 +52,17 @@ class Part:
         return found
 
 
-DID_NOT_END = "did not end (killed, cancelled or out of memory?)"
+DID_NOT_END = "did not end (killed, cancelled, out of memory or of disk?)"
 
 
 def stopped(path: Path) -> str | None:
     """How an executed notebook stopped short: with the error of a cell, or DID_NOT_END; None where it did not."""
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (OSError, ValueError):
+    except OSError:
         return None
+    except ValueError:  # papermill was cut off while it wrote
+        return DID_NOT_END
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     if outputs:
         return f"stopped with {outputs[0].ename}: {outputs[0].evalue}"
@@ -162,5 +164,5 @@ def _stamp(path: Path) -> float:
 def _text(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:
+    except (OSError, ValueError):
         return ""

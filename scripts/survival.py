@@ -30,8 +30,9 @@ from pathlib import Path
 from survival_work import MARK, PATIENCE, PROFILE, TASK, differing, gone, heard, processes, start, study, unbroken
 
 os.environ["OMP_NUM_THREADS"] = "1"
-STAGES = ("collect", "behavior", "critic", "energy", "support", "energy-support", "curve", "evaluation", "returns")
-NOTEBOOKS = ("03_dataset", "04_behavior", "05_critic", "06_energy-aepo", "07_evaluation", "08_results")
+STAGES = ("collect", "behavior", "critic", "critic-softmax", "energy", "support", "energy-support", "policy", "scale")
+STAGES += ("curve", "evaluation", "returns")
+NOTEBOOKS = ("03_dataset", "04_behavior", "05_critic", "06_energy-aepo", "06_policy-iql", "07_evaluation", "08_results")
 VICTIMS = {  # by how their command lines look
     "reproduce": r"^\S+ -m aepo\.cli reproduce",
     "lifeline": r"lifeline\.py",
@@ -39,6 +40,7 @@ VICTIMS = {  # by how their command lines look
     "papermill": r"^\S+ -m papermill",
     "kernel": r"^\S+ -m ipykernel_launcher",
 }
+ABOVE = ("reproduce", "lifeline", "snakemake")  # with these the study ends; papermill and kernel are tried again
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -155,10 +157,9 @@ def until(what, process: subprocess.Popen, seconds: float = PATIENCE):
     return found
 
 
-def hit_parent(folder: Path, mark: str, kill: Kill, by_hand: bool) -> tuple[bool, bool]:
-    """Start the study, wait for a notebook, kill the victim; whether it was killed, and whether the study ended well."""
-    began, notebook = time.time(), folder / "runs" / PROFILE / TASK / f"{kill.stage}.ipynb"
-    process = study(folder, mark, kill.stage if by_hand else None)
+def hit_parent(process: subprocess.Popen, folder: Path, mark: str, kill: Kill, began: float) -> bool:
+    """Wait for a notebook of a study that began at `began`, kill the victim; False where the study ended before."""
+    notebook = folder / "runs" / PROFILE / TASK / f"{kill.stage}.ipynb"
 
     def started() -> bool:
         return notebook.exists() and notebook.stat().st_mtime >= began - 0.01
@@ -167,31 +168,41 @@ def hit_parent(folder: Path, mark: str, kill: Kill, by_hand: bool) -> tuple[bool
         lines = processes(mark).items()
         return next((pid for pid, line in lines if re.search(VICTIMS[kill.victim], line)), None)
 
-    pid = None
-    if until(started, process):
-        time.sleep(kill.part * 6)
-        pid = until(victim, process)
+    if not until(started, process):
+        return False
+    time.sleep(kill.part * 6)
+    pid = until(victim, process)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, kill.signal)
-        process.wait(PATIENCE)
-    return pid is not None, process.wait(PATIENCE) == 0
+        until(lambda: pid not in processes(mark), process)
+    return pid is not None
 
 
 def parents(folder: Path, reference: Path, kills: Sequence[Kill], mark: str, tally: Tally, by_hand) -> None:
     """As `chain`, for the processes that start others; `by_hand`: papermill on these notebooks, without Snakemake."""
-    first = len(tally.killed)
+    first, process, began = len(tally.killed), None, 0.0
     for kill in kills:
-        killed, finished = hit_parent(folder, mark, kill, bool(by_hand))
-        if killed:
-            tally.killed.append((kill.victim, kill.stage, kill.signal.name))
-            wrong = [f"lingers: {line}" for line in gone(mark).values()] + differing(folder, reference, whole=False)
-            tally.same.append(not wrong)
-            told = f"{folder.name}, {kill.signal.name} of {kill.victim} in {kill.stage}"
-            tally.failures += [f"{told}: {each}" for each in wrong]
-        if finished and not by_hand:
-            break
-    codes = [study(folder, mark, name).wait(600) for name in by_hand or [None]]
+        if process is None or process.poll():
+            process, began = study(folder, mark, kill.stage if by_hand else None), time.time()
+        if not hit_parent(process, folder, mark, kill, began):
+            if process.wait(PATIENCE) == 0 and not by_hand:
+                break
+            process = None
+            continue
+        wrong = []
+        if by_hand or kill.victim in ABOVE:
+            process.wait(PATIENCE)
+            process = None
+            wrong = [f"lingers: {line}" for line in gone(mark).values()]
+        wrong += differing(folder, reference, whole=False, locks=process is None)
+        tally.killed.append((kill.victim, kill.stage, kill.signal.name))
+        tally.same.append(not wrong)
+        told = f"{folder.name}, {kill.signal.name} of {kill.victim} in {kill.stage}"
+        tally.failures += [f"{told}: {each}" for each in wrong]
+    if process is not None:
+        process.wait(10 * PATIENCE)
+    codes = [study(folder, mark, name).wait(10 * PATIENCE) for name in by_hand or [None]]
     wrong = differing(folder, reference, whole=True) + ["did not finish"] * any(codes)
     wrong += [f"lingers: {line}" for line in gone(mark).values()]
     settle(folder, wrong, first, tally)
@@ -233,14 +244,14 @@ def campaign(kills: int, of_parents: int, seed: int, folder: Path) -> Tally:
             break
         chain(context, folder / f"chain-{i}", folder / "unbroken", next(chains)[:left], cost, mark, tally)
         say(f"{len(tally.killed)} kills, {sum(tally.same)} survived to the same bytes")
-    few = of_parents < 4  # too few for a study: the first two notebooks by hand
+    few = of_parents < 4  # too few for a study: the first notebook by hand
     if of_parents:
-        unbroken(context, folder / "unbroken-study", False, "critic" if few else "end")
+        unbroken(context, folder / "unbroken-study", False, "behavior" if few else "end")
     for i in itertools.count():
         left = kills - len(tally.killed)
         if left <= 0:
             break
-        by_hand = NOTEBOOKS[:2] if few else NOTEBOOKS if i % 3 == 2 else ()
+        by_hand = NOTEBOOKS[:1] if few else NOTEBOOKS if i % 3 == 2 else ()
         batch = plan_parents(rng, min(left, 8), by_hand)
         parents(folder / f"study-{i}", folder / "unbroken-study", batch, uuid.uuid4().hex, tally, by_hand)
         say(f"{len(tally.killed)} kills, {sum(tally.same)} survived to the same bytes")

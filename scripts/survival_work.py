@@ -36,7 +36,7 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
     torch.set_num_threads(1)
     if small:
         settings.PROFILES[PROFILE] = tiny(settings.SMOKE)
-    methods = ["bc", "best-of-n", "aepo", "aepo-support"] if small else ["bc", "aepo"]
+    methods = ["bc", "best-of-n", "aepo", "aepo-support", "qipo"] if small else ["bc", "aepo", "iql"]
     run = runs.open_run(TASK, [0, 1] if small else [0], methods, PROFILE, "cpu", folder / "runs")
     watch = Watch(events, pause, last)
 
@@ -48,6 +48,9 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
     behavior = stages.train_behavior(run, data)
     watch.enter("critic")
     critic = stages.train_critic(run, data)
+    if small:
+        watch.enter("critic-softmax")
+        stages.train_critic(run, data, kind="softmax", behavior=behavior)
     watch.enter("energy")
     stages.train_energy(run, data, behavior, critic, "aepo")
     if small:
@@ -55,6 +58,10 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
         stages.train_support(run, data, behavior, run.profile.energy)
         watch.enter("energy-support")
         stages.train_energy(run, data, behavior, critic, "aepo-support")
+    watch.enter("policy")
+    stages.train_policy(run, data, behavior, critic, methods[-1])
+    watch.enter("scale")
+    results.guidance_of(run, "aepo")
     watch.enter("curve")
     results.evaluate_curve(run, data, "aepo")
     watch.enter("evaluation")
@@ -74,7 +81,8 @@ def tiny(profile):
         behavior=replace(profile.behavior, width=32, steps=200, variance_samples=64),
         critic=replace(profile.critic, width=32, steps=200),
         energy=replace(profile.energy, width=32, steps=200),
-        evaluation=replace(profile.evaluation, episodes=1, solver_steps=2, curve_betas=(1.0,), curve_steps=60),
+        policy=replace(profile.policy, width=32, steps=160),
+        evaluation=replace(profile.evaluation, episodes=1, solver_steps=2),
         chunk=20,
     )
 
@@ -179,14 +187,14 @@ def gone(mark: str, known: set[int] = frozenset(), seconds: float = 15.0) -> dic
     return left
 
 
-def differing(folder: Path, reference: Path, whole: bool) -> list[str]:
-    """Files that are not the reference's; those that are missing too where the run is finished (`whole`)."""
+def differing(folder: Path, reference: Path, whole: bool, locks: bool = True) -> list[str]:
+    """Files that are not the reference's, those that are missing where the run is finished (`whole`), held locks."""
     found, expected = contents(folder), contents(reference)
     wrong = [name for name in found if found[name] != expected.get(name) and not name.endswith("manifest.json")]
     if whole:
         wrong += [name for name in expected if found.get(name) != expected[name] and name not in wrong]
         wrong += [f"left over: {name}" for name in leftovers(folder)]
-    return wrong + [f"locked: {name}" for name in stale_locks(folder)]
+    return wrong + [f"locked: {name}" for name in (stale_locks(folder) if locks else ())]
 
 
 # ---- processes
@@ -228,12 +236,12 @@ def study(folder: Path, mark: str, by_hand: str | None = None) -> subprocess.Pop
     (folder / "runtime").mkdir(parents=True, exist_ok=True)
     more = {MARK: mark, "MINARI_DATASETS_PATH": str(folder / "minari"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     runs = str(folder / "runs")
-    options = ["--task", TASK, "--profile", PROFILE, "--methods", "bc,aepo", "--seeds", "1", "--device", "cpu"]
+    options = ["--task", TASK, "--profile", PROFILE, "--methods", "bc,aepo,iql", "--seeds", "1", "--device", "cpu"]
     command = ["-m", "aepo.cli", "reproduce", *options, "--runs-dir", runs]
     if by_hand:
         name, _, method = by_hand.partition("-")
         values = {"task": TASK, "profile": PROFILE, "seeds": [0], "device": "cpu", "runs_dir": runs}
-        values["methods"] = [method] if method else ["bc", "aepo"]
+        values["methods"] = [method] if method else ["bc", "aepo", "iql"]
         out = folder / "runs" / PROFILE / TASK / f"{by_hand}.ipynb"
         out.parent.mkdir(parents=True, exist_ok=True)
         command = [

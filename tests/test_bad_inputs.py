@@ -14,10 +14,10 @@ import safetensors.torch
 import samples
 import torch
 
-from aepo import batch, cli, datasets, losses, progress, results, runs, settings, stages, tasks
+from aepo import batch, cli, datasets, losses, methods, progress, results, runs, settings, stages, tasks
 
 TASK, HOPPER = "maze2d-umaze", "d4rl-hopper-medium-v2"
-METHODS = ("bc", "aepo", "aepo-support")
+METHODS = ("bc", "aepo", "aepo-support", "iql")
 NAME = f"runs/smoke/{TASK}"
 
 
@@ -28,8 +28,10 @@ def study(run, *_):
     data = datasets.load(run.task, run.profile_name)
     datasets.record(run.folder, data)
     behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
-    for method in set(run.methods) - {"bc"}:
+    for method in methods.energies(run.methods):
         stages.train_energy(run, data, behavior, critic, method)
+    for method in methods.policies(run.methods):
+        stages.train_policy(run, data, behavior, critic, method)
     results.write_returns(run, data)
     results.merge_results(run)
 
@@ -42,6 +44,7 @@ def small(name=None):
         behavior=replace(smoke.behavior, width=16, steps=20, batch=32, variance_times=5, variance_samples=64),
         critic=replace(smoke.critic, width=16, steps=20, batch=32),
         energy=replace(smoke.energy, width=16, steps=20, batch=32, support_states=32),
+        policy=replace(smoke.policy, width=16, steps=20, batch=32),
         evaluation=replace(smoke.evaluation, episodes=1, solver_steps=2),
         chunk=10,
     )
@@ -112,7 +115,7 @@ POISON = pickle.dumps(Evil())
 REPRODUCE = f"reproduce --profile smoke --methods {','.join(METHODS)} --device cpu --runs-dir runs --task "
 PARAMETERS = {
     "task": (REPRODUCE + "maze2d-moon", "unknown task 'maze2d-moon': choose one of maze2d-"),
-    "method": (REPRODUCE + f"{TASK} --methods aepo,sac", "unknown method 'sac': choose from bc, best-of-n, aepo"),
+    "method": (REPRODUCE + f"{TASK} --methods aepo,sac", "unknown method 'sac': choose from bc, best-of-n, best"),
     "profile": (REPRODUCE + f"{TASK} --profile huge", "unknown profile 'huge': choose one of smoke, quick, full"),
     "negative seeds": (REPRODUCE + f"{TASK} --seeds=-1", "seeds must be a number of seeds >= 1, got '-1'"),
     "no seeds": (REPRODUCE + f"{TASK} --seeds 0", "seeds must be a number of seeds >= 1, got '0'"),
@@ -252,11 +255,14 @@ def put(name, content):
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def flip(folder):
-    path = folder / "critic.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
+def flip(stage):
+    def spoil(folder):
+        path = folder / f"{stage}.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+
+    return spoil
 
 
 def foreign(folder):
@@ -271,7 +277,7 @@ LEFT = {
     "header cut": (lambda f: cut(f / "critic.safetensors", 0.01), STUDY, "critic.safetensors cannot be read"),
     "cut": (lambda f: cut(f / "critic.safetensors", 0.9), STUDY, "critic.safetensors cannot be read"),
     "empty": (put("critic.safetensors", b""), STUDY, "critic.safetensors cannot be read"),
-    "one bit": (flip, STUDY, "critic.safetensors is damaged (its checksum does not match)"),
+    "one bit": (flip("critic"), STUDY, "critic.safetensors is damaged (its checksum does not match)"),
     "of others": (foreign, STUDY, "critic.safetensors has format None, this version reads"),
     "of the future": (edit(lambda t: None, format=99), STUDY, "behavior.safetensors has format 99, this version reads"),
     "NaN": (edit(lambda t: t[NOISE].fill_(float("nan"))), STUDY, f"behavior.safetensors: {NOISE} holds NaN"),
@@ -293,12 +299,16 @@ LEFT = {
         "energy-aepo-b3.parquet cannot be read",
     ),
     "manifest": (put("manifest.json", POISON), STUDY, "manifest.json cannot be read"),
-    "manifest kind": (put("manifest.json", "[1, 2]"), STUDY, "manifest.json is not a manifest of this study"),
+    "manifest kind": (put("manifest.json", "[1, 2]"), STUDY, "manifest.json is no file of this study"),
     "returns": (put("returns.csv", POISON), RESULTS, "returns.csv is no table of returns"),
     "returns kind": (put("returns.csv", "a,b\n1,2\n"), RESULTS, "returns.csv is no table of returns ('success')"),
     "export seed": (lambda f: None, EXPORT + " --seed 7", f"{NAME} holds seeds [0, 1], not 7"),
     "not evaluated": (put("manifest.json", "{}"), EXPORT, f"{NAME} is not evaluated yet"),
-    "export damaged": (flip, EXPORT, "critic.safetensors is damaged"),
+    "export damaged": (flip("behavior"), EXPORT, "behavior.safetensors is damaged"),
+    "export shape": (edit(lambda t: t.update(w=torch.ones(3))), EXPORT, "w has the shape (3,), not 2 seeds"),
+    "policy": (edit(lambda t: t.popitem(), "policy-iql-b3"), STUDY, "policy-iql-b3.safetensors lacks the tensor"),
+    "scale": (put("evaluation/scale-aepo-b3.json", POISON), STUDY, "scale-aepo-b3.json cannot be read"),
+    "scale kind": (put("evaluation/scale-aepo-b3.json", "[]"), STUDY, "scale-aepo-b3.json is no file of this study"),
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aepo import lifeline, results, runs, settings, stages, training
+from aepo import lifeline, results, runs, settings, stages, training, watch
 
 ROOT = Path(__file__).parents[1]
 
@@ -181,6 +181,12 @@ def test_two_processes_on_one_run_both_end_well(run, data, tiny, tmp_path):
     alone = replace(run, folder=tmp_path / "alone")
     stages.train_behavior(alone, data, tiny.behavior)
     assert run.artifact("behavior").read_bytes() == alone.artifact("behavior").read_bytes()
+
+
+def test_a_notebook_that_was_cut_off_did_not_end(tmp_path):
+    path = tmp_path / "03_dataset.ipynb"
+    path.write_bytes((ROOT / "notebooks" / path.name).read_bytes()[:5_000] + "é".encode()[:1])
+    assert watch.Part(tmp_path, {"03_dataset": []}).failure().startswith("03_dataset did not end (killed, cancelled")
 
 
 STARTER = """
