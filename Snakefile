@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aepo import methods, runs, settings, tasks
 
-ROOT = Path(workflow.basedir)
+ROOT = Path(config.get("root") or workflow.basedir)
 PROFILE = config.get("profile", "quick")
 TASKS = {task.name: task for task in tasks.choose(str(config.get("task") or ""), str(config.get("suite") or ""))}
 METHODS = [m for m in str(config.get("methods", "")).split(",") if m] or list(methods.CORE)
@@ -25,9 +25,19 @@ GPU = int(DEVICE == "cuda" or (DEVICE == "auto" and runs.choose_device("auto") =
 SMALL, LARGE = 1500, 3000  # MB of a notebook that reads tables, and of one that holds a dataset and its training
 
 
+def shared(path):
+    """A path that every machine sees: it is not moved to and from a storage where a cluster's profile names one."""
+    return local(str(path))
+
+
+def notebook(name):
+    """Path of a notebook of the checkout."""
+    return shared(ROOT / "notebooks" / f"{name}.ipynb")
+
+
 def run_file(name, task="{task}"):
     """Path of a file in a task's run folder."""
-    return str(RUNS / PROFILE / task / name)
+    return shared(RUNS / PROFILE / task / name)
 
 
 def mark(notebook, task="{task}"):
@@ -116,17 +126,17 @@ rule study:
 
 rule theory:
     input:
-        THEORY / ".done/01_closed_form_guidance",
-        THEORY / ".done/02_exact_toys",
+        shared(THEORY / ".done/01_closed_form_guidance"),
+        shared(THEORY / ".done/02_exact_toys"),
 
 
 rule performance:
     input:
-        ROOT / "notebooks/10_performance.ipynb",
+        notebook("10_performance"),
     output:
-        touch(THEORY / ".done/10_performance"),
+        touch(shared(THEORY / ".done/10_performance")),
     log:
-        notebook=THEORY / "10_performance.ipynb",
+        notebook=shared(THEORY / "10_performance.ipynb"),
     threads: 1
     resources:
         mem_mb=memory(LARGE),
@@ -137,11 +147,11 @@ rule performance:
 
 rule closed_form:
     input:
-        ROOT / "notebooks/01_closed_form_guidance.ipynb",
+        notebook("01_closed_form_guidance"),
     output:
-        touch(THEORY / ".done/01_closed_form_guidance"),
+        touch(shared(THEORY / ".done/01_closed_form_guidance")),
     log:
-        notebook=THEORY / "01_closed_form_guidance.ipynb",
+        notebook=shared(THEORY / "01_closed_form_guidance.ipynb"),
     threads: 1
     resources:
         mem_mb=memory(SMALL),
@@ -151,11 +161,11 @@ rule closed_form:
 
 rule exact_toys:
     input:
-        ROOT / "notebooks/02_exact_toys.ipynb",
+        notebook("02_exact_toys"),
     output:
-        touch(THEORY / ".done/02_exact_toys"),
+        touch(shared(THEORY / ".done/02_exact_toys")),
     log:
-        notebook=THEORY / "02_exact_toys.ipynb",
+        notebook=shared(THEORY / "02_exact_toys.ipynb"),
     params:
         seeds=SEEDS,
     threads: 1
@@ -167,7 +177,7 @@ rule exact_toys:
 
 rule dataset:
     input:
-        ROOT / "notebooks/03_dataset.ipynb",
+        notebook("03_dataset"),
     output:
         touch(mark("03_dataset")),
     log:
@@ -185,7 +195,7 @@ rule dataset:
 
 rule behavior:
     input:
-        ROOT / "notebooks/04_behavior.ipynb",
+        notebook("04_behavior"),
         mark("03_dataset"),
     output:
         touch(mark("04_behavior")),
@@ -206,7 +216,7 @@ rule behavior:
 
 rule critic:
     input:
-        ROOT / "notebooks/05_critic.ipynb",
+        notebook("05_critic"),
         mark("03_dataset"),
     output:
         touch(mark("05_critic")),
@@ -227,7 +237,7 @@ rule critic:
 
 rule energy:
     input:
-        ROOT / "notebooks/06_energy.ipynb",
+        notebook("06_energy"),
         mark("04_behavior"),
         mark("05_critic"),
     output:
@@ -271,7 +281,7 @@ rule policy:
 
 rule evaluation:
     input:
-        ROOT / "notebooks/07_evaluation.ipynb",
+        notebook("07_evaluation"),
         mark("04_behavior"),
         mark("05_critic"),
         networks,
@@ -295,7 +305,7 @@ rule evaluation:
 
 rule results:
     input:
-        ROOT / "notebooks/08_results.ipynb",
+        notebook("08_results"),
         mark("07_evaluation"),
     output:
         touch(mark("08_results")),
@@ -315,7 +325,7 @@ rule results:
 
 rule guidance:
     input:
-        ROOT / "notebooks/09_guidance_on_real_tasks.ipynb",
+        notebook("09_guidance_on_real_tasks"),
         energies,
     output:
         touch(mark("09_guidance_on_real_tasks")),

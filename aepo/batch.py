@@ -15,11 +15,10 @@ import typer
 
 from aepo import faults, lifeline, runs, settings
 from aepo.cluster import Place, cancel, machine_memory
-from aepo.methods import trained_in
+from aepo.methods import DATASET, trained_in
 from aepo.networks import select_seeds
 from aepo.results import format_table, read_returns, score_table
 from aepo.runs import Run, StudyError
-from aepo.status import mean_scores
 from aepo.watch import Part, short, watch
 
 
@@ -89,6 +88,17 @@ def _evaluated(run: Run) -> list[str]:
     if run.task.env_id is None:
         return list(run.methods)
     return sorted(set(read_returns(run.folder / "returns.csv")["method"]))
+
+
+def mean_scores(path: Path) -> dict[str, float]:
+    """Mean score of each method at the last checkpoint; mean return where the task has no score."""
+    try:
+        frame = read_returns(path)
+    except (runs.StudyError, ValueError, KeyError):  # not there yet, or damaged: `aepo verify` says so
+        return {}
+    main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last") & (frame["method"] != DATASET)]
+    means = main.groupby("method", sort=False)[["return", "score"]].mean()
+    return means["score"].where(means["score"].notna(), means["return"]).to_dict()
 
 
 def study_table(study: Sequence[Run]) -> pd.DataFrame:
@@ -198,6 +208,7 @@ def _command(
         "methods": ",".join(first.methods),
         "seeds": len(first.seeds),
         "runs_dir": workdir.parent,
+        "root": root,
     } | more
     options = {
         "--snakefile": [root / "Snakefile"],

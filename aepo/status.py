@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
-import platform
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from aepo import runs, settings
-from aepo.methods import DATASET, METHODS
-from aepo.results import read_returns
+from aepo.batch import mean_scores
+from aepo.methods import METHODS
 from aepo.verify import task_of
-from aepo.watch import DID_NOT_END, Part, bars, stage_line
-
-STALE_SECONDS = 600.0  # a progress file of another machine that is older belongs to a process that is gone
+from aepo.watch import DID_NOT_END, Part, bars, parameters, stage_line
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def of_run(folder: Path) -> Status:
     """Where the run of a folder stands."""
     part = Part(folder, _notebooks(folder))
     done = part.marks()
-    at_work = [stage_line(*bar) for bar in bars(folder) if _alive(folder, *bar)]
+    at_work = [stage_line(*bar) for bar in bars(folder)]
     running = bool(at_work) or _locked(folder.parent / ".locks" / f"reproduce-{folder.name}")
     failures = part.failures()
     if running:
@@ -94,30 +87,10 @@ def _notebooks(folder: Path) -> dict[str, list[Path]]:
     """What the run's notebooks leave, for the methods that its executed notebooks were given."""
     methods: dict[str, None] = {}
     for path in sorted(folder.glob("*.ipynb")):
-        try:
-            given = nbformat.read(path, as_version=4).metadata.papermill.parameters.methods
-        except (OSError, ValueError, AttributeError):
-            continue
-        methods |= dict.fromkeys(m for m in given if m in METHODS)
+        methods |= dict.fromkeys(m for m in parameters(path).get("methods", []) if m in METHODS)
     task = task_of(folder)
     profile = settings.for_task(folder.parent.name, task.settings if task else {})
     return runs.products(folder, folder, list(methods), profile, task is None or task.env_id is not None)
-
-
-def _alive(folder: Path, stage: str, bar: dict[str, Any]) -> bool:
-    """Whether the process that wrote a progress file is at work: asked here, guessed by age for another machine."""
-    if bar.get("host") == platform.node():
-        try:
-            os.kill(bar["pid"], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
-    try:
-        return time.time() - (folder / "progress" / f"{stage}.json").stat().st_mtime < STALE_SECONDS
-    except OSError:
-        return False
 
 
 def _locked(path: Path) -> bool:
@@ -136,14 +109,3 @@ def _seconds(manifest: dict[str, Any]) -> float:
     """Seconds of the stages and evaluations that the manifest tells of."""
     entries = [entry for section in ("stages", "evaluation") for entry in manifest.get(section, {}).values()]
     return sum(entry.get("seconds", 0.0) for entry in entries)
-
-
-def mean_scores(path: Path) -> dict[str, float]:
-    """Mean score of each method at the last checkpoint; mean return where the task has no score."""
-    try:
-        frame = read_returns(path)
-    except (runs.StudyError, ValueError, KeyError):  # not there yet, or damaged: `aepo verify` says so
-        return {}
-    main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last") & (frame["method"] != DATASET)]
-    means = main.groupby("method", sort=False)[["return", "score"]].mean()
-    return means["score"].where(means["score"].notna(), means["return"]).to_dict()

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pandas as pd
 import torch
@@ -17,6 +16,7 @@ from aepo import cache, reading, runs, settings, stored, tasks
 from aepo.datasets import load, recorded_returns
 from aepo.methods import DATASET
 from aepo.results import read_returns
+from aepo.watch import parameters
 
 NOT_HASHED = {"seconds", "device", "settings_hash", "versions", "git_commit"}  # of an evaluation's manifest entry
 Tensors = dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]
@@ -110,15 +110,14 @@ def task_of(folder: Path) -> tasks.Task | None:
     if folder.name in tasks.TASKS:
         return tasks.TASKS[folder.name]
     try:
-        notebook = nbformat.read(folder / "03_dataset.ipynb", as_version=4)
-        return tasks.get(notebook.metadata.papermill.parameters.task)
-    except (OSError, ValueError, AttributeError):
+        return tasks.get(parameters(folder / "03_dataset.ipynb").get("task", ""))
+    except ValueError:
         return None
 
 
 def data_here(folder: Path) -> bool:
     """Whether the data that a run was made of can be looked at on this machine."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, runs.StudyError):
         return task_of(folder) is not None and any(map(stored.complete, runs.read_manifest(folder).get("data", {})))
     return False
 
@@ -156,7 +155,7 @@ def _of_returns(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) -
         yield from _of_recorded(folder, main[main["method"] == DATASET], manifest)
         yield from _of_scores(path, frame, manifest)
         yield from _of_results(folder, frame)
-    except (KeyError, ValueError, pd.errors.ParserError) as error:
+    except (KeyError, ValueError, runs.StudyError) as error:
         yield f"{path} cannot be read ({type(error).__name__}: {error})"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -11,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import typer
 
 STAGE_LINE_SECONDS = 20.0
+STALE_SECONDS = 600.0  # a progress file of another machine that is older belongs to a process that is gone
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,31 @@ class Part:
 DID_NOT_END = "did not end (killed, cancelled, out of memory or of disk?)"
 
 
+def executed(path: Path) -> dict:
+    """An executed notebook as JSON; empty where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def parameters(path: Path) -> dict:
+    """What an executed notebook was given."""
+    return executed(path).get("metadata", {}).get("papermill", {}).get("parameters", {})
+
+
 def stopped(path: Path) -> str | None:
     """How an executed notebook stopped short: with the error of a cell, or DID_NOT_END; None where it did not."""
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = json.loads(path.read_text())
     except OSError:
         return None
     except ValueError:  # papermill was cut off while it wrote
         return DID_NOT_END
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
-    if outputs:
-        return f"stopped with {outputs[0].ename}: {outputs[0].evalue}"
-    return None if notebook.metadata.get("papermill", {}).get("end_time") else DID_NOT_END
+    for output in (output for cell in notebook.get("cells", []) for output in cell.get("outputs", [])):
+        if output["output_type"] == "error":
+            return f"stopped with {output['ename']}: {output['evalue']}"
+    return None if notebook.get("metadata", {}).get("papermill", {}).get("end_time") else DID_NOT_END
 
 
 def short(path: Path) -> str:
@@ -81,12 +96,27 @@ def clock(seconds: float) -> str:
 
 
 def bars(folder: Path) -> Iterator[tuple[str, dict]]:
-    """Stages of a run folder that are at work, with their progress files."""
+    """Stages of a run folder that are at work, with their progress files; not those of processes that are gone."""
     for path in sorted((folder / "progress").glob("*.json")):
         try:
-            yield path.stem, json.loads(path.read_text())
+            bar = json.loads(path.read_text())
+            if _alive(bar, path.stat().st_mtime):
+                yield path.stem, bar
         except (OSError, ValueError):
             continue
+
+
+def _alive(bar: dict, written: float) -> bool:
+    """Whether the process that wrote a progress file is at work: asked here, guessed by age for another machine."""
+    if bar.get("host") != platform.node():
+        return time.time() - written < STALE_SECONDS
+    try:
+        os.kill(bar["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def stage_line(stage: str, bar: dict) -> str:

@@ -60,12 +60,8 @@ def kill(job: str) -> None:
 
 def contents(root: Path) -> dict[str, bytes]:
     """The bytes of all networks, evaluations and tables."""
-    kept = [
-        path
-        for name in ("*.safetensors", "returns.csv")
-        for path in root.rglob(name)
-        if "checkpoints" not in path.parts
-    ]
+    found = [*root.rglob("*.safetensors"), *root.rglob("returns.csv")]
+    kept = [path for path in found if "checkpoints" not in path.parts]
     return {str(path.relative_to(root)): path.read_bytes() for path in kept}
 
 

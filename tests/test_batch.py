@@ -1,6 +1,7 @@
 """Many tasks in one DAG: what it holds, what one failure keeps the rest from, and what the summary says of it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,23 @@ def test_a_failed_task_is_one_line_and_the_rest_goes_on(tmp_path, data):
     assert set(evaluated) == {"bc"}
     assert (folder / names[0] / ".done" / "08_results").exists()
     assert (folder / names[1] / ".done" / "05_critic").exists()
+
+
+def test_the_report_is_one_file_of_what_is_finished(tmp_path):
+    folder, figures = tmp_path / "runs" / "smoke", tmp_path / "figures" / "smoke" / "maze2d-large"
+    for name in ("maze2d-large", "maze2d-medium"):
+        runs.write_json(folder / name / "manifest.json", {"evaluation": {"bc": {}}})
+    (folder / "maze2d-large" / ".done").mkdir()
+    (folder / "maze2d-large" / ".done" / "08_results").touch()
+    (folder / "maze2d-large" / "returns.csv").write_text("method,return\nbc,1.0\n")
+    figures.mkdir(parents=True)
+    (figures / "08_scores.png").write_bytes(b"drawn")
+    command = [str(AEPO), "report", "--profile", "smoke", "--runs-dir", str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    html = folder / "study" / "report.html"
+    assert done.stdout.startswith(f"{html}: 1 tasks, ")
+    assert "without results, so not in it: maze2d-medium" in done.stdout
+    text = html.read_text()
+    assert "08_scores.png" in text
+    assert not re.findall(r'(?:src|href)="https?://[^"]*\.(?:js|css)"', text)

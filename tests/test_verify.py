@@ -1,6 +1,7 @@
 """`aepo verify` finds each thing that was changed, `aepo status` tells finished, running, failed and stopped runs apart."""
 
 import json
+import platform
 import shutil
 
 import nbformat
@@ -160,7 +161,7 @@ def test_status_tells_runs_apart(copied, capsys, monkeypatch):
         "initial": 0,
         "elapsed": 10.0,
         "pid": 1,
-        "host": status.platform.node(),
+        "host": platform.node(),
     }
     runs.write_json(busy / "progress" / "critic.json", bar)
     (folder.parent / "quick").mkdir()
@@ -177,6 +178,9 @@ def test_status_tells_runs_apart(copied, capsys, monkeypatch):
     assert found["maze2d-umaze"].seconds > 0
     assert found["maze2d-large"].failures[0].startswith("03_dataset stopped with StudyError: the disk is full.")
     assert "did not end" in found["maze2d-medium"].failures[0]
+
+    runs.write_json(busy / "progress" / "critic.json", bar | {"pid": 2**22 + 1})  # above any process id
+    assert status.of_run(busy).now == ()
 
     (folder / "maze2d-medium" / ".done").mkdir()
     (folder / "maze2d-medium" / ".done" / "03_dataset").touch()

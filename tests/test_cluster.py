@@ -1,0 +1,81 @@
+"""Clusters: each rule has its partition, GPU, memory and time in one file; jobs of a killed call are cancelled."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aepo import cluster, runs
+
+ROOT = Path(__file__).parents[1]
+RULES = ("dataset", "behavior", "critic", "energy", "evaluation", "results", "guidance")
+
+
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
+def test_a_profile_has_a_place_for_every_rule(name, tmp_path):
+    profile = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+    assert profile["keep-going"] is True
+    assert profile["retries"] >= 1
+    assert (
+        profile["rerun-triggers"]
+        == yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())["rerun-triggers"]
+    )
+    rules = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.MULTILINE))
+    assert set(profile["set-resources"]) == set(RULES) <= rules
+    command = [sys.executable, "-m", "snakemake", "-n", "--directory", str(tmp_path), "--workflow-profile"]
+    command += [f"profiles/{name}", "--config", "suite=maze2d", "profile=smoke", f"runs_dir={tmp_path / 'runs'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = re.findall(r"^rule (\w+):.*?resources: (.*?)$", done.stdout + done.stderr, re.MULTILINE | re.DOTALL)
+    assert {rule for rule, _ in planned} >= set(RULES)
+    for rule, resources in planned:
+        if rule in RULES:
+            asked = profile["set-resources"][rule]
+            assert f"gpu={asked['gpu']}" in resources
+            assert f"mem_mb={asked['mem_mb'].removeprefix('attempt * ')}," in resources
+            assert name != "slurm" or f"slurm_partition=main, runtime={asked['runtime']}" in resources
+
+
+def test_a_cluster_is_a_folder_of_profiles():
+    assert cluster.profile_folder("") is None
+    assert cluster.profile_folder("slurm") == ROOT / "profiles" / "slurm"
+    assert cluster.profile_folder(str(ROOT / "profiles" / "slurm")) == ROOT / "profiles" / "slurm"
+    with pytest.raises(runs.StudyError, match="no cluster profile 'moon'"):
+        cluster.profile_folder("moon")
+
+
+def test_jobs_of_a_killed_call_are_cancelled_and_no_others(tmp_path, monkeypatch):
+    place = cluster.Place(2, 8000, "auto", ROOT / "profiles" / "slurm")
+    prefix = place.slurm_prefix(tmp_path, ["a", "b"])
+    assert prefix != place.slurm_prefix(tmp_path, ["a"])
+    assert cluster.Place(2, 8000, "auto").slurm_prefix(tmp_path, ["a"]) == ""
+    for name, body in {
+        "squeue": f"echo 7 {prefix}_x; echo 8 aepo-other; echo 9 {prefix}_y",
+        "scancel": "echo $* >called",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    cluster.cancel("")
+    assert not (tmp_path / "called").exists()
+    cluster.cancel(prefix)
+    assert (tmp_path / "called").read_text() == "7 9\n"
+    (tmp_path / "squeue").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(runs.StudyError, match="Slurm does not answer"):
+        cluster.cancel(prefix)
+
+
+@pytest.mark.slurm
+def test_a_broken_study_on_slurm_ends_as_the_one_here(tmp_path):
+    """`sh scripts/slurm_single_node.sh start` first; four tasks, about a quarter of an hour on two cores."""
+    done = subprocess.run(
+        [sys.executable, "scripts/slurm_trial.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
