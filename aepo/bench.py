@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -333,9 +333,30 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def _comments(header: Mapping[str, str]) -> str:
+    return "".join(f"# {key}: {value}\n" for key, value in header.items())
+
+
+def table(rows: Iterable[Row]) -> pd.DataFrame:
+    """One line a case, one column a metric."""
+    return _wide(pd.DataFrame([asdict(row) for row in rows]))
+
+
+def _wide(frame: pd.DataFrame) -> pd.DataFrame:
+    keys = [key for key in frame if key not in ("metric", "value")]
+    return frame.pivot_table(index=keys, columns="metric", values="value", sort=False).reset_index()
+
+
+def read(path: Path, device: str) -> pd.DataFrame | None:
+    """bench.csv as a `table`; None where there is none, or it was written on another machine, threads or versions."""
+    if not path.exists() or not path.read_text().startswith(_comments(machine(device))):
+        return None
+    return _wide(pd.read_csv(path, comment="#", keep_default_na=False))
+
+
 def write(rows: Sequence[Row], path: Path, header: Mapping[str, str]) -> None:
     """bench.csv, atomically: the machine as comment lines, one row a figure; earlier rows of the same machine stay."""
-    comments = "".join(f"# {key}: {value}\n" for key, value in header.items())
+    comments = _comments(header)
     frame = pd.DataFrame([asdict(row) for row in rows])
     if path.exists() and path.read_text().startswith(comments):
         frame = pd.concat([pd.read_csv(path, comment="#", keep_default_na=False), frame])

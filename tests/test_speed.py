@@ -184,6 +184,10 @@ def test_bench_csv_keeps_other_rows_of_the_same_machine(tmp_path):
         [1, "ms", 3.0],
         [8, "ms", 2.0],
     ]
+    assert bench.read(path, "cpu") is None
+    bench.write([row], tmp_path / "own.csv", bench.machine("cpu"))
+    assert bench.read(tmp_path / "own.csv", "cpu")["ms"].tolist() == [2.0]
+    assert bench.read(tmp_path / "none.csv", "cpu") is None
     bench.write([row], path, {**here, "threads": "2"})
     assert len(pd.read_csv(path, comment="#")) == 1
     assert path.read_text().startswith("# device: cpu: a\n# threads: 2\n")
