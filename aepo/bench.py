@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ from aepo.training import Draws, EagerSteps, Learner, adam, step, steps_of
 
 HOPPER = (11, 3)
 STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo")
-MOST_GROUPS = 256  # of the contrastive loss, each of `support` noised actions
+MOST_GROUPS = 256  # sets of the contrastive loss in a batch, each of `support` noised actions
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
@@ -96,8 +96,8 @@ def _layout(x: Tensor) -> tuple:
     return tuple(x.shape), tuple(x.stride()), x.dtype, x.device
 
 
-def products_of(run: Callable[[], object]) -> Callable[[], None]:
-    """A function that makes the matrix products of `run` again, of the same sizes and layouts, and nothing else."""
+def products_of(run: Callable[[], object]) -> tuple[Callable[[], None], float]:
+    """A function that makes the matrix products of `run` again, sizes and layouts the same, and nothing else; their FLOP."""
     with _Recorder() as recorder:
         run()
     made: dict[tuple, Tensor] = {}
@@ -113,7 +113,7 @@ def products_of(run: Callable[[], object]) -> Callable[[], None]:
         for product, factors in calls:
             product(*factors)
 
-    return again
+    return again, sum(2 * a.numel() * b.shape[-1] for _, (a, b) in calls)
 
 
 def timed(run: Callable[[], object], device: str) -> float:
@@ -130,8 +130,8 @@ def timed(run: Callable[[], object], device: str) -> float:
     return first.elapsed_time(last)
 
 
-def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seconds: float = 6.0) -> list[float]:
-    """Median milliseconds of several functions, called in turn; fewer rounds where they would take over `seconds`."""
+def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seconds: float = 4.0) -> list[float]:
+    """Median milliseconds of several functions, called in turn; fewer rounds, at least 2, where they take over `seconds`."""
     taken: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
@@ -139,7 +139,7 @@ def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seco
     for done in range(rounds):
         for run, times in zip(runs, taken, strict=True):
             times.append(timed(run, device))
-        if done >= 2 and time.perf_counter() - start > seconds:
+        if done and time.perf_counter() - start > seconds:
             break
     return [statistics.median(times) for times in taken]
 
@@ -211,7 +211,7 @@ def bench_stage(
     rates = [1e-3] * steps
     for _ in range(2):
         step(stacked, optimizer, one)
-    products = products_of(lambda: step(stacked, optimizer, one))
+    products, work = products_of(lambda: step(stacked, optimizer, one))
     chunk = steps_of(stacked, optimizer)
     alone = [learner_of(stage, data, [seed], profile, batch) for seed in range(seeds)]
     eager = [EagerSteps(learner, adam(learner, 1e-3)) for learner in alone]
@@ -239,6 +239,7 @@ def bench_stage(
     yield row("ms", ms)
     yield row("seed_steps_per_s", 1e3 * seeds / ms)
     yield row("product_share", product / ms)
+    yield row("product_gflops", work / product / 1e6)
     yield row("ratio_eager", ms / separate)
     if vmap:
         yield row("ratio_vmap", ms / vmap[0])
@@ -332,9 +333,30 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def _comments(header: Mapping[str, str]) -> str:
+    return "".join(f"# {key}: {value}\n" for key, value in header.items())
+
+
+def table(rows: Iterable[Row]) -> pd.DataFrame:
+    """One line a case, one column a metric."""
+    return _wide(pd.DataFrame([asdict(row) for row in rows]))
+
+
+def _wide(frame: pd.DataFrame) -> pd.DataFrame:
+    keys = [key for key in frame if key not in ("metric", "value")]
+    return frame.pivot_table(index=keys, columns="metric", values="value", sort=False).reset_index()
+
+
+def read(path: Path, device: str) -> pd.DataFrame | None:
+    """bench.csv as a `table`; None where there is none, or it was written on another machine, threads or versions."""
+    if not path.exists() or not path.read_text().startswith(_comments(machine(device))):
+        return None
+    return _wide(pd.read_csv(path, comment="#", keep_default_na=False))
+
+
 def write(rows: Sequence[Row], path: Path, header: Mapping[str, str]) -> None:
     """bench.csv, atomically: the machine as comment lines, one row a figure; earlier rows of the same machine stay."""
-    comments = "".join(f"# {key}: {value}\n" for key, value in header.items())
+    comments = _comments(header)
     frame = pd.DataFrame([asdict(row) for row in rows])
     if path.exists() and path.read_text().startswith(comments):
         frame = pd.concat([pd.read_csv(path, comment="#", keep_default_na=False), frame])

@@ -1,5 +1,6 @@
 """What makes the study fast: captured, compared and counted; never a time."""
 
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import bench, bench_report, capture, networks, settings, training
+from aepo import bench, bench_report, capture, networks, runs, settings, training
 from aepo.models import VP
 from aepo.policy import Actor
 from aepo.runs import StudyError
@@ -184,6 +185,10 @@ def test_bench_csv_keeps_other_rows_of_the_same_machine(tmp_path):
         [1, "ms", 3.0],
         [8, "ms", 2.0],
     ]
+    assert bench.read(path, "cpu") is None
+    bench.write([row], tmp_path / "own.csv", bench.machine("cpu"))
+    assert bench.read(tmp_path / "own.csv", "cpu")["ms"].tolist() == [2.0]
+    assert bench.read(tmp_path / "none.csv", "cpu") is None
     bench.write([row], path, {**here, "threads": "2"})
     assert len(pd.read_csv(path, comment="#")) == 1
     assert path.read_text().startswith("# device: cpu: a\n# threads: 2\n")
@@ -316,3 +321,12 @@ def test_sampling_neither_waits_for_the_device_nor_copies_to_or_from_it(data, ac
         assert actor.act(state, noise).shape == (2, 3, 2)
     with pytest.raises(AssertionError, match="_to_copy"), OnOneDevice(meta):
         data.state.to(meta)
+
+
+def test_every_notebook_of_the_study_runs_on_one_thread():
+    """Snakemake then runs as many at once as there are cores, and none fights for another's."""
+    snakefile = (runs.project_root() / "Snakefile").read_text()
+    assert "OMP_NUM_THREADS={{threads}}" in snakefile
+    rules = [part for part in re.split(r"^rule ", snakefile, flags=re.MULTILINE)[1:] if "papermill(" in part]
+    assert len(rules) >= 9
+    assert all(re.search(r"^    threads: 1$", rule, flags=re.MULTILINE) for rule in rules)
