@@ -28,7 +28,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import critics, datasets, runs, settings, stages, tasks
+from aepo import critics, datasets, provenance, runs, settings, stages, tasks
 from aepo.datasets import Dataset
 from aepo.energies import SUPPORTED, energy_learner, sample_support
 from aepo.methods import METHODS
@@ -321,7 +321,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 def machine(device: str) -> dict[str, str]:
     """What the figures were measured on: processor or GPU, threads, versions."""
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    versions = ", ".join(f"{package} {version}" for package, version in runs.versions().items())
+    versions = ", ".join(f"{package} {version}" for package, version in provenance.versions().items())
     return {"device": f"{device}: {name}", "threads": str(torch.get_num_threads()), "versions": versions}
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import glob
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,15 +22,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from aepo import methods as methods_table
+from aepo import provenance, tasks
 from aepo import settings as settings_table
-from aepo import tasks
 from aepo.methods import METHODS
 
 FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
 READABLE = (1, 2)  # formats whose networks can still be read
 SECTIONS = ("stages", "evaluation", "data")  # of the manifest
 REMAKE = "move it away and run the notebooks again, finished stages are kept"
-PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "safetensors")
 
 
 class StudyError(RuntimeError):
@@ -286,24 +281,6 @@ def read_metrics(run: Run, stage: str) -> pd.DataFrame:
     return frame
 
 
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """Commit of the project that runs, with `+` where files differ from it; None outside a checkout."""
-    call = functools.partial(subprocess.run, capture_output=True, text=True, cwd=project_root())
-    try:
-        head = call(["git", "rev-parse", "--short=12", "HEAD"])
-        dirty = call(["git", "status", "--porcelain", "--untracked-files=no"])
-    except OSError:
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that `write_json` wrote, empty where there is none; StudyError where it is something else."""
     try:
@@ -329,7 +306,7 @@ def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, A
 
     The entry gets the versions and the commit it was made with; at the top stand those of the latest entry.
     """
-    made_with = {"versions": versions(), "git_commit": git_commit()}
+    made_with = {"versions": provenance.versions(), "git_commit": provenance.git_commit(project_root())}
     with lock(folder, "manifest"):
         manifest = read_manifest(folder) | made_with
         manifest.setdefault(section, {})[name] = dict(entry) | made_with

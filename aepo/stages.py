@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from aepo import faults, losses, posterior, runs
+from aepo import faults, losses, posterior, provenance, runs
 from aepo import settings as settings_table
 from aepo.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.datasets import Dataset
@@ -87,7 +87,7 @@ def _stage(
         "stage": name,
         "settings": content,
         "settings_hash": settings_table.digest(content),
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
     }
     path = run.artifact(name)
     remedy = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from minari.storage.datasets_root_dir import get_dataset_path
 
-from aepo import runs
+from aepo import provenance, runs
 
 CLIP_MARK = "clip-actions"
 EPISODE_BYTES = 16_384  # that HDF5 needs for an episode beside its numbers
@@ -135,5 +135,7 @@ def references(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
 def requirements() -> list[str]:
     """What the bytes of simulated data depend on, in pip's style."""
     return [
-        f"{name}=={version}" for name, version in runs.versions().items() if name in ("mujoco", "gymnasium-robotics")
+        f"{name}=={version}"
+        for name, version in provenance.versions().items()
+        if name in ("mujoco", "gymnasium-robotics")
     ]
