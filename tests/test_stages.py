@@ -29,30 +29,32 @@ POLICIES = list(models.MODELS)
 STAGES = ["behavior", "critic", *ENERGIES, *POLICIES, "critic-softmax"]
 
 
-def stage_learners(data, tiny, seeds):
-    """All learners for `seeds`, on behavior and critic networks that depend on the seed alone."""
-    yield stages.behavior_learner(data, seeds, tiny.behavior)
-    yield critics.critic_learner(data, seeds, tiny.critic)
+def stage_learner(stage, data, tiny, seeds):
+    """The learner of a stage for `seeds`, on behavior and critic networks that depend on the seed alone."""
+    if stage == "behavior":
+        return stages.behavior_learner(data, seeds, tiny.behavior)
+    if stage == "critic":
+        return critics.critic_learner(data, seeds, tiny.critic)
     _, behavior = stages.behavior_learner(data, seeds, tiny.behavior)
     stages.finish_behavior(behavior, data, seeds, tiny.behavior)
+    if stage == "critic-softmax":
+        return critics.softmax_critic_learner(data, behavior, seeds, tiny.critic)
     _, critic = critics.critic_learner(data, seeds, tiny.critic)
     critics.finish_critic(critic, data)
     drawn = energies.sample_support(behavior, data, seeds, tiny.energy)
-    for method in ENERGIES:
-        support = drawn if METHODS[method].energy in energies.SUPPORTED else None
-        yield energies.energy_learner(data, behavior, critic, METHODS[method], 2.0, seeds, tiny.energy, support=support)
-    for kind in POLICIES:
-        more = {"critic": critic, "support": drawn, "start": behavior if kind == "weighted" else None}
-        yield policies.policy_learner(kind, data, seeds, tiny.policy, tiny.critic, 2.0, **more)
-    yield critics.softmax_critic_learner(data, behavior, seeds, tiny.critic)
+    if stage in POLICIES:
+        more = {"critic": critic, "support": drawn, "start": behavior if stage == "weighted" else None}
+        return policies.policy_learner(stage, data, seeds, tiny.policy, tiny.critic, 2.0, **more)
+    support = drawn if METHODS[stage].energy in energies.SUPPORTED else None
+    return energies.energy_learner(data, behavior, critic, METHODS[stage], 2.0, seeds, tiny.energy, support=support)
 
 
-@pytest.mark.parametrize("stage", range(len(STAGES)), ids=STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_seed_in_a_stack_equals_the_seed_alone(data, tiny, stage):
     doubles = replace(data.to("cpu", torch.float64))
     trained = {}
     for seeds in ((7, 2, 0, 5), (0,)):
-        learner, module = list(stage_learners(doubles, tiny, seeds))[stage]
+        learner, module = stage_learner(stage, doubles, tiny, seeds)
         log = training.fit(learner, STEPS, 1e-3, 20)
         trained[seeds] = module.state_dict(), log[log["seed"] == 0]["step"].tolist()
     stacked, single = trained[(7, 2, 0, 5)][0], trained[(0,)][0]
