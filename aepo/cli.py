@@ -209,16 +209,23 @@ def ablations(
     seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     runs_dir: RunsDir = "runs",
+    questions: Annotated[
+        str, typer.Option(help="Comma-separated: grid, floor, solver, support, noise; empty: all.")
+    ] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
     from aepo import ablations as table
     from aepo import campaign
 
     found, chosen, seed_list = _asked(task, "", methods, seeds, profile)
+    asked = [name for name in questions.split(",") if name] or list(table.QUESTIONS)
+    unknown = [name for name in asked if name not in table.QUESTIONS]
+    if unknown:
+        raise StudyError(f"unknown question {', '.join(unknown)}: choose from {', '.join(table.QUESTIONS)}")
     for each in found:
         run = runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir)
         campaign.run_task(run)
-        for variant in table.chosen(profile):
+        for variant in (v for v in table.chosen(profile) if v.question in asked):
             rows = table.evaluate(run, variant)
             print(
                 f"{each.name}: {variant.name}: {rows.groupby('method')['return'].mean().round(1).to_dict()}", flush=True
