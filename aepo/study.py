@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,14 +118,31 @@ def summary(scores: pd.DataFrame, methods: list[str], chosen: list[str]) -> pd.D
     return pd.DataFrame(rows).sort_values("iqm", ascending=False, ignore_index=True)
 
 
-def format_summary(frame: pd.DataFrame) -> pd.DataFrame:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, readable as it is."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def format_table(scores: pd.DataFrame) -> str:
+    """Tasks by methods: mean score over seeds, the best of a task in bold, a dash where a method was not run."""
+    wide = table(scores)
+    best = wide.drop(index=DATASET, errors="ignore").max()
+
+    def cell(value: float, task: str) -> str:
+        return "-" if np.isnan(value) else f"**{value:.0f}**" if value == best[task] else f"{value:.0f}"
+
+    rows = [[f"`{task}`", *(cell(wide.loc[method, task], task) for method in wide.index)] for task in wide.columns]
+    return markdown(["task", *(f"`{method}`" for method in wide.index)], rows)
+
+
+def format_summary(frame: pd.DataFrame) -> str:
     """`summary` for people."""
-    shown = pd.DataFrame({"method": [LABELS[m] for m in frame["method"]]})
-    shown["IQM [95%]"] = [f"{r.iqm:.1f} [{r.low:.1f}, {r.high:.1f}]" for r in frame.itertuples()]
-    shown["mean"], shown["mean rank"] = frame["mean"].round(1), frame["rank"].round(1)
-    for other in AGAINST:
-        shown[f"P(> {LABELS[other]})"] = ["-" if np.isnan(p) else f"{p:.2f}" for p in frame[f"p_{other}"]]
-    return shown
+    rows = []
+    for row in frame.to_dict("records"):
+        chances = [row[f"p_{other}"] for other in AGAINST]
+        shown = [f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]", f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
+        rows.append([f"`{row['method']}`", *shown, *("-" if np.isnan(p) else f"{p:.2f}" for p in chances)])
+    return markdown(["method", "IQM [95%]", "mean", "mean rank", *(f"P(> `{other}`)" for other in AGAINST)], rows)
 
 
 def missing(scores: pd.DataFrame) -> list[str]:
@@ -170,9 +188,8 @@ def draw_ablations(rows: pd.DataFrame, folder: Path) -> list[Path]:
 def report(main: pd.DataFrame) -> str:
     """The tables as text: score by task, then one summary a group of methods with the tasks that they share."""
     scores = seed_scores(main)
-    wide = table(scores).round(1).rename(index=LABELS)
-    parts = [wide.T.to_string(na_rep="-")]
+    parts = [format_table(scores)]
     for methods, chosen in groups(scores):
         parts.append(f"{len(methods)} methods on {len(chosen)} tasks: {', '.join(chosen)}")
-        parts.append(format_summary(summary(scores, methods, chosen)).to_string(index=False))
+        parts.append(format_summary(summary(scores, methods, chosen)))
     return "\n\n".join([*parts, "\n".join(missing(scores))])
