@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aepo import guidance, losses
+from aepo import guidance, losses, posterior
 from aepo.datasets import Dataset
 from aepo.methods import Method
 from aepo.models import VP, ActionModel, Behavior, Critic
@@ -34,13 +34,15 @@ class Support:
 class Pairs:
     """What a target is computed from: state `(S, B, n)` standardised, its clean action, the noised one, t `(S, B)`.
 
-    For `support`: candidates `(S, B, M, d)`, the clean action among them, and their advantage `(S, B, M)`.
+    `baseline` `(S, B)`: the advantage of the behavior's mean action at the state. For `support`: candidates
+    `(S, B, M, d)`, the clean action among them, and their advantage `(S, B, M)`.
     """
 
     state: Tensor
     action: Tensor
     noisy_action: Tensor
     t: Tensor
+    baseline: Tensor | float = 0.0
     candidates: Tensor | None = None
     candidate_q: Tensor | None = None
 
@@ -79,8 +81,8 @@ def sample_actions(
 def target(kind: str, behavior: Behavior, critic: Critic, pairs: Pairs, beta: float, clamp: bool = True) -> Tensor:
     """The target of an energy network `(S, B)`: a closed form (`taylor`, `cubature`), `support`, or `clean`, beta Q(a_0).
 
-    `support` is taken from log E[exp(beta Q) | s] on: what depends on the state alone does not guide, and where states
-    differ more than their actions do, a network learns nothing else.
+    Each less what depends on the state alone, log E[exp(beta Q) | s] for `support`, beta times the baseline else: it does
+    not guide, and where states differ more than their actions do, a network learns nothing else.
     """
     if kind == "support":
         energy = guidance.support_energy(
@@ -88,8 +90,8 @@ def target(kind: str, behavior: Behavior, critic: Critic, pairs: Pairs, beta: fl
         )
         return energy - torch.logsumexp(beta * pairs.candidate_q, -1) + math.log(pairs.candidate_q.shape[-1])
     if kind == "clean":
-        return beta * critic.advantage(pairs.state, pairs.action)
-    return losses.energy_target(
+        return beta * (critic.advantage(pairs.state, pairs.action) - pairs.baseline)
+    energy = losses.energy_target(
         kind,
         behavior.noise_net,
         critic.advantage,
@@ -101,30 +103,46 @@ def target(kind: str, behavior: Behavior, critic: Critic, pairs: Pairs, beta: fl
         beta,
         critic.bounds if clamp else (-UNBOUNDED, UNBOUNDED),
     )
+    return energy - beta * pairs.baseline
+
+
+@torch.no_grad()
+def baselines(behavior: Behavior, critic: Critic, state: Tensor, batch: int = 8_192) -> Tensor:
+    """Advantage of the behavior's mean action, the posterior mean at pure noise, of states `(N, n)`: `(S, N)`."""
+    seeds, d = behavior.low.shape[0], behavior.low.shape[-1]
+    one, parts = torch.ones((), dtype=state.dtype, device=state.device), []
+    for states in state.split(batch):
+        states = states.expand(seeds, -1, -1)
+        nothing = states.new_zeros(seeds, states.shape[1], d)
+        noise = behavior.noise_net(states, nothing, one)
+        mean = posterior.mean(nothing, noise, one, VP, -1.0, 1.0, check=False)
+        parts.append(critic.advantage(states, mean))
+    return torch.cat(parts, 1)
 
 
 def make_pairs(
-    kind: str, data: Dataset, state: Tensor, critic: Critic, support: Support | None
+    kind: str, data: Dataset, state: Tensor, behavior: Behavior, critic: Critic, support: Support | None
 ) -> Callable[[Draws], Pairs]:
     """A function from the draws of a step to what its targets are computed from; `state` standardised `(N, n)`."""
+    rows = torch.arange(behavior.low.shape[0], device=state.device).unsqueeze(1)
     if kind != "support":
+        baseline = baselines(behavior, critic, state)
 
         def recorded(draws: Draws) -> Pairs:
             action = data.action[draws["index"]]
             noisy = losses.diffuse(action, draws["noise"], draws["t"], VP)
-            return Pairs(state[draws["index"]], action, noisy, draws["t"])
+            return Pairs(state[draws["index"]], action, noisy, draws["t"], baseline[rows, draws["index"]])
 
         return recorded
     candidates = torch.cat([data.action[support.index].unsqueeze(2), support.action], 2)
     quality = advantages(critic, state, support.index, candidates)
-    rows = torch.arange(len(quality), device=quality.device).unsqueeze(1)
 
     def supported(draws: Draws) -> Pairs:
         index = draws["index"]
         chosen, q = candidates[rows, index], quality[rows, index]
         clean = candidates[rows, index, draws["which"]]
         noisy = losses.diffuse(clean, draws["noise"], draws["t"], VP)
-        return Pairs(state[support.index[rows, index]], clean, noisy, draws["t"], chosen, q)
+        return Pairs(state[support.index[rows, index]], clean, noisy, draws["t"], candidates=chosen, candidate_q=q)
 
     return supported
 
@@ -165,7 +183,7 @@ def energy_learner(
         pairs, loss = _contrastive(state, support, *shared)
         draw = _contrastive_draws(size, settings, data, state)
     else:
-        pairs = make_pairs(kind, data, state, critic, support)
+        pairs = make_pairs(kind, data, state, behavior, critic, support)
         loss = _regression(method, pairs, *shared)
 
         def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
@@ -197,8 +215,12 @@ def energy_learner(
                 for i in range(settings.target_batches)
             ]
         targets = torch.cat(targets, 1)
-        net.loc.copy_(targets.mean(1, keepdim=True))
-        net.scale.copy_(targets.std(1, keepdim=True).clamp(min=1e-6))
+        loc, scale = targets.mean(1, keepdim=True), targets.std(1, keepdim=True)
+        if kind in losses.TARGETS:  # the median and the spread of the middle half, as a normal distribution's std
+            low, loc, high = torch.quantile(targets, targets.new_tensor([0.25, 0.5, 0.75]), 1, keepdim=True)
+            scale = torch.minimum(scale, (high - low) / 1.349)
+        net.loc.copy_(loc)
+        net.scale.copy_(scale.clamp(min=1e-6))
     return Learner(name, seeds, net, list(net.parameters()), draw, loss, diagnose=diagnose), net
 
 
@@ -208,6 +230,8 @@ def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta:
         with torch.no_grad():
             energy = target(method.energy, behavior, critic, batch, beta, method.clamp)
         inputs = (net, batch.state, batch.noisy_action, batch.t, energy)
+        if method.energy in losses.TARGETS:
+            return losses.robust_energy_loss(*inputs)
         if not method.bregman:
             return losses.energy_loss(*inputs)
         shift = net.at_noise(batch.state) if batch.candidate_q is None else torch.zeros_like(energy)

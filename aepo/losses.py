@@ -208,6 +208,20 @@ def energy_loss(
     return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
 
 
+def robust_energy_loss(
+    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
+) -> tuple[Tensor, Info]:
+    """Huber loss of the energy network in units of its target's scale, twice that of the quadratic part.
+
+    For targets that are functions of (s, a_t, t), as closed forms are: any loss has the same optimum, and this one is not
+    ruled by the few states whose advantages are extreme.
+    """
+    error = (energy_net(state, noisy_action, t) - target) / energy_net.scale
+    size = error.abs()
+    loss = torch.where(size < 1, error.square(), 2 * size - 1).mean(-1)
+    return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+
+
 def bregman_loss(
     energy_net: EnergyNet,
     state: Tensor,

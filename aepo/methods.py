@@ -194,6 +194,10 @@ ROWS = [
         details=(
             "Reference point: the posterior mean. The target is clamped to beta times the range of recorded advantages.",
             "Covariance: isotropic c_t from the residual of the posterior mean.",
+            "The network learns what is left of the target after beta Q of the behavior's mean action: what depends on the "
+            "state alone does not guide, and would take up the network.",
+            "Huber loss, on a scale of the target's middle half: a closed form is a function of its inputs, so that the "
+            "optimum is the same, and the heavy tail of advantages does not rule it.",
             "The paper's own hyperparameters were not consulted.",
         ),
     ),

@@ -325,7 +325,8 @@ def train_energy(
     data = data.to(run.device)
     upstream = {stage: _settings_hash(run, stage) for stage in ("behavior", runs.critic_stage(entry.critic))}
     name = runs.energy_stage(method, beta)
-    loss = "contrastive" if entry.energy == "contrastive" else "bregman by state" if entry.bregman else "squared"
+    loss = "huber" if entry.energy in losses.TARGETS else "bregman" if entry.bregman else "squared"
+    loss = "contrastive" if entry.energy == "contrastive" else f"{loss} by state"
     without = {name: False for name in ("gate", "clamp") if not getattr(entry, name)}
     support = train_support(run, data, behavior, settings) if entry.energy in SUPPORTED else None
 

@@ -77,3 +77,30 @@ def test_support_actions_come_from_the_behavior(problem):
         assert torch.allclose(torch.cov(row.T), VARIANCE * torch.eye(2), atol=0.01)
     again = energies.sample_support(behavior, data, SEEDS, chosen, batch=64)
     assert torch.allclose(drawn.action, again.action, atol=1e-4)
+
+
+class FewExtremeStates(LinearCritic):
+    """One state in fifty has a slope a hundred times as steep: what heavy-tailed advantages do to squared error."""
+
+    def advantage(self, state, action):
+        steep = 1 + 99 * state[..., 0].repeat_interleave(action.shape[1] // state.shape[1], 1)
+        return steep * super().advantage(state, action) + 30 * steep
+
+    @property
+    def bounds(self):
+        return torch.full((len(SEEDS), 1), -1e6), torch.full((len(SEEDS), 1), 1e6)
+
+
+def test_a_closed_form_is_learned_where_a_few_states_are_extreme(problem):
+    data, behavior = problem
+    state = (torch.arange(len(data)) % 50 == 0).float().unsqueeze(1)
+    data = replace(data, state=state, next_state=state)
+    chosen = settings.EnergySettings(width=64, depth=2, steps=800, batch=256, target_batches=4)
+    learner, net = energies.energy_learner(
+        data, behavior, FewExtremeStates(), METHODS["aepo-cubature"], 1.0, SEEDS, chosen
+    )
+    training.fit(learner, chosen.steps, 2e-3, 400)
+    noise = torch.randn(len(SEEDS), 4_000, 1, 2, generator=torch.Generator().manual_seed(3))
+    sample = Actor(behavior, None, net.requires_grad_(False), 1.0, 15, 1).act(torch.zeros(len(SEEDS), 4_000, 1), noise)
+    for row in sample:
+        assert torch.allclose(row.mean(0), MEAN + VARIANCE * SLOPE, atol=0.03), row.mean(0)
