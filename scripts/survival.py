@@ -63,6 +63,14 @@ class Tally:
     same: list[bool] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
+    def add(self, victim: str, stage: str, kill: Kill, wrong: Sequence[str], folder: Path) -> None:
+        """Note a kill and what was wrong right after it, and say so."""
+        self.killed.append((victim, stage, kill.signal.name))
+        self.same.append(not wrong)
+        told = f"{folder.name}, {kill.signal.name} of {victim} in {stage} ({kill.moment})"
+        self.failures += [f"{told}: {each}" for each in wrong]
+        print(f"  {len(self.killed)}. {told}", flush=True)
+
 
 # ---- chains of kills
 
@@ -96,11 +104,9 @@ def chain(context, folder: Path, reference: Path, kills: Sequence[Kill], cost, m
         stage = hit(context, folder, kill, cost)
         if stage is None:
             break
-        tally.killed.append(("stage process", stage, kill.signal.name))
         wrong = differing(folder, reference, whole=False)
         wrong += [f"lingers: {line}" for line in gone(mark, known).values()]
-        tally.same.append(not wrong)
-        tally.failures += [f"{folder.name}, {kill.signal.name} in {stage} ({kill.moment}): {w}" for w in wrong]
+        tally.add("stage process", stage, kill, wrong, folder)
     process, events = start(context, folder, True)
     while heard(events) is not None:
         pass
@@ -182,27 +188,31 @@ def hit_parent(process: subprocess.Popen, folder: Path, mark: str, kill: Kill, b
 def parents(folder: Path, reference: Path, kills: Sequence[Kill], mark: str, tally: Tally, by_hand) -> None:
     """As `chain`, for the processes that start others; `by_hand`: papermill on these notebooks, without Snakemake."""
     first, process, began = len(tally.killed), None, 0.0
-    for kill in kills:
-        if process is None or process.poll():
-            process, began = study(folder, mark, kill.stage if by_hand else None), time.time()
-        if not hit_parent(process, folder, mark, kill, began):
-            if process.wait(PATIENCE) == 0 and not by_hand:
-                break
-            process = None
-            continue
-        wrong = []
-        if by_hand or kill.victim in ABOVE:
+    try:
+        for kill in kills:
+            if process is None or process.poll():
+                process, began = study(folder, mark, kill.stage if by_hand else None), time.time()
+            if not hit_parent(process, folder, mark, kill, began):
+                if process.wait(PATIENCE) == 0 and not by_hand:
+                    break
+                process = None
+                continue
+            wrong = []
+            if by_hand or kill.victim in ABOVE:
+                process.wait(PATIENCE)
+                process = None
+                wrong = [f"lingers: {line}" for line in gone(mark).values()]
+            wrong += differing(folder, reference, whole=False, locks=process is None)
+            tally.add(kill.victim, kill.stage, kill, wrong, folder)
+        if process is not None:
             process.wait(PATIENCE)
-            process = None
-            wrong = [f"lingers: {line}" for line in gone(mark).values()]
-        wrong += differing(folder, reference, whole=False, locks=process is None)
-        tally.killed.append((kill.victim, kill.stage, kill.signal.name))
-        tally.same.append(not wrong)
-        told = f"{folder.name}, {kill.signal.name} of {kill.victim} in {kill.stage}"
-        tally.failures += [f"{told}: {each}" for each in wrong]
-    if process is not None:
-        process.wait(10 * PATIENCE)
-    codes = [study(folder, mark, name).wait(10 * PATIENCE) for name in by_hand or [None]]
+        codes = []
+        for name in by_hand or [None]:
+            process = study(folder, mark, name)
+            codes.append(process.wait(PATIENCE))
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
     wrong = differing(folder, reference, whole=True) + ["did not finish"] * any(codes)
     wrong += [f"lingers: {line}" for line in gone(mark).values()]
     settle(folder, wrong, first, tally)
@@ -220,9 +230,9 @@ def plan_parents(rng: random.Random, kills: int, by_hand: Sequence[str]) -> list
 # ---- the campaign
 
 
-def campaign(kills: int, of_parents: int, seed: int, folder: Path) -> Tally:
-    """`kills` kills in all, `of_parents` of them of parents; what came of them."""
-    rng, mark, tally = random.Random(seed), uuid.uuid4().hex, Tally()
+def campaign(kills: int, of_parents: int, seed: int, folder: Path, tally: Tally) -> None:
+    """`kills` kills in all, `of_parents` of them of parents; `tally` gets what came of them."""
+    rng, mark = random.Random(seed), uuid.uuid4().hex
     os.environ[MARK] = mark
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["aepo.results", "aepo.environments", "minari.data_collector.episode_buffer"])
@@ -255,7 +265,6 @@ def campaign(kills: int, of_parents: int, seed: int, folder: Path) -> Tally:
         batch = plan_parents(rng, min(left, 8), by_hand)
         parents(folder / f"study-{i}", folder / "unbroken-study", batch, uuid.uuid4().hex, tally, by_hand)
         say(f"{len(tally.killed)} kills, {sum(tally.same)} survived to the same bytes")
-    return tally
 
 
 def table(tally: Tally) -> str:
@@ -284,8 +293,11 @@ def main() -> int:
     of_parents = options.kills // 8 if options.parents is None else min(options.parents, options.kills)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="aepo-survival-"))
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    tally = campaign(options.kills, of_parents, options.seed, folder.resolve())
+    started, tally = time.monotonic(), Tally()
+    try:
+        campaign(options.kills, of_parents, options.seed, folder.resolve(), tally)
+    except (TimeoutError, subprocess.TimeoutExpired) as error:
+        tally.failures.append(f"stuck for {PATIENCE:.0f} s: {error}")
     print(table(tally))
     print(*tally.failures, sep="\n")
     print(f"{sum(tally.same)} of {len(tally.killed)} the same, in {time.monotonic() - started:.0f} s")

@@ -19,7 +19,7 @@ from pathlib import Path
 MARK = "AEPO_SURVIVAL"  # an environment variable that every descendant inherits: how lingering processes are found
 ROOT = Path(__file__).resolve().parents[1]
 TASK, PROFILE = "maze2d-umaze", "smoke"
-PATIENCE = 180.0  # seconds until a process that should do something counts as stuck
+PATIENCE = 1_200.0  # seconds until a process that should do something counts as stuck
 
 
 def work(folder: Path, small: bool, events: Connection, pause=None, last: str = "") -> None:
@@ -181,7 +181,7 @@ def processes(mark: str) -> dict[int, str]:
     return {pid: line for pid, line in found.items() if pid != os.getpid() and line}
 
 
-def gone(mark: str, known: set[int] = frozenset(), seconds: float = 15.0) -> dict[int, str]:
+def gone(mark: str, known: set[int] = frozenset(), seconds: float = 60.0) -> dict[int, str]:
     """The marked processes, other than those known, that are still there after a while; empty is well."""
     deadline = time.monotonic() + seconds
     while (left := {p: line for p, line in processes(mark).items() if p not in known}) and time.monotonic() < deadline:

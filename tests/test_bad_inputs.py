@@ -56,6 +56,7 @@ def finished(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(settings.PROFILES, "smoke", small())
+        patch.chdir(folder.parent)  # no checkout, as in the tests: the manifest names no commit
         patch.setattr("aepo.tasks.TASKS", tasks.TASKS | {TASK: replace(tasks.TASKS[TASK], horizon=20)})
         study(runs.open_run(TASK, [0, 1], METHODS, "smoke", "cpu", folder))
     return folder
@@ -131,7 +132,7 @@ PARAMETERS = {
     "no recipes": ("data collect --suite pointmaze", "the data of suite pointmaze are not collected here"),
     "no suite": ("data collect --suite moon", "unknown suite 'moon'"),
     "no file": (f"data import nowhere.hdf5 --task {HOPPER}", "there is no file nowhere.hdf5"),
-    "no run": ("results --runs-dir runs", "no finished run below"),
+    "no run": ("results --runs-dir runs", "runs/results.csv is missing: run `make reproduce` or"),
     "no folder": ("export runs/nowhere out", "there is no run folder runs/nowhere"),
     "no states": ("bench --states 0", "--states must be whole numbers above 0"),
 }
@@ -271,7 +272,7 @@ def foreign(folder):
 
 NOISE = "noise_net.net.out.weight"
 STUDY, RESULTS = REPRODUCE + TASK, "results --runs-dir runs --profile smoke"
-EXPORT = f"export {NAME} out"
+EXPORT = f"export {NAME} out --methods bc,aepo"
 LEFT = {
     "pickle": (put("behavior.safetensors", POISON), STUDY, "behavior.safetensors cannot be read"),
     "header cut": (lambda f: cut(f / "critic.safetensors", 0.01), STUDY, "critic.safetensors cannot be read"),
@@ -300,10 +301,10 @@ LEFT = {
     ),
     "manifest": (put("manifest.json", POISON), STUDY, "manifest.json cannot be read"),
     "manifest kind": (put("manifest.json", "[1, 2]"), STUDY, "manifest.json is no file of this study"),
-    "returns": (put("returns.csv", POISON), RESULTS, "returns.csv is no table of returns"),
-    "returns kind": (put("returns.csv", "a,b\n1,2\n"), RESULTS, "returns.csv is no table of returns ('success')"),
+    "results": (put("../results.csv", POISON), RESULTS, "results.csv is no table of returns"),
+    "results kind": (put("../results.csv", "a,b\n1,2\n"), RESULTS, "results.csv is no table of returns ('success')"),
     "export seed": (lambda f: None, EXPORT + " --seed 7", f"{NAME} holds seeds [0, 1], not 7"),
-    "not evaluated": (put("manifest.json", "{}"), EXPORT, f"{NAME} is not evaluated yet"),
+    "not evaluated": (put("manifest.json", "{}"), EXPORT, f"{NAME} has no evaluation of bc, aepo"),
     "export damaged": (flip("behavior"), EXPORT, "behavior.safetensors is damaged"),
     "export shape": (edit(lambda t: t.update(w=torch.ones(3))), EXPORT, "w has the shape (3,), not 2 seeds"),
     "policy": (edit(lambda t: t.popitem(), "policy-iql-b3"), STUDY, "policy-iql-b3.safetensors lacks the tensor"),
