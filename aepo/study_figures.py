@@ -24,7 +24,14 @@ def by_task(table: pd.DataFrame) -> Figure:
     shown = table.rename(index=LABELS)
     best = table.max()
     sns.heatmap(
-        shown / best.abs().clip(lower=1), annot=shown.round(0), fmt=".0f", cmap="crest", cbar=False, ax=ax, vmin=0
+        shown / best.abs().clip(lower=1),
+        annot=shown.round(0),
+        fmt=".0f",
+        cmap="crest",
+        cbar=False,
+        ax=ax,
+        vmin=0,
+        vmax=1,
     )
     ax.set(xlabel="", ylabel="", title="mean score, last checkpoint; color: share of the best of the column")
     ax.tick_params(axis="x", rotation=35)

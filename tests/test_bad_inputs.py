@@ -320,6 +320,13 @@ def test_what_earlier_stages_left(place, finished, capsys, monkeypatch, spoil, l
     check(capsys, monkeypatch, place, line, sentence)
 
 
+def test_a_study_without_a_positive_score_is_printed(place, finished, capsys, monkeypatch):
+    shutil.copytree(finished, place / "runs")
+    code, out, error = aepo(capsys, monkeypatch, RESULTS)
+    assert (code, error) == (0, "")
+    assert "`aepo-support`" in out
+
+
 # ---- the machine
 
 
