@@ -37,7 +37,7 @@ VICTIMS = {  # by how their command lines look
     "reproduce": r"^\S+ -m aepo\.cli reproduce",
     "lifeline": r"lifeline\.py",
     "snakemake": r"^\S+ -m snakemake",
-    "papermill": r"^\S+ -m papermill",
+    "papermill": r"^\S+ (-m papermill|scripts/run_papermill.py)",
     "kernel": r"^\S+ -m ipykernel_launcher",
 }
 ABOVE = ("reproduce", "lifeline", "snakemake")  # with these the study ends; papermill and kernel are tried again
