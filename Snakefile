@@ -368,7 +368,7 @@ rule ablate:
 
 rule ablations:
     input:
-        ROOT / "notebooks/11_ablations.ipynb",
+        notebook("11_ablations"),
         mark("04_behavior"),
         mark("05_critic"),
         mark("07_evaluation"),
