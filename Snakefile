@@ -54,7 +54,7 @@ def reached(task):
 
 
 METHODS_OF = {task: reached(task) for task in TASKS}
-if workflow.is_main_process:
+if workflow.is_main_process and not config.get("read_only"):
     # A notebook runs again when one of the files it leaves is gone; its stages skip what is already there.
     for name, task in TASKS.items():
         made = runs.products(Path(run_file("", name)), FIGURES / name, METHODS_OF[name], SETTINGS[name], task.env_id is not None)
@@ -68,7 +68,7 @@ def papermill(notebook, chosen=METHODS, task="{params.task}"):
     parameters = json.dumps(values).replace("{", "{{").replace("}", "}}").replace("<task>", task)
     parameters = parameters.replace('"<methods>"', chosen if isinstance(chosen, str) else json.dumps(chosen))
     return (
-        f"cd '{ROOT}' && OMP_NUM_THREADS={{threads}} {sys.executable} -m papermill --no-progress-bar --log-level WARNING "
+        f"cd '{ROOT}' && OMP_NUM_THREADS={{threads}} {sys.executable} scripts/run_papermill.py --no-progress-bar --log-level WARNING "
         f"notebooks/{notebook}.ipynb {{log.notebook}} -y '{parameters}'"
     )
 
@@ -259,7 +259,7 @@ rule energy:
 
 rule policy:
     input:
-        ROOT / "notebooks/06_policy.ipynb",
+        notebook("06_policy"),
         mark("04_behavior"),
         mark("05_critic"),
     output:
@@ -368,7 +368,7 @@ rule ablate:
 
 rule ablations:
     input:
-        ROOT / "notebooks/11_ablations.ipynb",
+        notebook("11_ablations"),
         mark("04_behavior"),
         mark("05_critic"),
         mark("07_evaluation"),

@@ -177,6 +177,7 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place:
             try:
                 watch(parts, process, started)
             except BaseException:
+                lifeline.stop(process)  # before its jobs are cancelled, which it would submit again
                 cancel(jobs)
                 raise
             finally:

@@ -27,6 +27,7 @@ def write(runs_dir: Path, profile: str, target: Path) -> tuple[list[str], list[s
         "device": "cpu",
         "runs_dir": runs_dir,
         "partial": 1,
+        "read_only": 1,
     }
     common = ["gallery", "--snakefile", root / "Snakefile", "--directory", runs_dir / profile / ".snakemake-work"]
     common += ["--workflow-profile", root / "profiles" / "default", "--cores", "1", "--nolock"]

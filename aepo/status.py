@@ -17,7 +17,7 @@ from aepo.watch import DID_NOT_END, Part, bars, parameters, stage_line
 
 @dataclass(frozen=True)
 class Status:
-    """A run: `state` finished, running, failed, stopped; `now` the stages at work; seconds of its finished stages."""
+    """A run: `state` finished, running, failed, stopped or evaluated (without notebooks); `now`: the stages at work."""
 
     name: str
     profile: str
@@ -62,7 +62,9 @@ def of_run(folder: Path) -> Status:
         at_work = at_work or [text.split(maxsplit=1)[0] for text in failures if DID_NOT_END in text]
         failures = [text for text in failures if DID_NOT_END not in text]
     finished = len(done) == len(part.made) and bool(done)
-    state = "finished" if finished else "running" if running else "failed" if failures else "stopped"
+    scores = mean_scores(folder / "returns.csv")
+    without = "evaluated" if scores and not done else "stopped"  # by `aepo evaluate`, which runs no notebook
+    state = "finished" if finished else "running" if running else "failed" if failures else without
     return Status(
         folder.name,
         folder.parent.name,
@@ -71,7 +73,7 @@ def of_run(folder: Path) -> Status:
         len(part.made),
         tuple(at_work),
         _seconds(_manifest(folder)),
-        mean_scores(folder / "returns.csv"),
+        scores,
         tuple(failures),
     )
 

@@ -1,4 +1,4 @@
-"""papermill, without the grammar of IRIs that jsonschema would compile at its start: it takes longer than papermill itself."""
+"""papermill, without the grammar of IRIs that jsonschema would compile at its start, longer than papermill takes itself."""
 
 import sys
 

@@ -1,6 +1,5 @@
 """Many tasks in one DAG: what it holds, what one failure keeps the rest from, and what the summary says of it."""
 
-import os
 import re
 import subprocess
 import sys
@@ -55,29 +54,29 @@ def test_defaults_are_to_go_on_and_to_try_twice():
     assert profile["retries"] == 1
 
 
-def test_a_failed_task_is_one_line_and_the_rest_goes_on(tmp_path, data):
-    """One task cannot make its behavior; another lacks one energy, and its other method is evaluated all the same."""
+@pytest.mark.usefixtures("data")
+def test_a_failed_task_is_one_line_and_the_rest_goes_on(tmp_path):
+    """One task has no data; another lacks one energy, and its other method is evaluated all the same."""
     folder = tmp_path / "runs" / "smoke"
-    names = ("maze2d-umaze", "maze2d-umaze-dense")
-    for name, stage in zip(names, ("energy-aepo-b3", "behavior"), strict=True):
-        (folder / name).mkdir(parents=True)
-        (folder / name / f"{stage}.safetensors").write_bytes(b"damaged")
-    options = {"task": ",".join(names), "profile": "smoke", "methods": "bc,aepo", "seeds": "1", "device": "cpu"}
-    command = [str(AEPO), "reproduce", *(f"--{k}={v}" for k, v in options.items()), f"--runs-dir={tmp_path / 'runs'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    (tmp_path / "mine.hdf5").write_bytes(b"no HDF5")
+    own = {"dataset": "mine.hdf5", "env_id": None, "horizon": 200}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(own))
+    (folder / "maze2d-umaze").mkdir(parents=True)
+    (folder / "maze2d-umaze" / "energy-aepo-b3.safetensors").write_bytes(b"damaged")
+    options = {"task": f"maze2d-umaze,{tmp_path / 'mine.yaml'}", "profile": "smoke", "methods": "bc,aepo", "seeds": "1"}
+    command = [str(AEPO), "reproduce", *(f"--{key}={value}" for key, value in options.items()), "--device=cpu"]
+    done = subprocess.run([*command, f"--runs-dir={tmp_path / 'runs'}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    for name, notebook in zip(names, ("06_energy-aepo", "04_behavior"), strict=True):
+    for name, notebook in (("maze2d-umaze", "06_energy-aepo"), ("mine", "03_dataset")):
         lines = [line for line in done.stderr.splitlines() if line.startswith(f"{name}: ")]
         assert len(lines) == 1
         assert lines[0].startswith(f"{name}: {notebook} stopped with StudyError: ")
         assert lines[0].endswith(f"Executed notebook: {folder / name / notebook}.ipynb")
         assert done.stderr.count(f"{name} {notebook}: failed") == 2  # tried twice
-    assert "missing: maze2d-umaze: aepo\nmissing: maze2d-umaze-dense: bc, aepo\n" in done.stdout
-    assert done.stderr.splitlines()[-1].startswith(f"aepo: 2 of 2 tasks failed ({', '.join(names)})")
-    evaluated = runs.read_manifest(folder / names[0])["evaluation"]
-    assert set(evaluated) == {"bc"}
-    assert (folder / names[0] / ".done" / "08_results").exists()
-    assert (folder / names[1] / ".done" / "05_critic").exists()
+    assert "missing: maze2d-umaze: aepo\nmissing: mine: bc, aepo\n" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("aepo: 2 of 2 tasks failed (maze2d-umaze, mine)")
+    assert set(runs.read_manifest(folder / "maze2d-umaze")["evaluation"]) == {"bc"}
+    assert (folder / "maze2d-umaze" / ".done" / "08_results").exists()
 
 
 def test_the_report_is_one_file_of_what_is_finished(tmp_path):

@@ -147,6 +147,7 @@ def executed(path, methods, error=None, ended=True):
 
 def test_status_tells_runs_apart(copied, capsys, monkeypatch):
     methods, folder = ["bc", "aepo"], copied.parent
+    assert status.of_run(copied).state == "evaluated"
     for name, files in runs.products(copied, copied, methods, status.settings.SMOKE).items():
         executed(files[0], methods)
         (copied / ".done").mkdir(exist_ok=True)
