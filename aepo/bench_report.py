@@ -11,6 +11,8 @@ from aepo import bench, runs, settings
 from aepo.runs import StudyError
 from aepo.training import keep_freed_memory
 
+LARGEST = 16_384  # rows of a stack, seeds x batch, with the QGPO's sizes on a CPU
+
 
 def run(
     networks: Sequence[str],
@@ -56,16 +58,23 @@ def _cases(networks, seeds, batches, states, load, device, rounds):
     for name in networks:
         for stage in bench.STAGES:
             for batch in batches:
-                if stage == "energy-qgpo" and batch > bench.MOST_GROUPS:
-                    print(
-                        f"{stage}: batch {batch} is left out, it is measured with up to {bench.MOST_GROUPS} sets of actions"
-                    )
-                    continue
                 for count in seeds:
-                    yield bench.bench_stage(stage, name, count, batch, device, rounds)
+                    if reason := _left_out(stage, name, count, batch, device):
+                        print(f"{stage:22} {name:8} seeds {count:2}  batch {batch:7}  left out: {reason}")
+                    else:
+                        yield bench.bench_stage(stage, name, count, batch, device, rounds)
         for count in states:
             for row in bench.bench_act(name, count, device, rounds):
                 yield [row]
     if load:
         for row in bench.bench_load(load):
             yield [row]
+
+
+def _left_out(stage: str, networks: str, seeds: int, batch: int, device: str) -> str | None:
+    """Why a case is not measured, or None."""
+    if stage == "energy-qgpo" and batch > bench.MOST_GROUPS:
+        return f"it is measured with up to {bench.MOST_GROUPS} sets of actions"
+    if device == "cpu" and networks == "qgpo" and seeds * batch > LARGEST:
+        return "minutes on a CPU, and gigabytes"
+    return None

@@ -208,6 +208,17 @@ def test_the_benchmark_runs_and_refuses_what_it_cannot(tmp_path, capsys):
     assert not (tmp_path / "no.csv").exists()
 
 
+def test_cases_that_take_too_long_are_left_out_with_a_word(monkeypatch, capsys):
+    measured = []
+    monkeypatch.setattr(bench, "bench_stage", lambda *case: measured.append(case[:4]))
+    list(bench_report._cases(["qgpo"], [1, 8], [256, 4_096], [], 0, "cpu", 1))
+    assert ("critic", "qgpo", 8, 256) in measured
+    assert ("critic", "qgpo", 1, 4_096) in measured
+    assert ("energy-qgpo", "qgpo", 1, 4_096) not in measured
+    assert not any(seeds * batch > bench_report.LARGEST for *_, seeds, batch in measured)
+    assert capsys.readouterr().out.count("left out") == len(bench.STAGES) + 1
+
+
 def separately(net, x):
     """What a module of stacked networks computes, one network and one affine map at a time."""
     made = []
