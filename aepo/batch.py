@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -169,6 +170,8 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place:
 
         started, jobs = time.time(), place.slurm_prefix(workdir, names)
         cancel(jobs)  # those of a call that was killed
+        if jobs:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an end by SIGTERM cancels them too
 
         def snakemake(tasks: Sequence[Run], **more: int) -> bool:
             command = _command(root, workdir, goal, place, tasks, {"device": place.device} | more)
