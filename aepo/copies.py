@@ -140,6 +140,7 @@ class SpreadCopies:
             worker.join(timeout=5)
             if worker.is_alive():
                 worker.kill()
+                worker.join()
 
 
 def make_copies(task: Task, count: int, processes: int | None = None) -> Copies | SpreadCopies:
