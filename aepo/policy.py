@@ -212,8 +212,8 @@ class Policy:
         beta = evaluated["beta"] if beta is None else beta
         if guidance_scale is None:
             guidance_scale = evaluated["guidance_scale"]
-            if isinstance(guidance_scale, list):
-                guidance_scale = guidance_scale[evaluated["seeds"].index(seed)]
+            if isinstance(guidance_scale, list):  # one a seed; a seed that is not there is refused with its networks
+                guidance_scale = dict(zip(evaluated["seeds"], guidance_scale, strict=True)).get(seed, 1.0)
         sampling = (evaluated["solver_steps"], evaluated["candidates"])
         actor = load_actor(folder, method, [seed], beta, guidance_scale, *sampling, device)
         behavior = actor.behavior
