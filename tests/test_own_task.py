@@ -80,8 +80,11 @@ BAD = [
         GOOD + "settings: {critic: {discount: high}}\n",
         "setting critic: discount must be like 0.98, got 'high'",
     ),
-    (GOOD + "settings: {critic: {steps: 1.5}}\n", "setting critic: steps must be like 14000, got 1.5"),
-    (GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n", "setting evaluation: beta must be like {'aepo': 3.0"),
+    (GOOD + "settings: {critic: {steps: 1.5}}\n", "setting critic: steps must be like 10000, got 1.5"),
+    (
+        GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n",
+        "setting evaluation: beta must be like {'best-of-n-softmax': 3.0",
+    ),
     (GOOD.replace("mine/pendulum-v0", "not there"), "dataset must be a Minari id"),
     (GOOD.replace("mine/pendulum-v0", "no.hdf5"), "there is no dataset file"),
 ]
