@@ -28,7 +28,11 @@ class Energy(Protocol):
 
 
 class ActionModel(nn.Module):
-    """What makes actions, for S seeds: how states and actions are scaled, and `sample`, which subclasses give."""
+    """What makes actions, for S seeds: how states and actions are scaled.
+
+    Subclasses have `sample(state, noise, steps, energy, scale)`: actions in [-1, 1] `(S, B, d)` from standardised states
+    and initial noise, guided by scale times the gradient of an energy.
+    """
 
     def __init__(self, seeds: int, state_dim: int, action_dim: int):
         super().__init__()
@@ -55,10 +59,6 @@ class ActionModel(nn.Module):
         """Actions in [-1, 1] `(S, B, d)` as the environment takes them."""
         scaled = self.low + (action.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
         return torch.clamp(scaled, self.low, self.high)  # which rounding may have left
-
-    def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
-        """Actions in [-1, 1] `(S, B, d)` from standardised states and initial noise, guided by scale times grad E."""
-        raise NotImplementedError
 
 
 class Behavior(ActionModel):
