@@ -267,7 +267,6 @@ ROWS = [
 ]
 METHODS = {method.name: method for method in ROWS}
 CORE = ("bc", "best-of-n", "aepo", "aepo-cubature", "aepo-direct")
-COMPARED = ("bc", "best-of-n", "qgpo", "iql", "mean-q", "aepo", "aepo-cubature", "aepo-support", "aepo-direct")
 DATASET = "dataset"
 LABELS = {DATASET: "recorded behavior"} | {method.name: method.label for method in METHODS.values()}
 

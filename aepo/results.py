@@ -231,7 +231,7 @@ def read_returns(path: Path) -> pd.DataFrame:
         raise runs.StudyError(f"{path} is missing: run notebook 07_evaluation first")
     numbers = {name: [""] for name in ("return", "length", "success", "score")}
     try:
-        frame = pd.read_csv(path, keep_default_na=False, na_values=numbers)
+        frame = pd.read_csv(path, keep_default_na=False, na_values=numbers, float_precision="round_trip")
         return frame.assign(success=frame["success"].astype("Int64"), score=frame["score"].astype(float))[[*frame]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -202,3 +203,11 @@ def test_the_readme_example_runs(tmp_path):
     block = next(b.split("```")[0] for b in readme.split("```python\n")[1:] if "Policy.load" in b)
     exec(block.replace("guidance.png", str(tmp_path / "guidance.png")), {})
     assert (tmp_path / "guidance.png").stat().st_size > 10_000
+
+
+def test_reading_and_writing_a_table_moves_no_digit(tmp_path):
+    """Each merge into results.csv reads and writes the rows of all other tasks."""
+    rows = pd.DataFrame({"return": np.random.default_rng(0).normal(size=2_000) * 1e3, "success": 1, "score": 0.1})
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    results.read_returns(tmp_path / "a.csv").to_csv(tmp_path / "b.csv", index=False)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
