@@ -190,6 +190,9 @@ def results(
         print(stored.format_table(stored.score_table(rows)).to_string(index=False), end="\n\n")
     if tables:
         print(study.report(main), end="\n\n")
+        for name, part in study.read_best(path, profile).groupby("checkpoint"):
+            print(f"Not the last network but the {name} snapshots, picked by these very episodes:\n")
+            print(study.format_table(study.seed_scores(part)), end="\n\n")
     print("Figures:")
     folder, variants = (
         root.parent / "figures" / profile / "study",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from aepo import losses
 from aepo.datasets import Dataset, return_floor
 from aepo.energies import sample_actions
+from aepo.hindsight import Hindsight
 from aepo.models import Behavior, Critic
 from aepo.networks import generator, initialize
 from aepo.settings import CriticSettings
@@ -20,7 +22,8 @@ class Transitions:
     """Recorded transitions as a critic learns from them, packed so that a batch is one gather.
 
     A batch is state, next_state standardised, action, reward scaled, terminated, floor (see `datasets.return_floor`; -inf
-    where the settings have none): `(S, B, n)`, `(S, B, n)`, `(S, B, d)`, `(S, B)`, `(S, B)`, `(S, B)`.
+    where the settings have none): `(S, B, n)`, `(S, B, n)`, `(S, B, d)`, `(S, B)`, `(S, B)`, `(S, B)`. The share
+    `settings.hindsight` of it, its last rows, has hindsight goals.
     """
 
     def __init__(self, data: Dataset, settings: CriticSettings):
@@ -34,19 +37,38 @@ class Transitions:
         columns = [scale * data.reward, data.terminated, floor]
         states = [data.standardize(data.state), data.standardize(data.next_state)]
         self.packed = torch.cat([*states, data.action, torch.stack(columns, 1)], 1)
+        self.share = settings.hindsight
+        self.hindsight = Hindsight(data, settings.discount, settings.goal_radius, scale) if self.share else None
+        self.floored = settings.return_floor
 
     def __len__(self) -> int:
         return len(self.packed)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, ...]:
-        """The transitions of an index `(S, B)`."""
-        *wide, reward, terminated, floor = self.packed[index].split(self.sizes, -1)
-        return *wide, reward.squeeze(-1), terminated.squeeze(-1), floor.squeeze(-1)
+    def batch(self, draws: Draws) -> tuple[Tensor, ...]:
+        """The transitions of a step's draws, `index` `(S, B)` and where there is hindsight `ahead`, `(S, B share)`."""
+        *wide, reward, terminated, floor = self.packed[draws["index"]].split(self.sizes, -1)
+        state, next_state, action = wide
+        reward, terminated, floor = reward.squeeze(-1), terminated.squeeze(-1), floor.squeeze(-1)
+        if self.hindsight:
+            rows = slice(state.shape[1] - draws["ahead"].shape[1], None)
+            new = self.hindsight.relabel(draws["index"][:, rows], draws["ahead"], state[:, rows], next_state[:, rows])
+            state[:, rows], next_state[:, rows], reward[:, rows] = new[:3]
+            if self.floored:
+                floor[:, rows] = new[3]
+        return state, next_state, action, reward, terminated, floor
 
-    def draw(self, generators: Sequence[torch.Generator], count: int, batch: int) -> Tensor:
-        """Indices of `count` batches, `(count, S, batch)`."""
+    def draw(self, generators: Sequence[torch.Generator], count: int, batch: int) -> Draws:
+        """What `count` batches are made from: `index` `(count, S, batch)`, and what `draw_goals` adds."""
         shape = (count, batch)
-        return stack_draws(generators, lambda g: torch.randint(len(self), shape, generator=g, device=g.device))
+        index = stack_draws(generators, lambda g: torch.randint(len(self), shape, generator=g, device=g.device))
+        return {"index": index} | self.draw_goals(generators, count, batch)
+
+    def draw_goals(self, generators: Sequence[torch.Generator], count: int, batch: int) -> Draws:
+        """Uniform numbers `ahead` `(count, S, batch share)` that choose hindsight goals; nothing without them."""
+        if not self.hindsight:
+            return {}
+        shape = (count, int(batch * self.share))
+        return {"ahead": stack_draws(generators, lambda g: torch.rand(shape, generator=g, device=g.device))}
 
 
 def reward_scale(data: Dataset, settings: CriticSettings) -> float:
@@ -80,10 +102,10 @@ def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettin
     critic, transitions = _critic(data, seeds, settings), Transitions(data, settings)
 
     def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
-        return {"index": transitions.draw(generators, count, settings.batch)}
+        return transitions.draw(generators, count, settings.batch)
 
     def loss(draws: Draws):
-        state, next_state, action, reward, terminated, floor = transitions.batch(draws["index"])
+        state, next_state, action, reward, terminated, floor = transitions.batch(draws)
         with torch.no_grad():
             q = critic.q_target.minimum(state, action)
             next_value = critic.value(next_state)
@@ -102,20 +124,20 @@ def softmax_critic_learner(
     """QGPO's critic: twin Q on r + discount sum_j softmax(q_j / tau)_j q_j, q_j of behavior samples at s'.
 
     V(s') regresses on that sum. `settings.support` samples at each next state, `settings.temperature` tau (see
-    `losses.in_support_value`).
+    `losses.in_support_value`). No hindsight goals: the samples are drawn once, for the recorded ones.
     """
-    critic, transitions = _critic(data, seeds, settings), Transitions(data, settings)
+    critic, transitions = _critic(data, seeds, settings), Transitions(data, replace(settings, hindsight=0.0))
     size, next_state = settings.support, data.standardize(data.next_state)
     generators = [generator(seed, "next-support", device=next_state.device) for seed in seeds]
     support = sample_actions(behavior, next_state.expand(len(seeds), -1, -1), size, settings.support_steps, generators)
     rows = torch.arange(len(seeds), device=next_state.device).unsqueeze(1)
 
     def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
-        return {"index": transitions.draw(generators, count, settings.batch)}
+        return transitions.draw(generators, count, settings.batch)
 
     def loss(draws: Draws):
         index = draws["index"]
-        state, next_states, action, reward, terminated, floor = transitions.batch(index)
+        state, next_states, action, reward, terminated, floor = transitions.batch(draws)
         with torch.no_grad():
             actions = support[rows, index].flatten(1, 2)
             q = critic.q_target.minimum(next_states.repeat_interleave(size, 1), actions).view(*index.shape, size)

@@ -169,10 +169,7 @@ def energy_learner(
     support: Support | None = None,
 ) -> tuple[Learner, EnergyNet]:
     """The energy network's training by a method's target and loss at inverse temperature beta."""
-    net = EnergyNet(
-        len(seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP, method.gate
-    )
-    net.to(data.state)
+    net = make_net(data, len(seeds), method, settings)
     initialize(net, seeds, "energy")
     state = data.standardize(data.state)
     behavior.requires_grad_(False)
@@ -221,7 +218,14 @@ def energy_learner(
             scale = torch.minimum(scale, (high - low) / 1.349)
         net.loc.copy_(loc)
         net.scale.copy_(scale.clamp(min=1e-6))
-    return Learner(name, seeds, net, list(net.parameters()), draw, loss, diagnose=diagnose), net
+    trained = [p for p in net.parameters() if p.requires_grad]
+    return Learner(name, seeds, net, trained, draw, loss, diagnose=diagnose, after_chunk=net.keep_snapshots), net
+
+
+def make_net(data: Dataset, seeds: int, method: Method, settings: EnergySettings) -> EnergyNet:
+    """An energy network of a method, not trained, with room for its snapshots."""
+    sizes = (seeds, data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP)
+    return EnergyNet(*sizes, method.gate, settings.snapshots - 1).to(data.state)
 
 
 def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta: float, net: EnergyNet):

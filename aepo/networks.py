@@ -194,11 +194,19 @@ class EnergyNet(nn.Module):
 
     The gate alpha_t makes the guidance vanish at pure noise, where a free network has the wrong size; c takes
     what does not depend on the action. `gate=False` leaves alpha_t out. `loc` and `scale` `(S, 1)` standardise the
-    regression target.
+    regression target. `snapshots`: this network at earlier steps of its training (`keep_snapshots`).
     """
 
     def __init__(
-        self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule, gate: bool = True
+        self,
+        seeds: int,
+        state_dim: int,
+        action_dim: int,
+        width: int,
+        depth: int,
+        vp: VPSchedule,
+        gate: bool = True,
+        snapshots: int = 0,
     ):
         super().__init__()
         self.vp, self.gate = vp, gate
@@ -206,6 +214,16 @@ class EnergyNet(nn.Module):
         self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, 1, width, depth, residual=True)
         self.register_buffer("loc", torch.zeros(seeds, 1))
         self.register_buffer("scale", torch.ones(seeds, 1))
+        sizes = (seeds, state_dim, action_dim, width, depth, vp, gate)
+        self.snapshots = nn.ModuleList(EnergyNet(*sizes) for _ in range(snapshots)).requires_grad_(False)
+
+    @torch.no_grad()
+    def keep_snapshots(self, begun: int, steps: int) -> None:
+        """After the chunk that begins at step `begun` of `steps`: copy the network to the snapshots still ahead of it."""
+        own = {key: value for key, value in self.state_dict().items() if not key.startswith("snapshots.")}
+        for i, snapshot in enumerate(self.snapshots, 1):
+            if begun * (len(self.snapshots) + 1) < steps * i:
+                snapshot.load_state_dict(own)
 
     def gated(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         """The part that depends on the noisy action, scale alpha_t h: all that guidance needs, `(S, B)`."""

@@ -138,6 +138,7 @@ def _actor_critic(
         shape = (count, settings.batch, d)
         for key in ("next_noise", "policy_noise"):
             draws[key] = stack_draws(generators, lambda g: torch.randn(shape, generator=g, device=g.device))
+        draws |= transitions.draw_goals(generators, count, settings.batch)
         return {key: value.to(data.state) if value.is_floating_point() else value for key, value in draws.items()}
 
     def q_of(state: Tensor, action: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ def _actor_critic(
         return functional_call(module.q, frozen, (state, action))[0]
 
     def loss(draws: Draws):
-        state, next_state, action, reward, terminated, floor = transitions.batch(draws["index"])
+        state, next_state, action, reward, terminated, floor = transitions.batch(draws)
         with torch.no_grad():
             if kind == "deterministic":
                 smoothing = (settings.target_noise * draws["next_noise"]).clamp(

@@ -143,7 +143,7 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     energy = _known(EnergySettings, settings)
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
-    return EnergyNet(count, n, d, energy.width, energy.depth, VP, settings.get("gate", True))
+    return EnergyNet(count, n, d, energy.width, energy.depth, VP, settings.get("gate", True), energy.snapshots - 1)
 
 
 def load_actor(
@@ -155,8 +155,12 @@ def load_actor(
     solver_steps: int,
     candidates: int,
     device: str,
+    snapshot: int | None = None,
 ) -> Actor:
-    """The actor of a method from the finished stages of a run folder; guidance_scale: a number, or one a seed."""
+    """The actor of a method from the finished stages of a run folder; guidance_scale: a number, or one a seed.
+
+    `snapshot`: that of its energy network, counted from the earliest; None: the last network.
+    """
     stages = runs.stages_of(method, beta)
     loaded = {stage: load_networks(folder, stage, seeds, device) for stage in set(stages.values())}
     parts = {part: loaded[stage] for part, stage in stages.items()}
@@ -167,7 +171,7 @@ def load_actor(
         METHODS[method],
         behavior.average if isinstance(behavior, Trained) else behavior,
         parts.get("critic"),
-        parts.get("energy"),
+        parts.get("energy") if snapshot is None else parts["energy"].snapshots[snapshot],
         beta,
         guidance_scale,
         solver_steps,

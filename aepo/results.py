@@ -150,6 +150,44 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
     return frame
 
 
+def evaluate_snapshot(run: Run, method: str, snapshot: int) -> Rollouts:
+    """As `evaluate`, with a snapshot of the method's energy network, counted from the earliest; kept, or run."""
+    settings, (beta, scale) = run.profile.evaluation, guidance_of(run, method)
+    content = {
+        "guidance_scale": scale,
+        "solver_steps": settings.solver_steps,
+        "candidates": settings.candidates if METHODS[method].pick else 1,
+        "episodes": settings.episodes,
+        "seeds": list(run.seeds),
+        "snapshot": snapshot,
+        "networks": _content_hashes(run, sorted(set(runs.stages_of(method, beta).values()))),
+    } | _environment(run)
+    digest, name = settings_table.digest(content), f"{method}-snapshot{snapshot + 1}"
+    path = run.folder / "evaluation" / f"{name}.safetensors"
+    with runs.lock(run.folder, f"evaluation-{name}"):
+        rollouts = _stored(path, digest)
+        if rollouts is None:
+            sampling = (scale, settings.solver_steps, settings.candidates)
+            actor = load_actor(run.folder, method, run.seeds, beta, *sampling, run.device, snapshot)
+            with faults.memory(f"evaluate {name}", FEWER):
+                folder = run.folder / "progress"
+                rollouts = play(actor, run.task, run.seeds, settings.episodes, f"evaluate {name}", folder, 0)
+            rollouts = _keep(path, rollouts, content, digest)
+    return rollouts
+
+
+def best_rows(run: Run, method: str, last: Rollouts) -> pd.DataFrame:
+    """Episodes of each seed's best network among snapshots and the last, picked by these episodes; checkpoint says so."""
+    count, (beta, scale) = run.profile.energy.snapshots, guidance_of(run, method)
+    candidates = [*(evaluate_snapshot(run, method, i) for i in range(count - 1)), last]
+    scales = scale if isinstance(scale, list) else [scale] * len(run.seeds)
+    frames = [
+        rows(candidates[best], i, method, "", beta, scales[i], run.seeds[i])
+        for i, best in enumerate(np.argmax([rollouts.returns.mean(1) for rollouts in candidates], 0))
+    ]
+    return pd.concat(frames, ignore_index=True).assign(checkpoint=f"best of {count}")
+
+
 def rows(rollouts: Rollouts, row: int, method: str, variant: str, beta: float, scale: float, seed: int) -> pd.DataFrame:
     """The episodes of one row of rollouts, as rows of returns.csv without their score."""
     return pd.DataFrame(
@@ -216,6 +254,8 @@ def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
         rollouts, (beta, scale) = evaluate(run, method), guidance_of(run, method)
         scales = scale if isinstance(scale, list) else [scale] * len(run.seeds)
         frames += [rows(rollouts, i, method, "", beta, scales[i], seed) for i, seed in enumerate(run.seeds)]
+        if METHODS[method].energy and run.profile.energy.snapshots > 1:
+            frames.append(best_rows(run, method, rollouts))
     frame = scored(pd.concat(frames, ignore_index=True), run, data)
     more = [run.folder / "evaluation" / f"curve-{m}.csv" for m in run.methods if METHODS[m].guided]
     more += sorted((run.folder / "evaluation").glob("ablation-*.csv"))
@@ -264,15 +304,17 @@ def merge_results(run: Run) -> pd.DataFrame:
 
 
 def score_table(returns: pd.DataFrame) -> pd.DataFrame:
-    """One row a method, last checkpoint: mean return and score with nested 95% bootstrap intervals, success, counts.
+    """One row a method and checkpoint: mean return and score with nested 95% bootstrap intervals, success, counts.
 
-    Score and success are NaN where the task has none.
+    The last checkpoint; where energy networks have snapshots, the best of these in a row of its own. Score and success are
+    NaN where the task has none.
     """
     rows = []
-    main = returns[(returns["variant"] == "") & (returns["checkpoint"] == "last")]
-    for method in [m for m in LABELS if m in set(main["method"])]:
-        part = main[main["method"] == method]
-        row = {"method": method}
+    main = returns[returns["variant"] == ""]
+    parts = main.groupby(["method", "checkpoint"])
+    for method, checkpoint in sorted(parts.groups, key=lambda key: ([*LABELS].index(key[0]), key[1] != "last")):
+        part = parts.get_group((method, checkpoint))
+        row = {"method": method, "checkpoint": checkpoint}
         for name in ("return", "score"):
             grid = part.pivot(index="seed", columns="episode", values=name).to_numpy()
             known = not np.isnan(grid).any()
@@ -290,7 +332,10 @@ def format_table(table: pd.DataFrame) -> pd.DataFrame:
     ]
     return pd.DataFrame(
         {
-            "method": [LABELS[m] for m in table["method"]],
+            "method": [
+                LABELS[m] + ("" if c == "last" else f", {c} snapshots")
+                for m, c in zip(table["method"], table["checkpoint"], strict=True)
+            ],
             "return": show("return"),
             "score": show("score"),
             "success": ["-" if np.isnan(s) else f"{100 * s:.0f}%" for s in table["success"]],

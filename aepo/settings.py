@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from aepo.methods import METHODS
 
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
+
+LATER = {
+    "later": True
+}  # of a field that older artefacts lack: left out of hashes at its default, so that they stay valid
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class CriticSettings:
 
     `reward_scale` multiplies rewards so that Q is about 1; None: (1 - discount) / mean |r|. The in-support softmax critic:
     `support` behavior samples a next state in `support_steps` solver steps, `temperature` in units of their spread of Q.
+    `hindsight`: share of a batch with hindsight goals, reached within `goal_radius` (see `hindsight.Hindsight`).
     """
 
     width: int = 128
@@ -57,6 +62,8 @@ class CriticSettings:
     support: int = 8
     support_steps: int = 5
     temperature: float = 1.0
+    hindsight: float = field(default=0.0, metadata=LATER)
+    goal_radius: float = field(default=0.45, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class EnergySettings:
     """Energy network. `target_batches`: batches whose statistics standardise the regression target.
 
     `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
-    a batch of the contrastive loss.
+    a batch of the contrastive loss. `snapshots`: networks kept at equal parts of the training, the last among them; where
+    there are more than one, the best in the environment is evaluated beside the last, and named so.
     """
 
     width: int = 128
@@ -77,6 +85,7 @@ class EnergySettings:
     support_states: int = 16_384
     support_steps: int = 10
     groups: int = 64
+    snapshots: int = field(default=1, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ FULL = Profile(
     data=DataSettings(steps=1_000_000),
     behavior=replace(QUICK.behavior, width=256, steps=100_000),
     critic=replace(QUICK.critic, width=256, steps=100_000),
-    energy=replace(QUICK.energy, width=256, steps=50_000),
+    energy=replace(QUICK.energy, width=256, steps=50_000, snapshots=3),
     policy=replace(QUICK.policy, width=256, steps=100_000, critic_steps=100_000),
     evaluation=replace(QUICK.evaluation, episodes=100, solver_steps=15, curve_episodes=20),
     chunk=1_000,
@@ -208,8 +217,10 @@ def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profil
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as plain JSON data."""
-    return json.loads(json.dumps(asdict(settings)))
+    """A settings dataclass as plain JSON data, without fields of `LATER` that have their default."""
+    later = {f.name: f.default for f in fields(settings) if f.metadata.get("later")}
+    kept = {key: value for key, value in asdict(settings).items() if later.get(key, LATER) != value}
+    return json.loads(json.dumps(kept))
 
 
 def digest(content: Any) -> str:

@@ -14,7 +14,7 @@ from aepo import faults, losses, posterior, provenance, runs
 from aepo import settings as settings_table
 from aepo.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.datasets import Dataset
-from aepo.energies import SUPPORTED, Support, diffusion_draws, energy_learner, sample_support
+from aepo.energies import SUPPORTED, Support, diffusion_draws, energy_learner, make_net, sample_support
 from aepo.methods import METHODS, Method
 from aepo.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Trained, take_seeds
 from aepo.networks import EnergyNet, NoiseNet, generator, initialize, join_seeds, select_seeds
@@ -345,10 +345,8 @@ def train_energy(
         build,
         lambda module, seeds: None,
     )
-    net = EnergyNet(
-        len(run.seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP, entry.gate
-    )
-    faults.fill(net.to(run.device), tensors, run.artifact(name))
+    net = make_net(data, len(run.seeds), entry, settings)
+    faults.fill(net, tensors, run.artifact(name))
     curved = runs.read_metrics(run, name).groupby("seed")["curved"].last().max()
     if entry.energy == "taylor" and curved > TRUSTED_SHARE:
         print(

@@ -13,6 +13,7 @@ from aepo.figures import save, use_style
 from aepo.methods import DATASET, LABELS
 from aepo.results import read_returns
 from aepo.runs import StudyError
+from aepo.suites import TUNED_ON
 
 AGAINST = ("qgpo", "iql", "best-of-n")
 TARGETS = (
@@ -34,6 +35,12 @@ def read(path: Path, profile: str) -> pd.DataFrame:
             f"{path} holds no results of profile {profile!r}: run `make reproduce PROFILE={profile}` first"
         )
     return main
+
+
+def read_best(path: Path, profile: str) -> pd.DataFrame:
+    """The rows of `read` that were picked among snapshots of an energy network; none where a profile keeps none."""
+    rows = read_returns(path)
+    return rows[(rows["profile"] == profile) & (rows["variant"] == "") & (rows["checkpoint"] != "last")]
 
 
 def published() -> pd.DataFrame:
@@ -124,14 +131,19 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def format_table(scores: pd.DataFrame) -> str:
-    """Tasks by methods: mean score over seeds, the best of a task in bold, a dash where a method was not run."""
+    """Tasks by methods: mean score over seeds, the best of a task in bold, a dash where a method was not run.
+
+    A star marks the tasks on which settings were chosen.
+    """
     wide = table(scores)
     best = wide.drop(index=DATASET, errors="ignore").max()
 
     def cell(value: float, task: str) -> str:
         return "-" if np.isnan(value) else f"**{value:.0f}**" if value == best[task] else f"{value:.0f}"
 
-    rows = [[f"`{task}`", *(cell(wide.loc[method, task], task) for method in wide.index)] for task in wide.columns]
+    cells = ([cell(wide.loc[method, task], task) for method in wide.index] for task in wide.columns)
+    names = (f"`{task}` *" if task in TUNED_ON else f"`{task}`" for task in wide.columns)
+    rows = [[name, *values] for name, values in zip(names, cells, strict=True)]
     return markdown(["task", *(f"`{method}`" for method in wide.index)], rows)
 
 

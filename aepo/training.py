@@ -38,7 +38,7 @@ class Learner:
     `module` holds every tensor to keep; `trained` the parameters of the optimizer; `draw(generators, count)` returns
     the random inputs of `count` steps (leading axis: step); `loss(draws of one step)` returns (loss per seed, info per
     seed); `after_step` moves averaged or target networks; `diagnose(draws of one step)` returns more columns of the log
-    `(S,)`, once a chunk.
+    `(S,)`, once a chunk; `after_chunk(first step of the chunk, steps)` keeps snapshots in `module`.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Learner:
     loss: Callable[[Draws], tuple[Tensor, dict[str, Tensor]]]
     after_step: Callable[[], None] = lambda: None
     diagnose: Callable[[Draws], dict[str, Tensor]] = lambda draws: {}
+    after_chunk: Callable[[int, int], None] = lambda begun, steps: None
 
 
 def stack_draws(
@@ -198,6 +199,7 @@ def fit(
             draws = learner.draw(generators, count)
             rates = [learning_rate(base_rate, index * chunk + i, steps) for i in range(count)]
             total = chunk_steps.run(draws, rates)
+            learner.after_chunk(index * chunk, steps)
             row = {key: value / count for key, value in total.items()}
             row |= learner.diagnose(_some(draws, -1))
             columns = list(row)

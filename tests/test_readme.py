@@ -22,7 +22,7 @@ def cells():
             break
         task, *values = [cell.strip() for cell in line.strip("|").split("|")]
         found += [
-            (method.strip("`"), task.strip("`"), value.strip("*"))
+            (method.strip("`"), task.strip("` *"), value.strip("*"))
             for method, value in zip(head[1:], values, strict=True)
         ]
     return found
