@@ -34,7 +34,7 @@ QUESTIONS = {
     "floor": "a critic without the floor of recorded returns",
     "solver": "how many solver steps",
     "support": "how many support actions",
-    "noise": "no noise to start from: one action a state",
+    "noise": "how much noise to start from; from none: one action a state",
 }
 VARIANTS = [
     *(
@@ -47,7 +47,15 @@ VARIANTS = [
         Variant(f"{steps} solver steps", "solver", ("bc", "aepo-direct"), {"evaluation": {"solver_steps": steps}})
         for steps in (5, 20)
     ),
-    Variant("no noise", "noise", ("bc", "aepo-direct"), {"evaluation": {"noise_scale": 0.0}}),
+    *(
+        Variant(f"noise {noise:g}", "noise", methods, {"evaluation": {"noise_scale": dict.fromkeys(methods, noise)}})
+        for noise, methods in (
+            (0.0, ("bc", "aepo-direct")),
+            (0.25, ("bc", "best-of-n")),
+            (0.5, ("bc", "best-of-n", "aepo-direct")),
+            (1.0, ("aepo-direct",)),
+        )
+    ),
     Variant("4 support actions", "support", ("aepo-support",), {"energy": {"support": 4}}),
     Variant("64 support actions", "support", ("aepo-support",), {"energy": {"support": 64, "support_states": 4_096}}),
 ]

@@ -52,6 +52,9 @@ def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = No
         "states": STATES,
         "samples": SAMPLES,
     }
+    noise_scale = run.profile.evaluation.noise_scale[method]
+    if noise_scale != 1:
+        content["noise_scale"] = noise_scale
     digest = settings_table.digest(content)
     path = run.folder / "evaluation" / f"scale-{method}-b{beta:g}.json"
     with runs.lock(run.folder, path.stem):
@@ -65,7 +68,8 @@ def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = No
 def _match(run: Run, method: str, beta: float, data: Dataset) -> dict[str, list]:
     steps, data = run.profile.evaluation.solver_steps, data.to(run.device)
     behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in ("behavior", "critic"))
-    actor = load_actor(run.folder, method, run.seeds, beta, 1.0, steps, 1, run.device)
+    noise_scale = run.profile.evaluation.noise_scale[method]
+    actor = load_actor(run.folder, method, run.seeds, beta, 1.0, steps, 1, run.device, noise_scale)
     state, support, noise = _starts(behavior, data, run.seeds, steps)
     target = target_advantage(critic, state, support, beta)
     reached = reached_advantage(actor, critic, state, noise, SCALES)

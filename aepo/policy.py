@@ -87,6 +87,7 @@ def make_actor(
     guidance_scale: float | Tensor,
     solver_steps: int,
     candidates: int,
+    noise_scale: float = 1.0,
 ) -> Actor:
     """The actor of a method of `METHODS`: what it does not use is left out. `behavior`: its own policy where it has one."""
     if method.energy and energy is None:
@@ -101,6 +102,7 @@ def make_actor(
         solver_steps,
         candidates if method.pick else 1,
         1 / beta if method.pick == "softmax" else 0.0,
+        noise_scale,
     )
 
 
@@ -155,6 +157,7 @@ def load_actor(
     solver_steps: int,
     candidates: int,
     device: str,
+    noise_scale: float = 1.0,
     snapshot: int | None = None,
 ) -> Actor:
     """The actor of a method from the finished stages of a run folder; guidance_scale: a number, or one a seed.
@@ -176,6 +179,7 @@ def load_actor(
         guidance_scale,
         solver_steps,
         candidates,
+        noise_scale,
     )
 
 
@@ -219,7 +223,8 @@ class Policy:
             if isinstance(guidance_scale, list):  # one a seed; a seed that is not there is refused with its networks
                 guidance_scale = dict(zip(evaluated["seeds"], guidance_scale, strict=True)).get(seed, 1.0)
         sampling = (evaluated["solver_steps"], evaluated["candidates"])
-        actor = load_actor(folder, method, [seed], beta, guidance_scale, *sampling, device)
+        noise_scale = evaluated.get("noise_scale", 1.0)
+        actor = load_actor(folder, method, [seed], beta, guidance_scale, *sampling, device, noise_scale)
         behavior = actor.behavior
         keys = evaluated.get("observation_keys", ())
         return cls(actor, behavior.state_mean.shape[-1], behavior.low.shape[-1], device, keys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +82,9 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
         "episodes": settings.episodes,
         "seeds": list(run.seeds),
     }
-    if settings.noise_scale != 1:
-        how["noise_scale"] = settings.noise_scale
+    noise_scale = settings.noise_scale[method]
+    if noise_scale != 1:
+        how["noise_scale"] = noise_scale
     content = how | {"networks": _content_hashes(run, used)} | _environment(run)
     digest = settings_table.digest(content)
     if run.task.env_id is None:
@@ -97,8 +97,7 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
         if rollouts is None:
             started = time.time()
             sampling = (settings.solver_steps, settings.candidates)
-            actor = load_actor(run.folder, method, run.seeds, beta, scale, *sampling, run.device)
-            actor = replace(actor, noise_scale=settings.noise_scale)
+            actor = load_actor(run.folder, method, run.seeds, beta, scale, *sampling, run.device, noise_scale)
             name, folder = f"evaluate {method}", run.folder / "progress"
             with faults.memory(name, FEWER):
                 rollouts = play(actor, run.task, run.seeds, settings.episodes, name, folder, KEPT_EPISODES)
@@ -129,6 +128,7 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
         "solver_steps": settings.solver_steps,
         "episodes": settings.curve_episodes,
         "seed": seed,
+        "noise_scale": settings.noise_scale[method],
         "networks": _content_hashes(run, used),
     } | _environment(run)
     digest = settings_table.digest(content)
@@ -137,7 +137,8 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
         rollouts = _stored(path, digest)
         if rollouts is None:
             sampling = (list(scales), settings.solver_steps, 1)
-            actor = load_actor(run.folder, method, [seed] * len(scales), beta, *sampling, run.device)
+            noise_scale = settings.noise_scale[method]
+            actor = load_actor(run.folder, method, [seed] * len(scales), beta, *sampling, run.device, noise_scale)
             name, folder = f"curve {method}", run.folder / "progress"
             seeds = [seed] * len(scales)
             with faults.memory(name, FEWER):
@@ -159,6 +160,7 @@ def evaluate_snapshot(run: Run, method: str, snapshot: int) -> Rollouts:
         "candidates": settings.candidates if METHODS[method].pick else 1,
         "episodes": settings.episodes,
         "seeds": list(run.seeds),
+        "noise_scale": settings.noise_scale[method],
         "snapshot": snapshot,
         "networks": _content_hashes(run, sorted(set(runs.stages_of(method, beta).values()))),
     } | _environment(run)
@@ -168,7 +170,8 @@ def evaluate_snapshot(run: Run, method: str, snapshot: int) -> Rollouts:
         rollouts = _stored(path, digest)
         if rollouts is None:
             sampling = (scale, settings.solver_steps, settings.candidates)
-            actor = load_actor(run.folder, method, run.seeds, beta, *sampling, run.device, snapshot)
+            sampling += (run.device, settings.noise_scale[method], snapshot)
+            actor = load_actor(run.folder, method, run.seeds, beta, *sampling)
             with faults.memory(f"evaluate {name}", FEWER):
                 folder = run.folder / "progress"
                 rollouts = play(actor, run.task, run.seeds, settings.episodes, f"evaluate {name}", folder, 0)

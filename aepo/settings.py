@@ -11,6 +11,7 @@ from typing import Any
 from aepo.methods import METHODS
 
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
+LOW_NOISE = tuple(name for name in GUIDED if not METHODS[name].pick)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
 
 LATER = {
@@ -117,15 +118,17 @@ class PolicySettings:
 class EvaluationSettings:
     """Rollouts: episodes a seed, solver steps, candidates of best-of-n; beta and guidance scale by method.
 
-    A scale that is None is chosen by `matching`, for each seed. `noise_scale`: factor on the initial noise, 0 for one
-    action a state. `curve_scales`: where `curve_episodes` of the first seed
-    show the return over the scale.
+    A scale that is None is chosen by `matching`, for each seed. `noise_scale`: factor on the initial noise by method, 0 for
+    one action a state: guided samples start near the middle of the behavior, those that are picked from need its spread.
+    `curve_scales`: where `curve_episodes` of the first seed show the return over the scale.
     """
 
     episodes: int = 20
     solver_steps: int = 10
     candidates: int = 16
-    noise_scale: float = 1.0
+    noise_scale: Mapping[str, float] = field(
+        default_factory=lambda: {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS}
+    )
     beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0))
     guidance_scale: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(GUIDED))
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
