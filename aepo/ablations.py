@@ -31,6 +31,7 @@ def _guidance(method: str, beta: float, scale: float) -> dict[str, dict[str, dic
 
 QUESTIONS = {
     "grid": "how much guidance: beta and the guidance scale",
+    "expectile": "the expectile of the critic's V: the mean of what was recorded, or nearer to its best",
     "floor": "a critic without the floor of recorded returns",
     "solver": "how many solver steps",
     "support": "how many support actions",
@@ -41,6 +42,12 @@ VARIANTS = [
         Variant(f"beta {beta:g}, scale {scale:g}", "grid", ("aepo-direct",), _guidance("aepo-direct", beta, scale))
         for beta in (1.0, 3.0, 10.0)
         for scale in (0.5, 1.0, 2.0)
+    ),
+    *(
+        Variant(
+            f"expectile {value:g}", "expectile", ("best-of-n", "aepo-direct", "iql"), {"critic": {"expectile": value}}
+        )
+        for value in (0.5, 0.8)
     ),
     Variant("no floor", "floor", ("best-of-n", "aepo-direct"), {"critic": {"return_floor": False}}),
     *(
