@@ -61,7 +61,7 @@ ROWS = [
         pick="best",
         details=(
             "16 candidates; IDQL tunes 32 to 128 by task.",
-            "The critic is the shared one, of expectile .7 or .8.",
+            "The critic is the shared one, whose V is of expectile .5 (data of several actors), .7 or .8.",
         ),
     ),
     Method(
@@ -297,7 +297,8 @@ def page() -> str:
         "expectile critic, batches, sampler and evaluation unless an item says otherwise. Q means (Q - V)/std(Q - V)",
         "everywhere, so that an inverse temperature means the same on every task. No target of any critic falls below the",
         "return that followed in the data (`return_floor` in `aepo/datasets.py`): exact where dynamics are deterministic,",
-        "as in all tasks here. Papers were consulted through their abstracts and public code; what follows are our choices.",
+        "as in all tasks here. Guided samples start from a quarter of the standard noise (`noise_scale` in `aepo/settings.py`),",
+        "those of `bc`, of a policy of its own, and those that are picked from start from all of it. Papers were consulted through their abstracts and public code; what follows are our choices.",
     ]
     for method in ROWS:
         lines += ["", f"## `{method.name}`: {method.label}", "", f"Source: {method.source}.", ""]

@@ -97,9 +97,7 @@ TUNED_ON = (  # where settings were compared by their scores before they were fi
 )
 
 DENSE = {"critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None}}
-MIXED = {
-    "critic": DENSE["critic"] | {"expectile": 0.5}
-}  # several actors in one data set: greedier values misrank their actions
+MIXED = {"critic": DENSE["critic"] | {"expectile": 0.5}}  # of several actors: greedier values misrank their actions
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
 

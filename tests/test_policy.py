@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from aepo import Policy, copies, critics, evaluation, models, results, runs, stages, tasks
-from aepo.methods import CORE
+from aepo import Policy, copies, critics, evaluation, models, results, runs, settings, stages, tasks
+from aepo.methods import CORE, METHODS
 from aepo.policy import Actor, load_actor
 
 EXAMPLE = Path(__file__).parents[1] / "runs" / "example" / "maze2d-umaze"
@@ -120,6 +120,24 @@ def test_without_initial_noise_a_state_has_one_action(behavior, data):
     )
     assert torch.equal(*still)
     assert not torch.allclose(*moved)
+
+
+def test_a_loaded_policy_starts_from_the_noise_that_it_was_evaluated_with(run, data, tiny):
+    stages.train_behavior(run, data, tiny.behavior)
+    entry = {"beta": 0.0, "guidance_scale": 0.0, "solver_steps": 3, "candidates": 1, "seeds": [0, 1]}
+    for noise, moves in ((0.0, False), (0.5, True)):
+        runs.update_manifest(run.folder, "evaluation", "bc", entry | {"noise_scale": noise})
+        policy = Policy.load(run.folder, "bc", device="cpu")
+        one, other = (policy.act(data.state[:5].numpy(), torch.Generator().manual_seed(seed)) for seed in (0, 1))
+        assert np.allclose(one, other) != moves
+        assert policy.actor.noise_scale == noise
+
+
+def test_guided_samples_start_from_little_noise_and_picked_ones_from_all():
+    noise = settings.QUICK.evaluation.noise_scale
+    assert {noise[m] for m in ("bc", "best-of-n", "best-of-n-softmax", "qipo", "aepo-best")} == {1.0}
+    assert {noise[m] for m in settings.GUIDED if m != "aepo-best"} == {0.25}
+    assert set(noise) == set(METHODS)
 
 
 @pytest.mark.parametrize("method", CORE)
