@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -124,9 +123,10 @@ def softmax_critic_learner(
     """QGPO's critic: twin Q on r + discount sum_j softmax(q_j / tau)_j q_j, q_j of behavior samples at s'.
 
     V(s') regresses on that sum. `settings.support` samples at each next state, `settings.temperature` tau (see
-    `losses.in_support_value`). No hindsight goals: the samples are drawn once, for the recorded ones.
+    `losses.in_support_value`). They are drawn once, for the recorded goals: under hindsight goals they are actions that the
+    behavior takes there all the same.
     """
-    critic, transitions = _critic(data, seeds, settings), Transitions(data, replace(settings, hindsight=0.0))
+    critic, transitions = _critic(data, seeds, settings), Transitions(data, settings)
     size, next_state = settings.support, data.standardize(data.next_state)
     generators = [generator(seed, "next-support", device=next_state.device) for seed in seeds]
     support = sample_actions(behavior, next_state.expand(len(seeds), -1, -1), size, settings.support_steps, generators)

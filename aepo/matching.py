@@ -12,6 +12,7 @@ from aepo import runs
 from aepo import settings as settings_table
 from aepo.datasets import Dataset, load
 from aepo.energies import sample_actions
+from aepo.methods import METHODS
 from aepo.models import Behavior, Critic
 from aepo.networks import generator
 from aepo.policy import Actor, load_actor, load_networks
@@ -43,7 +44,8 @@ def choose(reached: Tensor, target: Tensor, scales: Sequence[float]) -> Tensor:
 
 def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = None) -> list[float]:
     """One guidance scale a seed of the run, kept in evaluation/scale-<method>-b<beta>.json with what it was chosen by."""
-    used = sorted({"behavior", "critic", *runs.stages_of(method, beta).values()})
+    critic = runs.critic_stage(METHODS[method].critic)
+    used = sorted({"behavior", critic, *runs.stages_of(method, beta).values()})
     content = {
         "networks": {stage: runs.load_tensors(run.artifact(stage))[1]["sha256"] for stage in used},
         "seeds": list(run.seeds),
@@ -67,7 +69,8 @@ def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = No
 
 def _match(run: Run, method: str, beta: float, data: Dataset) -> dict[str, list]:
     steps, data = run.profile.evaluation.solver_steps, data.to(run.device)
-    behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in ("behavior", "critic"))
+    stages = ("behavior", runs.critic_stage(METHODS[method].critic))
+    behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in stages)
     noise_scale = run.profile.evaluation.noise_scale[method]
     actor = load_actor(run.folder, method, run.seeds, beta, 1.0, steps, 1, run.device, noise_scale)
     state, support, noise = _starts(behavior, data, run.seeds, steps)

@@ -180,6 +180,17 @@ ROWS = [
         details=("As `aepo-direct`, with the first-order form: its gradient needs the Hessian of Q times one vector.",),
     ),
     Method(
+        "aepo-direct-softmax",
+        "AEPO, direct, in-support critic",
+        "this study: `aepo-direct` with the in-support softmax critic of QGPO",
+        closed="cubature",
+        critic="softmax",
+        details=(
+            "As `aepo-direct`. The critic backs up actions that the behavior model proposes, 8 at each next state, so that its "
+            "targets ask it about the same kind of action as the guidance does.",
+        ),
+    ),
+    Method(
         "mean-q",
         "mean Q",
         "regression of beta Q(a_0) on a_t",
@@ -243,6 +254,15 @@ ROWS = [
             "16 samples at each of 16,384 states, the recorded action among the candidates; the noised one is any of them.",
             "Learned from log E[exp(beta Q) | s] on: what depends on the state alone does not guide.",
         ),
+    ),
+    Method(
+        "aepo-support-softmax",
+        "AEPO, support, in-support critic",
+        "this study: `aepo-support` with the in-support softmax critic of QGPO",
+        energy="support",
+        bregman=True,
+        critic="softmax",
+        details=("As `aepo-support`; the critic is that of `aepo-direct-softmax` and `qgpo-softmax`.",),
     ),
     Method(
         "aepo-best",

@@ -17,8 +17,8 @@ from aepo.suites import TUNED_ON
 
 AGAINST = ("qgpo", "iql", "best-of-n")
 TARGETS = (
-    "direct", "aepo-direct-1", "aepo-direct", "mean-q", "exp-q", "aepo", "aepo-ungated", "aepo-unclamped", "aepo-2",
-    "aepo-cubature", "aepo-support", "qgpo",
+    "direct", "aepo-direct-1", "aepo-direct", "aepo-direct-softmax", "mean-q", "exp-q", "aepo", "aepo-ungated",
+    "aepo-unclamped", "aepo-2", "aepo-cubature", "aepo-support", "aepo-support-softmax", "qgpo", "qgpo-softmax",
 )  # fmt: skip
 COLUMNS = ["question", "task", "method", "variant", "seed"]
 PUBLISHED = Path(__file__).with_name("published.csv")

@@ -97,7 +97,6 @@ TUNED_ON = (  # where settings were compared by their scores before they were fi
 )
 
 DENSE = {"critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None}}
-MIXED = {"critic": DENSE["critic"] | {"expectile": 0.5}}  # of several actors: greedier values misrank their actions
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
 
@@ -348,7 +347,7 @@ def local() -> Iterator[dict[str, Any]]:
                 "scores": f"D4RL's constants; {VERSIONS_DIFFER}"
                 if robot in D4RL_LOCOMOTION
                 else "0: random policy, 100: our expert actor, both measured after its training",
-                "settings": MIXED if tier in ("mixed", "medium-expert") else DENSE,
+                "settings": DENSE,
                 "note": f"the actor behind its expert share reaches {SHORT_OF_EXPERT[robot]}% of D4RL's expert reference"
                 if robot in SHORT_OF_EXPERT and "expert" in tier
                 else "",
