@@ -186,8 +186,8 @@ ROWS = [
         closed="cubature",
         critic="softmax",
         details=(
-            "As `aepo-direct`. The critic backs up actions that the behavior model proposes, 8 at each next state, so that its "
-            "targets ask it about the same kind of action as the guidance does.",
+            "As `aepo-direct`. The critic backs up actions that the behavior model proposes, 8 at each next state, so that "
+            "its targets ask it about the same kind of action as the guidance does.",
         ),
     ),
     Method(
@@ -317,8 +317,9 @@ def page() -> str:
         "expectile critic, batches, sampler and evaluation unless an item says otherwise. Q means (Q - V)/std(Q - V)",
         "everywhere, so that an inverse temperature means the same on every task. No target of any critic falls below the",
         "return that followed in the data (`return_floor` in `aepo/datasets.py`): exact where dynamics are deterministic,",
-        "as in all tasks here. Guided samples start from a quarter of the standard noise (`noise_scale` in `aepo/settings.py`),",
-        "those of `bc`, of a policy of its own, and those that are picked from start from all of it. Papers were consulted through their abstracts and public code; what follows are our choices.",
+        "as in all tasks here. Guided samples start from a quarter of the standard noise (`noise_scale` in",
+        "`aepo/settings.py`), those of `bc`, of a policy of its own, and those that are picked from start from all of it.",
+        "Papers were consulted through their abstracts and public code; what follows are our choices.",
     ]
     for method in ROWS:
         lines += ["", f"## `{method.name}`: {method.label}", "", f"Source: {method.source}.", ""]
