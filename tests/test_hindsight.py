@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aepo import critics, settings, training
+from aepo import critics, settings, stages, training
 from aepo.hindsight import Hindsight
 from aepo.settings import CriticSettings
 
@@ -73,14 +73,21 @@ def test_the_given_share_of_a_batch_has_them(data):
     torch.testing.assert_close(plain.batch(index)[0][:, :48], state[:, :48])
 
 
-def test_a_critic_reaches_goals_that_no_recorded_reward_names(data):
+@pytest.mark.parametrize("kind", ["expectile", "softmax"])
+def test_a_critic_reaches_goals_that_no_recorded_reward_names(data, tiny, kind):
     """A walk that never came to its goals: without hindsight Q is 0 everywhere, with it nearer goals are worth more."""
     data = walk(data)
-    chosen = replace(CriticSettings(), width=32, depth=1, steps=300, hindsight=0.5, reward_scale=1.0, discount=0.9)
+    chosen = replace(
+        CriticSettings(), width=32, depth=1, steps=300, hindsight=0.5, reward_scale=1.0, discount=0.9, support=2
+    )
+    behavior = stages.behavior_learner(data, (0,), tiny.behavior)[1]
     state = torch.tensor([[[1.0, 0.0, 1.2, 0.0], [1.0, 0.0, 3.8, 0.0]]]) - data.state_mean
     found = []
     for settings_ in (chosen, replace(chosen, hindsight=0.0)):
-        learner, critic = critics.critic_learner(data, (0,), settings_)
+        if kind == "expectile":
+            learner, critic = critics.critic_learner(data, (0,), settings_)
+        else:
+            learner, critic = critics.softmax_critic_learner(data, behavior, (0,), settings_)
         training.fit(learner, settings_.steps, 3e-3, 100)
         found.append(critic.q_target.minimum(state, torch.zeros(1, 2, 2))[0])
     (near, far), without = found
