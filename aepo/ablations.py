@@ -10,19 +10,32 @@ from typing import Any
 import pandas as pd
 
 from aepo import campaign, datasets, results, runs, stages
+from aepo.methods import METHODS
 from aepo.runs import Run
 
-SHARED = ("behavior", "critic", "support")
+TOUCHES = {  # by the stage whose settings change: which stages are made again, by how their names begin
+    "critic": ("critic", "energy", "policy", "support-policy"),
+    "energy": ("energy", "support"),
+    "evaluation": (),
+}
+GUIDED = (
+    "qgpo", "qgpo-softmax", "aepo-direct", "aepo-direct-softmax", "mean-q", "aepo", "aepo-cubature", "aepo-support",
+    "aepo-support-softmax",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`changes` of the settings by stage, under `name`, for some methods; `question`: what it answers."""
+    """`changes` of the settings by stage, under `name`, for some methods; `question`: what it answers.
+
+    `present`: only for those of the methods that the run itself has.
+    """
 
     name: str
     question: str
     methods: tuple[str, ...]
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    present: bool = False
 
 
 def _guidance(method: str, beta: float, scale: float) -> dict[str, dict[str, dict[str, float]]]:
@@ -30,6 +43,7 @@ def _guidance(method: str, beta: float, scale: float) -> dict[str, dict[str, dic
 
 
 QUESTIONS = {
+    "factor": "more or less guidance than the rule chooses, for every target",
     "grid": "how much guidance: beta and the guidance scale",
     "expectile": "the expectile of the critic's V: the mean of what was recorded, or nearer to its best",
     "floor": "a critic without the floor of recorded returns",
@@ -38,6 +52,12 @@ QUESTIONS = {
     "noise": "how much noise to start from; from none: one action a state",
 }
 VARIANTS = [
+    *(
+        Variant(
+            f"{factor:g} x", "factor", GUIDED, {"evaluation": {"scale_factor": dict.fromkeys(GUIDED, factor)}}, True
+        )
+        for factor in (0.5, 2.0, 4.0)
+    ),
     *(
         Variant(f"beta {beta:g}, scale {scale:g}", "grid", ("aepo-direct",), _guidance("aepo-direct", beta, scale))
         for beta in (1.0, 3.0, 10.0)
@@ -83,20 +103,30 @@ def folder_of(run: Run, variant: Variant) -> Run:
         for key, value in values.items():
             own[key] = {**own.get(key, {}), **value} if isinstance(value, Mapping) else value
     folder = run.folder / "ablations" / variant.name.replace(" ", "-").replace(",", "")
-    return replace(run, folder=folder, task=replace(run.task, settings=settings), methods=variant.methods)
+    methods = tuple(m for m in variant.methods if m in run.methods or not variant.present)
+    return replace(run, folder=folder, task=replace(run.task, settings=settings), methods=methods)
+
+
+def _used(run: Run) -> list[str]:
+    """The stages that the run's methods act with, and what these were made from."""
+    beta = run.profile.evaluation.beta
+    used = {stage for method in run.methods for stage in runs.stages_of(method, beta.get(method, 0.0)).values()}
+    return sorted(
+        used | {"behavior", "support"} | {runs.critic_stage(METHODS[method].critic) for method in run.methods}
+    )
 
 
 def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     """Train what the variant changes, evaluate its methods; their episodes also in the run's returns.csv from then on."""
     own, data = folder_of(run, variant), datasets.load(run.task, run.profile_name)
     own.folder.mkdir(parents=True, exist_ok=True)
-    for stage in SHARED:
-        touched = stage in variant.changes or (stage == "support" and "energy" in variant.changes)
-        if not touched and run.artifact(stage).exists() and not own.artifact(stage).exists():
+    again = tuple(name for stage in variant.changes for name in TOUCHES[stage])
+    for stage in _used(own):
+        if not stage.startswith(again) and run.artifact(stage).exists() and not own.artifact(stage).exists():
             with runs.atomic_path(own.artifact(stage)) as temporary:
                 shutil.copyfile(run.artifact(stage), temporary)
     behavior, frames = stages.train_behavior(own, data), []
-    for method in variant.methods:
+    for method in own.methods:
         campaign.train(own, data, behavior, method)
         rollouts, (beta, scale) = results.evaluate(own, method), results.guidance_of(own, method)
         scales = scale if isinstance(scale, list) else [scale] * len(run.seeds)

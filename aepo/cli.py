@@ -213,7 +213,7 @@ def ablations(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     runs_dir: RunsDir = "runs",
     questions: Annotated[
-        str, typer.Option(help="Comma-separated: grid, expectile, floor, solver, support, noise; empty: all.")
+        str, typer.Option(help="Comma-separated: factor, grid, expectile, floor, solver, support, noise; empty: all.")
     ] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""

@@ -115,7 +115,9 @@ def guidance_of(run: Run, method: str) -> tuple[float, float | list[float]]:
     settings, entry = run.profile.evaluation, METHODS[method]
     beta = settings.beta[entry.shares or method] if entry.tempered else 0.0
     scale = settings.guidance_scale[method] if entry.guided else 0.0
-    return beta, matched_scales(run, method, beta) if scale is None else scale
+    if scale is None:
+        scale = [settings.scale_factor[method] * matched for matched in matched_scales(run, method, beta)]
+    return beta, scale
 
 
 def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:

@@ -118,8 +118,9 @@ class PolicySettings:
 class EvaluationSettings:
     """Rollouts: episodes a seed, solver steps, candidates of best-of-n; beta and guidance scale by method.
 
-    A scale that is None is chosen by `matching`, for each seed. `noise_scale`: factor on the initial noise by method, 0 for
-    one action a state: guided samples start near the middle of the behavior, those that are picked from need its spread.
+    A scale that is None is chosen by `matching`, for each seed, times `scale_factor`. `noise_scale`: factor on the initial
+    noise by method, 0 for one action a state: guided samples start near the middle of the behavior, those that are picked
+    from need its spread.
     `curve_scales`: where `curve_episodes` of the first seed show the return over the scale.
     """
 
@@ -131,6 +132,7 @@ class EvaluationSettings:
     )
     beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0))
     guidance_scale: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(GUIDED))
+    scale_factor: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 1.0))
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     curve_episodes: int = 10
 
