@@ -123,8 +123,13 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     again = tuple(name for stage in variant.changes for name in TOUCHES[stage])
     for stage in _used(own):
         if not stage.startswith(again) and run.artifact(stage).exists() and not own.artifact(stage).exists():
-            with runs.atomic_path(own.artifact(stage)) as temporary:
-                shutil.copyfile(run.artifact(stage), temporary)
+            for source, target in (
+                (run.metrics(stage), own.metrics(stage)),
+                (run.artifact(stage), own.artifact(stage)),
+            ):
+                if source.exists():  # support has no log; the artefact comes last: where it is, its log is
+                    with runs.atomic_path(target) as temporary:
+                        shutil.copyfile(source, temporary)
     behavior, frames = stages.train_behavior(own, data), []
     for method in own.methods:
         campaign.train(own, data, behavior, method)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aepo import ablations, methods, results, runs, settings, stages, study
+from aepo import ablations, matching, methods, results, runs, settings, stages, study
 
 
 def test_every_variant_fits_the_settings():
@@ -70,3 +70,17 @@ def test_rows_of_a_question_stand_beside_what_was_evaluated():
         ["a", "aepo-direct", "as evaluated", 1.0],
         ["a", "aepo-direct", "beta 1, scale 2", 2.0],
     ]
+
+
+def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tiny, monkeypatch):
+    """The rule's scale times a factor: nothing is trained, and only the run's own methods are asked."""
+    monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
+    monkeypatch.setattr(matching, "STATES", 20)
+    behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
+    stages.train_energy(run, data, behavior, critic, "aepo")
+    scales = results.guidance_of(run, "aepo")[1]
+    monkeypatch.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
+    variant = next(v for v in ablations.VARIANTS if v.name == "2 x")
+    rows = ablations.evaluate(run, variant)
+    assert set(rows["method"]) == {"aepo"} == set(run.methods) - {"bc"}
+    assert rows.groupby("seed")["guidance_scale"].first().tolist() == [2 * scale for scale in scales]
