@@ -56,7 +56,7 @@ VARIANTS = [
         Variant(
             f"{factor:g} x", "factor", GUIDED, {"evaluation": {"scale_factor": dict.fromkeys(GUIDED, factor)}}, True
         )
-        for factor in (0.5, 2.0, 4.0)
+        for factor in (0.5, 1.0, 2.0, 4.0)
     ),
     *(
         Variant(f"beta {beta:g}, scale {scale:g}", "grid", ("aepo-direct",), _guidance("aepo-direct", beta, scale))
