@@ -97,21 +97,13 @@ TUNED_ON = (  # where settings were compared by their scores before they were fi
 )
 
 DENSE = {"critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None}}
-# Best of 0.5, 1, 2, 4 on maze2d-umaze and on local-hopper-mixed at quick: `aepo ablations --questions factor`; others: 1.
+# Best of 0.5, 1, 2, 4 on maze2d-umaze at quick: `aepo ablations --questions factor`; 1 for all others.
 MAZE_FACTORS = {
     "aepo": 2.0,
     "aepo-direct": 4.0,
     "aepo-direct-softmax": 4.0,
     "aepo-cubature": 2.0,
     "qgpo-softmax": 4.0,
-}
-ROBOT_FACTORS = {
-    "aepo": 0.5,
-    "aepo-cubature": 0.5,
-    "aepo-support": 2.0,
-    "aepo-support-softmax": 0.5,
-    "mean-q": 0.5,
-    "qgpo": 0.5,
 }
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
@@ -364,7 +356,7 @@ def local() -> Iterator[dict[str, Any]]:
                 "scores": f"D4RL's constants; {VERSIONS_DIFFER}"
                 if robot in D4RL_LOCOMOTION
                 else "0: random policy, 100: our expert actor, both measured after its training",
-                "settings": DENSE | {"evaluation": {"scale_factor": ROBOT_FACTORS}},
+                "settings": DENSE,
                 "note": f"the actor behind its expert share reaches {SHORT_OF_EXPERT[robot]}% of D4RL's expert reference"
                 if robot in SHORT_OF_EXPERT and "expert" in tier
                 else "",
