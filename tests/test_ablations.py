@@ -78,7 +78,7 @@ def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tin
     monkeypatch.setattr(matching, "STATES", 20)
     behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
     stages.train_energy(run, data, behavior, critic, "aepo")
-    scales = results.guidance_of(run, "aepo")[1]
+    scales = matching.matched_scales(run, "aepo", 3.0)
     monkeypatch.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
     variant = next(v for v in ablations.VARIANTS if v.name == "2 x")
     rows = ablations.evaluate(run, variant)
