@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from aepo import campaign, datasets, results, runs, stages
+from aepo.energies import SUPPORTED
 from aepo.methods import METHODS
 from aepo.runs import Run
 
@@ -111,23 +112,21 @@ def _used(run: Run) -> list[str]:
     """The stages that the run's methods act with, and what these were made from."""
     beta = run.profile.evaluation.beta
     used = {stage for method in run.methods for stage in runs.stages_of(method, beta.get(method, 0.0)).values()}
-    return sorted(
-        used | {"behavior", "support"} | {runs.critic_stage(METHODS[method].critic) for method in run.methods}
-    )
+    used |= {"behavior"} | {runs.critic_stage(METHODS[method].critic) for method in run.methods}
+    return sorted(used | {"support"} if any(METHODS[method].energy in SUPPORTED for method in run.methods) else used)
 
 
 def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     """Train what the variant changes, evaluate its methods; their episodes also in the run's returns.csv from then on."""
     own, data = folder_of(run, variant), datasets.load(run.task, run.profile_name)
     own.folder.mkdir(parents=True, exist_ok=True)
+    datasets.record(own.folder, data)
     again = tuple(name for stage in variant.changes for name in TOUCHES[stage])
     for stage in _used(own):
         if not stage.startswith(again) and run.artifact(stage).exists() and not own.artifact(stage).exists():
-            for source, target in (
-                (run.metrics(stage), own.metrics(stage)),
-                (run.artifact(stage), own.artifact(stage)),
-            ):
-                if source.exists():  # support has no log; the artefact comes last: where it is, its log is
+            for of, suffix in ((Run.metrics, ".parquet"), (Run.artifact, ".json"), (Run.artifact, ".safetensors")):
+                source, target = (of(each, stage).with_suffix(suffix) for each in (run, own))
+                if source.exists():  # support has no log; the artefact comes last: where it is, the others are
                     with runs.atomic_path(target) as temporary:
                         shutil.copyfile(source, temporary)
     behavior, frames = stages.train_behavior(own, data), []

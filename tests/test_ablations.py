@@ -2,7 +2,7 @@
 
 import pytest
 
-from aepo import ablations, matching, methods, results, runs, settings, stages, study
+from aepo import ablations, matching, methods, results, runs, settings, stages, study, verify
 
 
 def test_every_variant_fits_the_settings():
@@ -84,3 +84,5 @@ def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tin
     rows = ablations.evaluate(run, variant)
     assert set(rows["method"]) == {"aepo"} == set(run.methods) - {"bc"}
     assert rows.groupby("seed")["guidance_scale"].first().tolist() == [2 * scale for scale in scales]
+    found = list(verify.problems(ablations.folder_of(run, variant).folder))
+    assert [problem for problem in found if "returns.csv" not in problem] == []
