@@ -1,6 +1,7 @@
 """Nothing is lost: kills at random moments, torn and foreign checkpoints, two processes at once, lifelines, locks."""
 
 import fcntl
+import functools
 import multiprocessing as mp
 import os
 import pickle
@@ -210,7 +211,9 @@ def sleepers(word):
 @pytest.mark.parametrize("who", ["starter", "holder"])
 def test_nothing_outlives_who_started_it(number, who):
     word = f"{1000 + int(number)}.{os.getpid()}{len(who)}"
-    starter = subprocess.Popen([sys.executable, "-c", STARTER, word], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    command = [sys.executable, "-c", STARTER, word]
+    starter = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=heed)
     holder = int(starter.stdout.readline())
     until(lambda: sleepers(word))
     if (number, who) == (signal.SIGKILL, "holder"):  # which its starter would see, and stop the rest
