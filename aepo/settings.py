@@ -14,9 +14,8 @@ GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
 LOW_NOISE = tuple(name for name in GUIDED if not METHODS[name].pick)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
 
-LATER = {
-    "later": True
-}  # of a field that older artefacts lack: left out of hashes at its default, so that they stay valid
+# Of a field that older artefacts lack: left out of hashes at its default, so that they stay valid.
+LATER = {"later": True}
 
 
 @dataclass(frozen=True)
