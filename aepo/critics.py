@@ -13,6 +13,7 @@ from aepo.energies import sample_actions
 from aepo.hindsight import Hindsight
 from aepo.models import Behavior, Critic
 from aepo.networks import generator, initialize
+from aepo.runs import StudyError
 from aepo.settings import CriticSettings
 from aepo.training import Draws, Learner, stack_draws
 
@@ -36,6 +37,8 @@ class Transitions:
         columns = [scale * data.reward, data.terminated, floor]
         states = [data.standardize(data.state), data.standardize(data.next_state)]
         self.packed = torch.cat([*states, data.action, torch.stack(columns, 1)], 1)
+        if not 0 <= settings.hindsight <= 1:
+            raise StudyError(f"critic: hindsight is a share of a batch: give 0 to 1, not {settings.hindsight}")
         self.share = settings.hindsight
         self.hindsight = Hindsight(data, settings.discount, settings.goal_radius, scale) if self.share else None
         self.floored = settings.return_floor

@@ -7,6 +7,7 @@ import torch
 
 from aepo import critics, settings, stages, training
 from aepo.hindsight import Hindsight
+from aepo.runs import StudyError
 from aepo.settings import CriticSettings
 
 WALK = 40
@@ -93,6 +94,12 @@ def test_a_critic_reaches_goals_that_no_recorded_reward_names(data, tiny, kind):
     (near, far), without = found
     assert near > far + 0.3
     assert without.abs().max() < 0.1
+
+
+def test_a_share_that_is_none_is_refused(data):
+    for share in (-0.5, 1.5):
+        with pytest.raises(StudyError, match=f"hindsight is a share of a batch: give 0 to 1, not {share}"):
+            critics.Transitions(walk(data), replace(CriticSettings(), hindsight=share))
 
 
 def test_a_field_that_came_later_is_in_a_hash_only_where_it_is_set():
