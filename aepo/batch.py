@@ -23,6 +23,9 @@ from aepo.runs import Run, StudyError
 from aepo.watch import Part, short, watch
 
 
+SAID_WHEN_ENDED = ("Will exit after finishing currently running jobs", "Terminating processes on user request")
+
+
 def reproduce(study: Sequence[Run], place: Place) -> None:
     """Bring the runs of a study to their end and print their table: what is finished is not done again.
 
@@ -173,7 +176,7 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place:
         if jobs:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an end by SIGTERM cancels them too
 
-        def snakemake(tasks: Sequence[Run], **more: int) -> bool:
+        def snakemake(tasks: Sequence[Run], **more: int) -> int:
             command = _command(root, workdir, goal, place, tasks, {"device": place.device} | more)
             command += ["--slurm-jobname-prefix", jobs] * bool(jobs)
             process = lifeline.start(command, stdout=output, stderr=subprocess.STDOUT, cwd=root, pass_fds=descriptors)
@@ -185,13 +188,19 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place:
                 raise
             finally:
                 lifeline.stop(process)
-            return process.returncode == 0
+            return process.returncode
 
-        well = snakemake(study)
-        going_on = [] if well or goal != "study" else [run for run in study if _can_go_on(run)]
+        code = snakemake(study)
+        failed = code != 0 and not _interrupted(code, log)
+        going_on = [run for run in study if _can_go_on(run)] if failed and goal == "study" else []
         if going_on:
             snakemake(going_on, partial=1)
-        return [part.marks() for part in parts] != before, well
+        return [part.marks() for part in parts] != before, code == 0
+
+
+def _interrupted(code: int, log: Path) -> bool:
+    """Whether Snakemake was ended from outside, so that what is unfinished did not fail: the next call goes on with it."""
+    return code < 0 or any(sentence in log.read_text() for sentence in SAID_WHEN_ENDED)
 
 
 def _can_go_on(run: Run) -> bool:

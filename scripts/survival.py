@@ -224,7 +224,13 @@ def plan_parents(rng: random.Random, kills: int, by_hand: Sequence[str]) -> list
     pairs = [(v, s) for v in victims for s in SIGNALS if (v, s) != ("kernel", signal.SIGINT)]  # which may be ignored
     chosen = sorted(rng.choices(by_hand or NOTEBOOKS, k=kills), key=NOTEBOOKS.index)
     turns = rng.sample(pairs, len(pairs)) * (kills // len(pairs) + 1)
-    return [Kill(stage, turn[1], "any", rng.random(), turn[0]) for stage, turn in zip(chosen, turns, strict=False)]
+    planned, again = [], set()
+    for stage, (victim, number) in zip(chosen, turns, strict=False):
+        if not by_hand and victim not in ABOVE:  # a notebook that is killed twice has failed: the rest would go on
+            victim = "reproduce" if stage in again else victim
+            again.add(stage)
+        planned.append(Kill(stage, number, "any", rng.random(), victim))
+    return planned
 
 
 # ---- the campaign

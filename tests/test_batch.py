@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aepo import runs, tasks
+from aepo import batch, runs, tasks
 
 ROOT = Path(__file__).parents[1]
 AEPO = Path(sys.executable).parent / "aepo"
@@ -77,6 +77,33 @@ def test_a_failed_task_is_one_line_and_the_rest_goes_on(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("aepo: 2 of 2 tasks failed (maze2d-umaze, mine)")
     assert set(runs.read_manifest(folder / "maze2d-umaze")["evaluation"]) == {"bc"}
     assert (folder / "maze2d-umaze" / ".done" / "08_results").exists()
+
+
+@pytest.mark.parametrize(
+    ("ending", "calls"),
+    [
+        ("kill -9 $$", 1),
+        ("echo 'Will exit after finishing currently running jobs (scheduler).'; exit 1", 1),
+        ("echo 'Terminating processes on user request, this might take some time.'; exit 1", 1),
+        ("echo 'Error in rule energy:'; exit 1", 2),
+    ],
+)
+def test_only_a_failure_lets_the_rest_be_evaluated_without_it(tmp_path, monkeypatch, ending, calls):
+    """Snakemake that was killed in an energy says nothing of that energy: a table without its method would be wrong."""
+    run = runs.open_run("maze2d-umaze", [0], ["bc", "aepo"], "smoke", "cpu", tmp_path / "runs")
+    (run.folder / ".done").mkdir(parents=True)
+    for notebook in ("04_behavior", "05_critic"):
+        (run.folder / ".done" / notebook).touch()
+    monkeypatch.setattr(runs, "forget_incomplete", lambda *_: None)
+    started, start = [], batch.lifeline.start
+    monkeypatch.setattr(
+        batch.lifeline, "start", lambda command, **more: started.append(command) or start(["sh", "-c", ending], **more)
+    )
+    part = batch.Part(run.folder, runs.products(run.folder, run.figures, run.methods, run.profile, True))
+    ran, well = batch._bring_to_end([run], [part], "study", batch.Place(1, 1000, "cpu"))
+    assert (ran, well) == (False, False)
+    assert len(started) == calls
+    assert ["partial=1" in command for command in started] == [False, True][:calls]
 
 
 def test_the_report_is_one_file_of_what_is_finished(tmp_path):
