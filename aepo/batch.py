@@ -22,7 +22,6 @@ from aepo.results import format_table, read_returns, score_table
 from aepo.runs import Run, StudyError
 from aepo.watch import Part, short, watch
 
-
 SAID_WHEN_ENDED = ("Will exit after finishing currently running jobs", "Terminating processes on user request")
 
 

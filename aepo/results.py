@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,6 @@ KEPT_EPISODES = 8
 FEWER = "evaluate fewer episodes or seeds at once, or take more memory"
 
 
-def _content_hashes(run: Run, names: list[str]) -> dict[str, str]:
-    return {name: runs.load_tensors(run.artifact(name))[1]["sha256"] for name in names}
-
-
 def _stored(path: Path, digest: str) -> Rollouts | None:
     """Rollouts kept under the same settings hash, else None."""
     if not path.exists():
@@ -53,9 +50,25 @@ def _stored(path: Path, digest: str) -> Rollouts | None:
     return Rollouts(**{k: v.numpy() for k, v in tensors.items()})
 
 
-def _keep(path: Path, rollouts: Rollouts, content: dict, digest: str) -> Rollouts:
-    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(rollouts).items()}
-    runs.save_tensors(path, tensors, {"settings": content, "settings_hash": digest})
+def _kept(run: Run, name: str, content: dict, roll: Callable[[], Rollouts], noted: str = "") -> Rollouts:
+    """Rollouts kept under `name` with the same content, else rolled and kept; in the manifest as `noted`, if given."""
+    digest, path = settings_table.digest(content), run.folder / "evaluation" / f"{name}.safetensors"
+    entry = content | {"device": run.device, "settings_hash": digest}
+    with runs.lock(run.folder, f"evaluation-{name}"):
+        rollouts = _stored(path, digest)
+        if rollouts is None:
+            started = time.time()
+            with faults.memory(f"evaluate {name}", FEWER):
+                rollouts = roll()
+            if noted:
+                entry = content | {"seconds": round(time.time() - started, 1)} | entry
+                runs.update_manifest(run.folder, "evaluation", noted, entry)
+            tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(rollouts).items()}
+            runs.save_tensors(path, tensors, {"settings": content, "settings_hash": digest})  # after its manifest entry
+        elif (
+            noted and runs.read_manifest(run.folder).get("evaluation", {}).get(noted, {}).get("settings_hash") != digest
+        ):
+            runs.update_manifest(run.folder, "evaluation", noted, entry)
     return rollouts
 
 
@@ -66,48 +79,46 @@ def _environment(run: Run) -> dict:
     return {"env_id": task.env_id, "horizon": task.horizon} | {key: value for key, value in more.items() if value}
 
 
-def evaluate(run: Run, method: str) -> Rollouts | None:
+def _networks(run: Run, method: str, beta: float) -> dict[str, str]:
+    """Content hashes of the networks that a method acts with."""
+    names = sorted(set(runs.stages_of(method, beta).values()))
+    return {name: runs.load_tensors(run.artifact(name))[1]["sha256"] for name in names}
+
+
+def evaluate(run: Run, method: str, snapshot: int | None = None) -> Rollouts | None:
     """Evaluate a method's last networks for all seeds of the run: `evaluation.episodes` episodes each; kept, or run.
 
-    None, said in one sentence, for a train-only task: the manifest then holds how the policy acts, without rollouts.
+    `snapshot`: with that of its energy network, counted from the earliest. None, said in one sentence, for a train-only
+    task: the manifest then holds how the policy acts, without rollouts.
     """
-    settings, entry = run.profile.evaluation, METHODS[method]
-    beta, scale = guidance_of(run, method)
-    used = sorted(set(runs.stages_of(method, beta).values()))
-    how = {
+    settings, (beta, scale) = run.profile.evaluation, guidance_of(run, method)
+    candidates = settings.candidates if METHODS[method].pick else 1
+    noise_scale = settings.noise_scale[method]
+    content = {
         "beta": beta,
         "guidance_scale": scale,
         "solver_steps": settings.solver_steps,
-        "candidates": settings.candidates if entry.pick else 1,
+        "candidates": candidates,
         "episodes": settings.episodes,
         "seeds": list(run.seeds),
     }
-    noise_scale = settings.noise_scale[method]
-    if noise_scale != 1:
-        how["noise_scale"] = noise_scale
-    content = how | {"networks": _content_hashes(run, used)} | _environment(run)
-    digest = settings_table.digest(content)
+    content |= {} if noise_scale == 1 else {"noise_scale": noise_scale}
+    content |= {} if snapshot is None else {"snapshot": snapshot}
+    content |= {"networks": _networks(run, method, beta)} | _environment(run)
     if run.task.env_id is None:
-        runs.update_manifest(run.folder, "evaluation", method, content | {"settings_hash": digest})
+        entry = content | {"settings_hash": settings_table.digest(content)}
+        runs.update_manifest(run.folder, "evaluation", method, entry)
         print(f"{method}: not evaluated, {run.task.name} is {run.task.note or 'train-only: it names no environment'}")
         return None
-    path = run.folder / "evaluation" / f"{method}.safetensors"
-    with runs.lock(run.folder, f"evaluation-{method}"):
-        rollouts = _stored(path, digest)
-        if rollouts is None:
-            started = time.time()
-            sampling = (settings.solver_steps, settings.candidates)
-            actor = load_actor(run.folder, method, run.seeds, beta, scale, *sampling, run.device, noise_scale)
-            name, folder = f"evaluate {method}", run.folder / "progress"
-            with faults.memory(name, FEWER):
-                rollouts = play(actor, run.task, run.seeds, settings.episodes, name, folder, KEPT_EPISODES)
-            entry_seconds = {"seconds": round(time.time() - started, 1), "device": run.device, "settings_hash": digest}
-            runs.update_manifest(run.folder, "evaluation", method, content | entry_seconds)
-            rollouts = _keep(path, rollouts, content, digest)  # last: what is kept is in the manifest
-        elif runs.read_manifest(run.folder).get("evaluation", {}).get(method, {}).get("settings_hash") != digest:
-            noted = content | {"device": run.device, "settings_hash": digest}
-            runs.update_manifest(run.folder, "evaluation", method, noted)
-    return rollouts
+    name = method if snapshot is None else f"{method}-snapshot{snapshot + 1}"
+
+    def roll() -> Rollouts:
+        sampling = (settings.solver_steps, candidates, run.device, noise_scale, snapshot)
+        actor = load_actor(run.folder, method, run.seeds, beta, scale, *sampling)
+        kept = KEPT_EPISODES if snapshot is None else 0
+        return play(actor, run.task, run.seeds, settings.episodes, f"evaluate {name}", run.folder / "progress", kept)
+
+    return _kept(run, name, content, roll, noted=method if snapshot is None else "")
 
 
 def guidance_of(run: Run, method: str) -> tuple[float, float | list[float]]:
@@ -123,29 +134,24 @@ def guidance_of(run: Run, method: str) -> tuple[float, float | list[float]]:
 def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
     """Return over guidance scale of the first seed, all scales side by side as rows of one actor: one row an episode."""
     settings, seed = run.profile.evaluation, run.seeds[0]
-    beta, scales = guidance_of(run, method)[0], settings.curve_scales
-    used = sorted(set(runs.stages_of(method, beta).values()))
+    beta, scales = guidance_of(run, method)[0], list(settings.curve_scales)
+    seeds, noise_scale = [seed] * len(scales), settings.noise_scale[method]
     content = {
-        "scales": list(scales),
+        "scales": scales,
         "solver_steps": settings.solver_steps,
         "episodes": settings.curve_episodes,
         "seed": seed,
-        "noise_scale": settings.noise_scale[method],
-        "networks": _content_hashes(run, used),
+        "noise_scale": noise_scale,
+        "networks": _networks(run, method, beta),
     } | _environment(run)
-    digest = settings_table.digest(content)
-    path = run.folder / "evaluation" / f"curve-{method}.safetensors"
-    with runs.lock(run.folder, f"curve-{method}"):
-        rollouts = _stored(path, digest)
-        if rollouts is None:
-            sampling = (list(scales), settings.solver_steps, 1)
-            noise_scale = settings.noise_scale[method]
-            actor = load_actor(run.folder, method, [seed] * len(scales), beta, *sampling, run.device, noise_scale)
-            name, folder = f"curve {method}", run.folder / "progress"
-            seeds = [seed] * len(scales)
-            with faults.memory(name, FEWER):
-                rollouts = play(actor, run.task, seeds, settings.curve_episodes, name, folder, KEPT_EPISODES)
-            rollouts = _keep(path, rollouts, content, digest)
+
+    def roll() -> Rollouts:
+        sampling = (scales, settings.solver_steps, 1, run.device, noise_scale)
+        actor = load_actor(run.folder, method, seeds, beta, *sampling)
+        name, folder = f"curve {method}", run.folder / "progress"
+        return play(actor, run.task, seeds, settings.curve_episodes, name, folder, KEPT_EPISODES)
+
+    rollouts = _kept(run, f"curve-{method}", content, roll)
     frames = [rows(rollouts, k, method, "curve", beta, scale, seed) for k, scale in enumerate(scales)]
     frame = scored(pd.concat(frames, ignore_index=True), run, data)
     with runs.atomic_path(run.folder / "evaluation" / f"curve-{method}.csv") as temporary:
@@ -153,38 +159,10 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
     return frame
 
 
-def evaluate_snapshot(run: Run, method: str, snapshot: int) -> Rollouts:
-    """As `evaluate`, with a snapshot of the method's energy network, counted from the earliest; kept, or run."""
-    settings, (beta, scale) = run.profile.evaluation, guidance_of(run, method)
-    content = {
-        "guidance_scale": scale,
-        "solver_steps": settings.solver_steps,
-        "candidates": settings.candidates if METHODS[method].pick else 1,
-        "episodes": settings.episodes,
-        "seeds": list(run.seeds),
-        "noise_scale": settings.noise_scale[method],
-        "snapshot": snapshot,
-        "networks": _content_hashes(run, sorted(set(runs.stages_of(method, beta).values()))),
-    } | _environment(run)
-    digest, name = settings_table.digest(content), f"{method}-snapshot{snapshot + 1}"
-    path = run.folder / "evaluation" / f"{name}.safetensors"
-    with runs.lock(run.folder, f"evaluation-{name}"):
-        rollouts = _stored(path, digest)
-        if rollouts is None:
-            sampling = (scale, settings.solver_steps, settings.candidates)
-            sampling += (run.device, settings.noise_scale[method], snapshot)
-            actor = load_actor(run.folder, method, run.seeds, beta, *sampling)
-            with faults.memory(f"evaluate {name}", FEWER):
-                folder = run.folder / "progress"
-                rollouts = play(actor, run.task, run.seeds, settings.episodes, f"evaluate {name}", folder, 0)
-            rollouts = _keep(path, rollouts, content, digest)
-    return rollouts
-
-
 def best_rows(run: Run, method: str, last: Rollouts) -> pd.DataFrame:
     """Episodes of each seed's best network among snapshots and the last, picked by these episodes; checkpoint says so."""
     count, (beta, scale) = run.profile.energy.snapshots, guidance_of(run, method)
-    candidates = [*(evaluate_snapshot(run, method, i) for i in range(count - 1)), last]
+    candidates = [*(evaluate(run, method, i) for i in range(count - 1)), last]
     scales = scale if isinstance(scale, list) else [scale] * len(run.seeds)
     frames = [
         rows(candidates[best], i, method, "", beta, scales[i], run.seeds[i])

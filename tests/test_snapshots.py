@@ -53,7 +53,7 @@ def test_the_best_of_each_seed_stands_beside_the_last(run, data, tiny):
     best = frame[frame["checkpoint"] == "best of 3"]
     last = frame[(frame["checkpoint"] == "last") & (frame["method"] == "aepo")]
     assert list(best["seed"]) == list(last["seed"]) == list(run.seeds)
-    every = [results.evaluate_snapshot(run, "aepo", i).returns for i in (0, 1)]
+    every = [results.evaluate(run, "aepo", i).returns for i in (0, 1)]
     for i in range(len(run.seeds)):
         assert best["return"].iloc[i] == max(*(r[i, 0] for r in every), last["return"].iloc[i])
     table = results.score_table(frame)
