@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from aepo.datasets import Dataset
+from aepo.runs import StudyError
 
 GOAL_SIZE = 2  # mazes: a state begins with the position (x, y) and ends with the goal (x, y)
+EXPLAINED = 0.5  # least share of recorded rewards that distances to the goal must explain
 
 
 class Hindsight:
@@ -26,6 +28,20 @@ class Hindsight:
         self.mean, self.std = data.state_mean[-GOAL_SIZE:], data.state_std[-GOAL_SIZE:]
         self.last = torch.bincount(data.episode).cumsum(0)[data.episode] - 1
         self.dense = not set(data.reward.unique().tolist()) <= {0.0, 1.0}
+        paid = data.reward > 0
+        reward = self._reward(self.position[paid], data.state[paid, -GOAL_SIZE:])
+        explained = (reward - data.reward[paid]).abs().le(0.05).float().mean() if paid.any() else 1.0
+        if explained < EXPLAINED:
+            what = "exp(-distance)" if self.dense else f"1 within {radius} of it"
+            raise StudyError(
+                "critic: hindsight needs states that begin with a position (x, y) and end with the goal (x, y), and rewards "
+                f"that are {what}; here that holds of {100 * explained:.0f}% of the rewards above 0: set hindsight to 0"
+            )
+
+    def _reward(self, position: Tensor, goal: Tensor) -> Tensor:
+        """The environment's reward at positions `(..., 2)` for goals `(..., 2)`."""
+        distance = (position - goal).norm(dim=-1)
+        return torch.exp(-distance) if self.dense else (distance <= self.radius).to(distance)
 
     def relabel(
         self, index: Tensor, uniform: Tensor, state: Tensor, next_state: Tensor
@@ -37,8 +53,7 @@ class Hindsight:
         steps = (torch.log1p(-uniform) / math.log(self.discount)).long()
         reached = torch.minimum(index + steps, self.last[index])
         goal = self.position[reached]
-        distance = (self.position[index] - goal).norm(dim=-1)
-        reward = torch.exp(-distance) if self.dense else (distance <= self.radius).to(distance)
+        reward = self._reward(self.position[index], goal)
         shown = (goal - self.mean) / self.std
         state, next_state = (torch.cat([x[..., :-GOAL_SIZE], shown], -1) for x in (state, next_state))
         floor = self.discount ** (reached - index).to(reward)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +80,19 @@ def taylor_target(
     variance: Tensor,
     beta: float,
     bounds: tuple[Tensor, Tensor],
+    second_order: bool = False,
 ) -> Tensor:
-    """First-order target of AEPO at the posterior mean, clamped: one Q gradient. mean `(S, B, d)`, variance `(S, B)`."""
+    """AEPO's closed form at the posterior mean `(S, B, d)` with variance `(S, B)`, clamped: one Q gradient.
+
+    `second_order`: with the curvature of Q where it is not positive, d Hessian-vector products.
+    """
     with torch.enable_grad():
         reference = mean.detach().requires_grad_(True)
         q = q_function(reference)
-        gradient = torch.autograd.grad(q.sum(), reference)[0]
-    return guidance.taylor_energy(q.detach(), gradient, variance, beta, bounds=bounds, check=False)
+        gradient = torch.autograd.grad(q.sum(), reference, create_graph=second_order)[0]
+        hessian = guidance.hessian(gradient, reference).detach() if second_order else None
+    moments = (q.detach(), gradient.detach(), variance, beta, hessian)
+    return guidance.taylor_energy(*moments, curvature="negative", bounds=bounds, check=False)
 
 
 def cubature_target(
@@ -107,32 +114,11 @@ def cubature_target(
     return torch.minimum(torch.maximum(energy, beta * bounds[0]), beta * bounds[1])
 
 
-def second_order_target(
-    q_function: Callable[[Tensor], Tensor],
-    mean: Tensor,
-    variance: Tensor,
-    beta: float,
-    bounds: tuple[Tensor, Tensor],
-) -> Tensor:
-    """Second-order target at the posterior mean without positive curvature, clamped: d Hessian-vector products."""
-    with torch.enable_grad():
-        reference = mean.detach().requires_grad_(True)
-        q = q_function(reference)
-        gradient = torch.autograd.grad(q.sum(), reference, create_graph=True)[0]
-        hessian = guidance.hessian(gradient, reference)
-    return guidance.taylor_energy(
-        q.detach(),
-        gradient.detach(),
-        variance,
-        beta,
-        hessian.detach(),
-        curvature="negative",
-        bounds=bounds,
-        check=False,
-    )
-
-
-TARGETS = {"taylor": taylor_target, "taylor-2": second_order_target, "cubature": cubature_target}
+TARGETS = {
+    "taylor": taylor_target,
+    "taylor-2": partial(taylor_target, second_order=True),
+    "cubature": cubature_target,
+}
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ def walk(data, dense=False):
         state=state,
         next_state=next_state,
         action=torch.zeros(2 * WALK, 2),
-        reward=torch.full((2 * WALK,), 0.25 if dense else 0.0),
+        reward=torch.exp(-(there[:, :2] - goal).norm(dim=-1)) if dense else torch.zeros(2 * WALK),
         terminated=torch.zeros(2 * WALK),
         truncated=torch.zeros(2 * WALK),
         episode=episode,
@@ -55,6 +55,14 @@ def test_goals_lie_ahead_and_rewards_are_the_environments(data, dense):
     expected = torch.exp(-ahead / 10) if dense else (ahead <= 4).float()
     torch.testing.assert_close(reward, 2 * expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(floor, 2 * 0.9**ahead, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_data_whose_rewards_are_not_those_of_a_goal_are_refused(data, dense):
+    data = walk(data, dense)
+    other = replace(data, reward=torch.full((2 * WALK,), 0.25) if dense else (torch.arange(2 * WALK) % 7 == 0).float())
+    with pytest.raises(StudyError, match=r"begin with a position .* holds of 0% of the rewards above 0: set hindsight"):
+        Hindsight(other, 0.9, 0.45, 2.0)
 
 
 def test_the_given_share_of_a_batch_has_them(data):
