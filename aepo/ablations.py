@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from aepo.runs import Run
 TOUCHES = {  # by the stage whose settings change: which stages are made again, by how their names begin
     "critic": ("critic", "energy", "policy", "support-policy"),
     "energy": ("energy", "support"),
+    "policy": ("policy", "support-policy"),
     "evaluation": (),
 }
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 GUIDED = (
     "qgpo", "qgpo-softmax", "aepo-direct", "aepo-direct-softmax", "mean-q", "aepo", "aepo-cubature", "aepo-support",
     "aepo-support-softmax",
@@ -43,8 +45,13 @@ def _guidance(method: str, beta: float, scale: float) -> dict[str, dict[str, dic
     return {"evaluation": {"beta": {method: beta}, "guidance_scale": {method: scale}}}
 
 
+def _of_method(name: str, method: str, stage: str, **values: Any) -> Variant:
+    return Variant(name, "own", (method,), {stage: values}, present=True)
+
+
 QUESTIONS = {
     "factor": "more or less guidance than the rule chooses, for every target",
+    "own": "the number that stands for it in methods without a guidance scale",
     "grid": "how much guidance: beta and the guidance scale",
     "expectile": "the expectile of the critic's V: the mean of what was recorded, or nearer to its best",
     "floor": "a critic without the floor of recorded returns",
@@ -57,8 +64,15 @@ VARIANTS = [
         Variant(
             f"{factor:g} x", "factor", GUIDED, {"evaluation": {"scale_factor": dict.fromkeys(GUIDED, factor)}}, True
         )
-        for factor in (0.5, 1.0, 2.0, 4.0)
+        for factor in FACTORS
     ),
+    *(_of_method(f"{count} candidates", "best-of-n", "evaluation", candidates=count) for count in (4, 8, 32, 64)),
+    *(
+        _of_method(f"{method} beta {beta:g}", method, "evaluation", beta={method: beta})
+        for method in ("iql", "qipo")
+        for beta in (0.75, 1.5, 6.0, 12.0)
+    ),
+    *(_of_method(f"alpha {alpha:g}", "td3bc", "policy", alpha=alpha) for alpha in (0.625, 1.25, 5.0, 10.0)),
     *(
         Variant(f"beta {beta:g}, scale {scale:g}", "grid", ("aepo-direct",), _guidance("aepo-direct", beta, scale))
         for beta in (1.0, 3.0, 10.0)
@@ -89,11 +103,12 @@ VARIANTS = [
 ]
 
 
-def chosen(profile: str) -> list[Variant]:
-    """The variants of a profile: all; at smoke one a question."""
+def chosen(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Variant]:
+    """The variants that runs of a profile have with these methods: all; at smoke one a question."""
+    some = [variant for variant in VARIANTS if not variant.present or {*variant.methods} & {*methods}]
     if not profile.startswith("smoke"):
-        return VARIANTS
-    return list({variant.question: variant for variant in reversed(VARIANTS)}.values())[::-1]
+        return some
+    return list({variant.question: variant for variant in reversed(some)}.values())[::-1]
 
 
 def folder_of(run: Run, variant: Variant) -> Run:

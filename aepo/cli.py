@@ -213,7 +213,8 @@ def ablations(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     runs_dir: RunsDir = "runs",
     questions: Annotated[
-        str, typer.Option(help="Comma-separated: factor, grid, expectile, floor, solver, support, noise; empty: all.")
+        str,
+        typer.Option(help="Comma-separated: factor, own, grid, expectile, floor, solver, support, noise; empty: all."),
     ] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
@@ -228,7 +229,7 @@ def ablations(
     for each in found:
         run = runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir)
         campaign.run_task(run)
-        for variant in (v for v in table.chosen(profile) if v.question in asked):
+        for variant in (v for v in table.chosen(profile, run.methods) if v.question in asked):
             rows = table.evaluate(run, variant)
             print(
                 f"{each.name}: {variant.name}: {rows.groupby('method')['return'].mean().round(1).to_dict()}", flush=True
