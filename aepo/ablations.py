@@ -131,6 +131,14 @@ def _used(run: Run) -> list[str]:
     return sorted(used | {"support"} if any(METHODS[method].energy in SUPPORTED for method in run.methods) else used)
 
 
+def _share(run: Run, own: Run, *names: str) -> None:
+    """Copy a run's files to a variant's folder that lacks the last of them; one that does not fit is made anew there."""
+    if (run.folder / names[-1]).exists() and not (own.folder / names[-1]).exists():
+        for source in (run.folder / name for name in names if (run.folder / name).exists()):
+            with runs.atomic_path(own.folder / source.relative_to(run.folder)) as temporary:
+                shutil.copyfile(source, temporary)
+
+
 def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     """Train what the variant changes, evaluate its methods; their episodes also in the run's returns.csv from then on."""
     own, data = folder_of(run, variant), datasets.load(run.task, run.profile_name)
@@ -138,12 +146,11 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     datasets.record(own.folder, data)
     again = tuple(name for stage in variant.changes for name in TOUCHES[stage])
     for stage in _used(own):
-        if not stage.startswith(again) and run.artifact(stage).exists() and not own.artifact(stage).exists():
-            for of, suffix in ((Run.metrics, ".parquet"), (Run.artifact, ".json"), (Run.artifact, ".safetensors")):
-                source, target = (of(each, stage).with_suffix(suffix) for each in (run, own))
-                if source.exists():  # support has no log; the artefact comes last: where it is, the others are
-                    with runs.atomic_path(target) as temporary:
-                        shutil.copyfile(source, temporary)
+        if not stage.startswith(again):  # support has no log; the artefact comes last: where it is, the others are
+            _share(run, own, f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors")
+    for method in own.methods:
+        _share(run, own, f"evaluation/scale-{method}-b{own.profile.evaluation.beta.get(method, 0):g}.json")
+        _share(run, own, f"evaluation/{method}.safetensors")
     behavior, frames = stages.train_behavior(own, data), []
     for method in own.methods:
         campaign.train(own, data, behavior, method)

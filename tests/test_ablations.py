@@ -34,6 +34,21 @@ def test_a_variant_shares_what_it_does_not_touch(run, data, tiny, monkeypatch):
     assert len(kept) == len(rows) == 2 * tiny.evaluation.episodes
 
 
+def test_what_a_variant_leaves_as_it_is_is_not_played_again(run, data, tiny, monkeypatch):
+    monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
+    variant = ablations.Variant("same", "noise", ("bc",), {"evaluation": {"noise_scale": {"bc": 1.0}}})
+    stages.train_behavior(run, data)
+    stages.train_critic(run, data)
+    rollouts = results.evaluate(run, "bc")
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "play", lambda *a, **k: pytest.fail("played again"))
+        rows = ablations.evaluate(run, variant)
+    assert rows["return"].tolist() == rollouts.returns.flatten().tolist()
+    assert not list(verify.problems(ablations.folder_of(run, variant).folder))
+    other = ablations.Variant("other", "noise", ("bc",), {"evaluation": {"noise_scale": {"bc": 0.5}}})
+    assert ablations.evaluate(run, other)["return"].tolist() != rows["return"].tolist()
+
+
 def test_a_changed_critic_is_trained_for_the_variant_alone(run, data, tiny, monkeypatch):
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
     variant = next(v for v in ablations.VARIANTS if v.question == "floor")
