@@ -66,13 +66,13 @@ VARIANTS = [
         )
         for factor in FACTORS
     ),
-    *(_of_method(f"{count} candidates", "best-of-n", "evaluation", candidates=count) for count in (4, 8, 32, 64)),
+    *(_of_method(f"{count} candidates", "best-of-n", "evaluation", candidates=count) for count in (4, 8, 16, 32, 64)),
     *(
         _of_method(f"{method} beta {beta:g}", method, "evaluation", beta={method: beta})
         for method in ("iql", "qipo")
-        for beta in (0.75, 1.5, 6.0, 12.0)
+        for beta in (0.75, 1.5, 3.0, 6.0, 12.0)
     ),
-    *(_of_method(f"alpha {alpha:g}", "td3bc", "policy", alpha=alpha) for alpha in (0.625, 1.25, 5.0, 10.0)),
+    *(_of_method(f"alpha {alpha:g}", "td3bc", "policy", alpha=alpha) for alpha in (0.625, 1.25, 2.5, 5.0, 10.0)),
     *(
         Variant(f"beta {beta:g}, scale {scale:g}", "grid", ("aepo-direct",), _guidance("aepo-direct", beta, scale))
         for beta in (1.0, 3.0, 10.0)

@@ -193,11 +193,12 @@ def results(
         for name, part in study.read_best(path, profile).groupby("checkpoint"):
             print(f"Not the last network but the {name} snapshots, picked by these very episodes:\n")
             print(study.format_table(study.seed_scores(part)), end="\n\n")
+    variants = study.ablation_rows(stored.read_returns(path), profile)
+    searched = study.search(variants)
+    if tables and len(searched):
+        print(f"The search of one number a method:\n\n{study.format_search(searched)}", end="\n\n")
     print("Figures:")
-    folder, variants = (
-        root.parent / "figures" / profile / "study",
-        study.ablation_rows(stored.read_returns(path), profile),
-    )
+    folder = root.parent / "figures" / profile / "study"
     for drawn in study.draw(main, folder) + study.draw_ablations(variants, folder):
         print(f"  {drawn}")
 

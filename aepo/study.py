@@ -20,6 +20,12 @@ TARGETS = (
     "direct", "aepo-direct-1", "aepo-direct", "aepo-direct-softmax", "mean-q", "exp-q", "aepo", "aepo-ungated",
     "aepo-unclamped", "aepo-2", "aepo-cubature", "aepo-support", "aepo-support-softmax", "qgpo", "qgpo-softmax",
 )  # fmt: skip
+FAMILIES = {
+    "mazes": [task for task in TUNED_ON if "maze" in task],
+    "robots": [task for task in TUNED_ON if "maze" not in task],
+}
+SEARCHES = ("factor", "own")
+RELATIVE = ("1/4", "1/2", "1", "2", "4")
 COLUMNS = ["question", "task", "method", "variant", "seed"]
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -66,6 +72,34 @@ def ablation_rows(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
             part.groupby(["question", "task", "method", "variant", "seed"], as_index=False, sort=False)["score"].mean()
         )
     return pd.concat(found, ignore_index=True)
+
+
+def search(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the search of one number a method saw: mean score over a family's starred tasks at each of the five values.
+
+    rows: those of `ablation_rows`. Columns family, method, number, tasks and RELATIVE, a quarter to four times the default.
+    """
+    found = []
+    for family, chosen in FAMILIES.items():
+        for method in dict.fromkeys(rows["method"]):
+            values = [v.name for v in ablations.VARIANTS if v.question in SEARCHES and method in v.methods]
+            part = rows[(rows["method"] == method) & rows["task"].isin(chosen) & rows["variant"].isin(values)]
+            wide = part.groupby(["task", "variant"])["score"].mean().unstack("variant").reindex(columns=values).dropna()
+            if values and len(wide):
+                number = "scale" if method in ablations.GUIDED else values[0].removeprefix(method).strip(" 0123456789.")
+                scores = dict(zip(RELATIVE, wide.mean(), strict=True))
+                found.append({"family": family, "method": method, "number": number, "tasks": len(wide)} | scores)
+    return pd.DataFrame(found, columns=["family", "method", "number", "tasks", *RELATIVE])
+
+
+def format_search(frame: pd.DataFrame) -> str:
+    """`search` for people, the best value of a row in bold."""
+    rows = []
+    for row in frame.to_dict("records"):
+        best = max(row[name] for name in RELATIVE)
+        shown = [f"**{row[name]:.1f}**" if row[name] == best else f"{row[name]:.1f}" for name in RELATIVE]
+        rows.append([f"{row['family']}, {row['tasks']}", f"`{row['method']}`", row["number"], *shown])
+    return markdown(["starred tasks", "method", "number", *RELATIVE], rows)
 
 
 def seed_scores(main: pd.DataFrame) -> pd.DataFrame:

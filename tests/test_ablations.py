@@ -87,6 +87,28 @@ def test_rows_of_a_question_stand_beside_what_was_evaluated():
     ]
 
 
+def test_the_search_compares_five_values_on_starred_tasks_that_have_them_all():
+    import pandas as pd
+
+    made = []
+    for task, level in (
+        ("local-hopper-mixed", 10.0),
+        ("local-halfcheetah-mixed", 20.0),
+        ("local-walker2d-mixed", 90.0),
+    ):
+        for k, beta in enumerate((0.75, 1.5, 3, 6, 12)):
+            if (task, beta) != ("local-halfcheetah-mixed", 12) or level == 10.0:
+                made += [("own", task, "iql", f"iql beta {beta:g}", seed, level + k + seed) for seed in (0, 1)]
+        made += [("factor", task, "aepo", f"{f:g} x", 0, level - f) for f in ablations.FACTORS]
+    rows = pd.DataFrame(made, columns=["question", "task", "method", "variant", "seed", "score"])
+    found = study.search(rows).set_index("method")
+    assert found.loc["iql"].tolist() == ["robots", "beta", 1, 10.5, 11.5, 12.5, 13.5, 14.5]
+    assert found.loc["aepo"].tolist() == ["robots", "scale", 2, 14.75, 14.5, 14.0, 13.0, 11.0]
+    assert "| robots, 1 | `iql` | beta | 10.5 | 11.5 | 12.5 | 13.5 | **14.5** |" in study.format_search(
+        study.search(rows)
+    )
+
+
 def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tiny, monkeypatch):
     """The rule's scale times a factor: nothing is trained, and only the run's own methods are asked."""
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
