@@ -61,7 +61,7 @@ ROWS = [
         pick="best",
         details=(
             "16 candidates; IDQL tunes 32 to 128 by task.",
-            "The critic is the shared one, whose V is of expectile .5 (data of several actors), .7 or .8.",
+            "The critic is the shared one, whose V is of expectile .5 (point mazes), .7 (robots) or .8 (a task of one's own).",
         ),
     ),
     Method(
