@@ -99,13 +99,21 @@ TUNED_ON = (  # where settings were compared by their scores before they were fi
 # Better than 0.8 for aepo-direct and iql on maze2d-umaze at quick: `aepo ablations --questions expectile`.
 MAZE_CRITIC = {"expectile": 0.5}
 DENSE = {"critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None}}
-# Best of 0.5, 1, 2, 4 on maze2d-umaze at quick: `aepo ablations --questions factor`; 1 for all others.
-MAZE_FACTORS = {
-    "aepo": 2.0,
-    "aepo-direct": 4.0,
-    "aepo-direct-softmax": 4.0,
-    "aepo-cubature": 2.0,
-    "qgpo-softmax": 4.0,
+# The best of five values each on maze2d-umaze at quick: `aepo ablations --questions factor,own`, table of `aepo results`.
+MAZE_SEARCHED = {
+    "policy": {"alpha": 5.0},
+    "evaluation": {
+        "scale_factor": {
+            "qgpo": 4.0,
+            "qgpo-softmax": 4.0,
+            "aepo-direct": 4.0,
+            "aepo-direct-softmax": 4.0,
+            "mean-q": 0.5,
+            "aepo": 0.5,
+        },
+        "beta": {"qipo": 12.0},
+        "candidates": 64,
+    },
 }
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
@@ -124,11 +132,11 @@ def _local_ids(stem: str) -> dict[str, str]:
 
 
 def _maze_settings(size: str, dense: bool, **critic: Any) -> dict[str, Any]:
-    """Settings of a point mass's maze: V a mean, in large ones a longer horizon, in all MAZE_FACTORS; `critic`: more."""
+    """Settings of a point mass's maze: V a mean, in large ones a longer horizon, in all MAZE_SEARCHED; `critic`: more."""
     chosen = SPARSE_LONG["critic"] if size not in ("open", "umaze") else {}
     if dense:
         chosen = {"discount": 0.98 if size in ("open", "umaze") else 0.99, "reward_scale": None}
-    return {"critic": MAZE_CRITIC | chosen | critic, "evaluation": {"scale_factor": MAZE_FACTORS}}
+    return {"critic": MAZE_CRITIC | chosen | critic} | MAZE_SEARCHED
 
 
 def _point_environment(name: str) -> dict[str, Any]:
