@@ -60,8 +60,8 @@ ROWS = [
         "Hansen-Estruch et al. 2023 (IDQL, arXiv 2304.10573): argmax",
         pick="best",
         details=(
-            "16 candidates; IDQL tunes 32 to 128 by task.",
-            "The critic is the shared one, whose V is of expectile .5 (point mazes), .7 (robots) or .8 (a task of one's own).",
+            "16 candidates, 64 in point mazes; IDQL tunes 32 to 128 by task.",
+            "The critic is the shared one, whose V is of expectile .5 (point mazes), .7 (robots) or .8 (a user's task).",
         ),
     ),
     Method(
@@ -137,7 +137,7 @@ ROWS = [
         "Fujimoto and Gu 2021 (arXiv 2106.06860)",
         policy="deterministic",
         details=(
-            "Its own twin critic with a smoothed target policy, as in the paper; alpha = 2.5.",
+            "Its own twin critic with a smoothed target policy, as in the paper; alpha = 2.5, 5 in point mazes.",
             "Policy and critic step together (the paper: every second step), with the cosine decay of all trainings here.",
             "LayerNorm in policy and critic, which the paper's code lacks and later ones add.",
         ),
