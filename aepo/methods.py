@@ -151,7 +151,7 @@ ROWS = [
         details=(
             "Cloning loss minus eta Q / mean |Q| of actions sampled through 5 differentiable solver steps (the paper: 5 "
             "ancestral steps); eta = 1, where the paper tunes it by task.",
-            "Evaluation takes the best of 16 samples by its own critic (the paper: softmax over 50).",
+            "Evaluation takes the best of 16 samples (64 in point mazes) by its own critic; the paper: softmax over 50.",
         ),
     ),
     Method(
