@@ -61,7 +61,7 @@ ROWS = [
         pick="best",
         details=(
             "16 candidates, 64 in point mazes; IDQL tunes 32 to 128 by task.",
-            "The critic is the shared one, whose V is of expectile .5 (Maze2D), .7 (robots) or .8 (PointMaze, a user's task).",
+            "The critic is the shared one, whose V is of expectile .5 (Maze2D), .7 (robots), .8 (PointMaze, own tasks).",
         ),
     ),
     Method(

@@ -50,3 +50,12 @@ def test_the_interquartile_means_are_those_of_the_study():
     shown = dict(reversed(found))  # the first table, of the methods that every task has
     assert {m: float(shown[m]) for m in chosen} == pytest.approx(summary["iqm"].round(1).to_dict())
     assert set(shown) <= set(LABELS)
+
+
+def test_every_table_is_what_aepo_results_prints():
+    text, path = (ROOT / "README.md").read_text(), ROOT / "runs" / "results.csv"
+    tables = [part for part in study.report(study.read(path, "quick")).split("\n\n") if part.startswith("|")]
+    tables.append(study.format_search(study.search(study.ablation_rows(results.read_returns(path), "quick"))))
+    assert len(tables) == 4
+    for table in tables:
+        assert table in text
