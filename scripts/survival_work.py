@@ -159,16 +159,21 @@ def leftovers(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in found]
 
 
-def stale_locks(folder: Path) -> list[str]:
-    """Locks that somebody still holds."""
-    held = []
-    for path in folder.rglob(".locks/*"):
-        with open(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.append(path.name)
+def stale_locks(folder: Path, seconds: float = 10.0) -> list[str]:
+    """Locks that somebody still holds after a while: a dying process gives up its memory before its files."""
+    deadline = time.monotonic() + seconds
+    while (held := [path.name for path in folder.rglob(".locks/*") if _held(path)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
     return held
+
+
+def _held(path: Path) -> bool:
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def processes(mark: str) -> dict[int, str]:
