@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from aepo import campaign, datasets, results, runs, stages
+from aepo import campaign, datasets, results, runs, settings, stages
 from aepo.energies import SUPPORTED
 from aepo.methods import METHODS
-from aepo.runs import Run
+from aepo.policies import RENEWED
+from aepo.runs import Run, StudyError
 
 TOUCHES = {  # by the stage whose settings change: which stages are made again, by how their names begin
     "critic": ("critic", "energy", "policy", "support-policy"),
@@ -20,7 +21,7 @@ TOUCHES = {  # by the stage whose settings change: which stages are made again, 
     "policy": ("policy", "support-policy"),
     "evaluation": (),
 }
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)
 GUIDED = (
     "qgpo", "qgpo-softmax", "aepo-direct", "aepo-direct-softmax", "mean-q", "aepo", "aepo-cubature", "aepo-support",
     "aepo-support-softmax",
@@ -31,7 +32,8 @@ GUIDED = (
 class Variant:
     """`changes` of the settings by stage, under `name`, for some methods; `question`: what it answers.
 
-    `present`: only for those of the methods that the run itself has.
+    `present`: only for those of the methods that the run itself has. Of the search of one number a method
+    (`study.search`): which `number`, and how many `times` its default.
     """
 
     name: str
@@ -39,14 +41,20 @@ class Variant:
     methods: tuple[str, ...]
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     present: bool = False
+    number: str = ""
+    times: float | None = None
 
 
 def _guidance(method: str, beta: float, scale: float) -> dict[str, dict[str, dict[str, float]]]:
     return {"evaluation": {"beta": {method: beta}, "guidance_scale": {method: scale}}}
 
 
-def _of_method(name: str, method: str, stage: str, **values: Any) -> Variant:
-    return Variant(name, "own", (method,), {stage: values}, present=True)
+def _factors(value: float) -> dict[str, dict[str, dict[str, float]]]:
+    return {"evaluation": {"scale_factor": dict.fromkeys(GUIDED, value)}}
+
+
+def _own(name: str, method: str, stage: str, times: float, **values: Any) -> Variant:
+    return Variant(name, "own", (method,), {stage: values}, True, next(iter(values)), times)
 
 
 QUESTIONS = {
@@ -60,19 +68,14 @@ QUESTIONS = {
     "noise": "how much noise to start from; from none: one action a state",
 }
 VARIANTS = [
+    *(Variant(f"{times:g} x", "factor", GUIDED, _factors(times), True, "scale", times) for times in TIMES),
+    *(_own(f"{16 * x:g} candidates", "best-of-n", "evaluation", x, candidates=int(16 * x)) for x in TIMES),
     *(
-        Variant(
-            f"{factor:g} x", "factor", GUIDED, {"evaluation": {"scale_factor": dict.fromkeys(GUIDED, factor)}}, True
-        )
-        for factor in FACTORS
-    ),
-    *(_of_method(f"{count} candidates", "best-of-n", "evaluation", candidates=count) for count in (4, 8, 16, 32, 64)),
-    *(
-        _of_method(f"{method} beta {beta:g}", method, "evaluation", beta={method: beta})
+        _own(f"{method} beta {3 * x:g}", method, "evaluation", x, beta={method: 3 * x})
         for method in ("iql", "qipo")
-        for beta in (0.75, 1.5, 3.0, 6.0, 12.0)
+        for x in TIMES
     ),
-    *(_of_method(f"alpha {alpha:g}", "td3bc", "policy", alpha=alpha) for alpha in (0.625, 1.25, 2.5, 5.0, 10.0)),
+    *(_own(f"alpha {2.5 * x:g}", "td3bc", "policy", x, alpha=2.5 * x) for x in TIMES),
     *(
         Variant(f"beta {beta:g}, scale {scale:g}", "grid", ("aepo-direct",), _guidance("aepo-direct", beta, scale))
         for beta in (1.0, 3.0, 10.0)
@@ -106,21 +109,21 @@ VARIANTS = [
 def chosen(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Variant]:
     """The variants that runs of a profile have with these methods: all; at smoke one a question."""
     some = [variant for variant in VARIANTS if not variant.present or {*variant.methods} & {*methods}]
-    if not profile.startswith("smoke"):
+    if not settings.is_smoke(profile):
         return some
     return list({variant.question: variant for variant in reversed(some)}.values())[::-1]
 
 
 def folder_of(run: Run, variant: Variant) -> Run:
     """The run of a variant: a folder of its own below the run's, its settings changed."""
-    settings = {stage: dict(values) for stage, values in run.task.settings.items()}
+    changed = {stage: dict(values) for stage, values in run.task.settings.items()}
     for stage, values in variant.changes.items():
-        own = settings.setdefault(stage, {})
+        own = changed.setdefault(stage, {})
         for key, value in values.items():
             own[key] = {**own.get(key, {}), **value} if isinstance(value, Mapping) else value
     folder = run.folder / "ablations" / variant.name.replace(" ", "-").replace(",", "")
     methods = tuple(m for m in variant.methods if m in run.methods or not variant.present)
-    return replace(run, folder=folder, task=replace(run.task, settings=settings), methods=methods)
+    return replace(run, folder=folder, task=replace(run.task, settings=changed), methods=methods)
 
 
 def _used(run: Run) -> list[str]:
@@ -128,7 +131,14 @@ def _used(run: Run) -> list[str]:
     beta = run.profile.evaluation.beta
     used = {stage for method in run.methods for stage in runs.stages_of(method, beta.get(method, 0.0)).values()}
     used |= {"behavior"} | {runs.critic_stage(METHODS[method].critic) for method in run.methods}
-    return sorted(used | {"support"} if any(METHODS[method].energy in SUPPORTED for method in run.methods) else used)
+    for method in run.methods:
+        if METHODS[method].energy in SUPPORTED or METHODS[method].policy in RENEWED:
+            used.add("support")
+        if METHODS[method].policy in RENEWED:
+            final = runs.policy_stage(method, beta[method])
+            for index in range(1, run.profile.policy.rounds):
+                used |= {f"{final}-round{index}", f"support-{final}-round{index + 1}"}
+    return sorted(used)
 
 
 def _share(run: Run, own: Run, *names: str) -> None:
@@ -141,13 +151,15 @@ def _share(run: Run, own: Run, *names: str) -> None:
 
 def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     """Train what the variant changes, evaluate its methods; their episodes also in the run's returns.csv from then on."""
+    if not run.task.env_id:
+        raise StudyError(f"task {run.task.name} is train-only: its variants have no environment to be evaluated in")
     own, data = folder_of(run, variant), datasets.load(run.task, run.profile_name)
     own.folder.mkdir(parents=True, exist_ok=True)
     datasets.record(own.folder, data)
     again = tuple(name for stage in variant.changes for name in TOUCHES[stage])
-    for stage in _used(own):
-        if not stage.startswith(again):  # support has no log; the artefact comes last: where it is, the others are
-            _share(run, own, f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors")
+    shared = [stage for stage in _used(own) if not stage.startswith(again)]
+    for stage in shared:  # support has no log; the artefact comes last: where it is, the others are
+        _share(run, own, f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors")
     for method in own.methods:
         _share(run, own, f"evaluation/scale-{method}-b{own.profile.evaluation.beta.get(method, 0):g}.json")
         _share(run, own, f"evaluation/{method}.safetensors")
@@ -160,6 +172,9 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
             results.rows(rollouts, i, method, variant.name, beta, scales[i], seed) for i, seed in enumerate(run.seeds)
         ]
     frame = results.scored(pd.concat(frames, ignore_index=True), run, data)
-    with runs.atomic_path(run.folder / "evaluation" / f"ablation-{own.folder.name}.csv") as temporary:
+    table = run.folder / "evaluation" / f"ablation-{own.folder.name}.csv"
+    made_from = {stage: runs.read_json(run.folder / f"{stage}.json").get("settings_hash") for stage in shared}
+    runs.write_json(table.with_suffix(".json"), {"seeds": list(run.seeds), "networks": made_from})
+    with runs.atomic_path(table) as temporary:
         frame.to_csv(temporary, index=False)
     return frame

@@ -252,6 +252,8 @@ def print_table(folder: Path) -> None:
 
 def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int:
     """Copy one seed of what some methods act with to `target`, the manifest with it; returns the bytes written."""
+    if Path(target).resolve() == Path(folder).resolve():
+        raise StudyError(f"{target} is the run itself: export into another folder")
     manifest = runs.read_manifest(folder)
     evaluated = {name: entry for name, entry in manifest.get("evaluation", {}).items() if name in methods}
     lacking = [name for name in methods if name not in evaluated]

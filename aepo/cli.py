@@ -41,7 +41,7 @@ def _seed_count(seeds: str, profile: str) -> int:
         raise StudyError(str(error)) from None
     if not seeds:
         return default
-    if not seeds.lstrip("-").isdigit() or int(seeds) < 1:
+    if not (seeds.isascii() and seeds.isdigit()) or int(seeds) < 1:
         raise StudyError(f"seeds must be a number of seeds >= 1, got {seeds!r}")
     return int(seeds)
 
@@ -179,7 +179,7 @@ def results(
     from aepo import study
 
     root = runs.resolve(runs_dir)
-    path = (root / "smoke" if profile == "smoke" else root) / "results.csv"
+    path = (root / "smoke" if settings.is_smoke(profile) else root) / "results.csv"
     main = study.read(path, profile)
     for name in [task] if task else []:
         rows = main[main["task"] == name]
@@ -193,7 +193,7 @@ def results(
         for name, part in study.read_best(path, profile).groupby("checkpoint"):
             print(f"Not the last network but the {name} snapshots, picked by these very episodes:\n")
             print(study.format_table(study.seed_scores(part)), end="\n\n")
-    variants = study.ablation_rows(stored.read_returns(path), profile)
+    variants = study.ablation_rows(stored.read_results(path), profile)
     searched = study.search(variants)
     if tables and len(searched):
         print(f"The search of one number a method:\n\n{study.format_search(searched)}", end="\n\n")
@@ -208,14 +208,13 @@ def ablations(
     task: Task = "maze2d-umaze",
     profile: ProfileName = "quick",
     methods: Annotated[
-        str, typer.Option(help=f"Methods that returns.csv holds beside; empty: {', '.join(CORE)}.")
+        str, typer.Option(help=f"Methods that returns.csv holds beside; empty: those evaluated, or {', '.join(CORE)}.")
     ] = "",
     seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     runs_dir: RunsDir = "runs",
     questions: Annotated[
-        str,
-        typer.Option(help="Comma-separated: factor, own, grid, expectile, floor, solver, support, noise; empty: all."),
+        str, typer.Option(help="Comma-separated, as factor,own; empty: all; a name that is none: lists them.")
     ] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
@@ -228,7 +227,9 @@ def ablations(
     if unknown:
         raise StudyError(f"unknown question {', '.join(unknown)}: choose from {', '.join(table.QUESTIONS)}")
     for each in found:
-        run = runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir)
+        folder = runs.resolve(runs_dir) / profile / each.name
+        evaluated = runs.read_manifest(folder).get("evaluation", {}) if not methods and folder.exists() else {}
+        run = runs.open_run(each.argument, seed_list, list(evaluated) or chosen, profile, device, runs_dir)
         campaign.run_task(run)
         for variant in (v for v in table.chosen(profile, run.methods) if v.question in asked):
             rows = table.evaluate(run, variant)
@@ -346,7 +347,7 @@ def bench(
 def _counts(option: str, text: str) -> list[int]:
     """Comma-separated positive whole numbers, or a StudyError."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise StudyError(f"{option} must be whole numbers above 0, separated by commas, got {text!r}")
     return [int(part) for part in parts]
 

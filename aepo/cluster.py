@@ -48,9 +48,10 @@ def cancel(prefix: str) -> None:
     if not prefix:
         return
     try:
-        queue = subprocess.run(["squeue", "--noheader", "--format=%A %j"], capture_output=True, text=True, timeout=60)
-        lines = [line.split() for line in queue.stdout.splitlines()]
-        jobs = [number for number, name in lines if name.startswith(prefix)]
+        listing = ["squeue", "--me", "--noheader", "--format=%A %j"]
+        queue = subprocess.run(listing, capture_output=True, text=True, timeout=60)
+        lines = [line.strip().partition(" ") for line in queue.stdout.splitlines()]
+        jobs = [number for number, _, name in lines if name.startswith(prefix)]
         if jobs:
             subprocess.run(["scancel", *jobs], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -45,7 +45,8 @@ def rollout(
     """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
 
     `kept`: number of episodes a row whose states are kept (None: all). `first`: number of the first episode.
-    Start and noise of an episode follow from (seed, episode) alone, the same for every method. Episodes that have ended
+    Start and noise of an episode follow from (seed, episode) alone, the start the same for every method, the noise for all
+    that draw as many candidates. Episodes that have ended
     are neither stepped nor sampled for: rows narrow to the greatest number still running.
     """
     shape, numbers = (len(seeds), episodes), range(first, first + episodes)

@@ -15,12 +15,39 @@ from matplotlib.figure import Figure
 
 from aepo import runs
 from aepo.datasets import Dataset
-from aepo.methods import DATASET, LABELS
+from aepo.losses import TARGETS
+from aepo.methods import DATASET, METHODS, NAMES
 from aepo.models import Critic
 from aepo.policy import Policy
 from aepo.views import MazeMap, View
 
-COLORS = dict(zip(LABELS, sns.color_palette("colorblind", len(LABELS)), strict=True))
+PANELS = 6  # most in a row
+
+
+def _family(method: str) -> str:
+    """What kind of policy a method is, by the colormap that its kind is drawn in."""
+    entry = METHODS[method]
+    if entry.closed:
+        return "Reds"
+    if entry.energy == "contrastive":
+        return "Purples"
+    if entry.energy:
+        return "Blues" if entry.energy in TARGETS else "Greens"
+    return "YlOrBr" if entry.pick else "Greys" if not entry.policy else "RdPu"
+
+
+def _colors() -> dict[str, tuple[float, ...]]:
+    families = pd.Series({method: _family(method) for method in METHODS})
+    found = {DATASET: (0.3, 0.3, 0.3)}
+    for family, part in families.groupby(families, sort=False):
+        shades = sns.color_palette(family, len(part) + 2)[2:]
+        found |= dict(zip(part.index, shades[::-1], strict=True))
+    return found
+
+
+# One hue a kind: guided by a closed form at sampling (red), by a network that learned one (blue), a support or clean
+# estimate (green) or the contrastive loss (purple); picks (brown); policies of their own (pink); cloning (grey).
+COLORS = _colors()
 
 
 def use_style() -> None:
@@ -38,6 +65,16 @@ def save(figure: Figure, path: Path) -> Path:
         figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)  # a notebook shows the figure that a cell ends with, and not once more
     return path
+
+
+def _panels(count: int, width: float, height: float, **shared: bool) -> tuple[Figure, list[plt.Axes]]:
+    """A figure of `count` panels of that size in inches, in rows of PANELS."""
+    columns = min(count, PANELS)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **shared)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return figure, list(axes.flat[:count])
 
 
 def coverage(data: Dataset, view: View, arrows: float = 0.25) -> Figure:
@@ -251,16 +288,14 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
 
 def trajectories(states: Mapping[str, np.ndarray], view: View) -> Figure:
     """States `(T, E, n)` of a few episodes of each method in a maze or the plane of two components; a dot: the start."""
-    figure, axes = plt.subplots(
-        1, len(states), figsize=(3.2 * len(states), 3.2), squeeze=False, sharex=True, sharey=True
-    )
-    for ax, (name, path) in zip(axes[0], states.items(), strict=True):
+    figure, axes = _panels(len(states), 2.6, 2.6, sharex=True, sharey=True)
+    for ax, (name, path) in zip(axes, states.items(), strict=True):
         view.draw(ax)
         for episode in range(path.shape[1]):
             xy = view.project(path[:, episode])
             ax.plot(*xy.T, lw=0.8, alpha=0.8)
             ax.plot(*xy[0], "k.", ms=4)
-        ax.set_title(LABELS[name])
+        ax.set_title(name)
     return figure
 
 
@@ -272,10 +307,10 @@ def scores(table: pd.DataFrame) -> Figure:
     shown = table[table["method"] != DATASET].iloc[::-1]
     error = np.abs(shown[[f"{name}_low", f"{name}_high"]].to_numpy().T - shown[name].to_numpy())
     colors = [COLORS[m] for m in shown["method"]]
-    ax.barh([LABELS[m] for m in shown["method"]], shown[name], xerr=error, color=colors, error_kw={"capsize": 3})
+    ax.barh(shown["method"], shown[name], xerr=error, color=colors, error_kw={"capsize": 3})
     recorded = table[table["method"] == DATASET]
     if len(recorded):
-        ax.axvline(recorded[name].iloc[0], color="0.3", ls="--", lw=1, label=LABELS[DATASET])
+        ax.axvline(recorded[name].iloc[0], color="0.3", ls="--", lw=1, label="recorded behavior")
         ax.legend(loc="lower right")
     ax.set(xlabel="normalised score (0 and 100: the reference returns)" if name == "score" else "return")
     return figure
@@ -283,12 +318,14 @@ def scores(table: pd.DataFrame) -> Figure:
 
 def guidance_curves(curves: pd.DataFrame) -> Figure:
     """Return over guidance scale, one line a beta, one panel a method; bands are 95% intervals over episodes."""
-    methods = [m for m in LABELS if m in set(curves["method"])]
-    figure, axes = plt.subplots(1, len(methods), figsize=(4.5 * len(methods), 3.2), sharey=True, squeeze=False)
-    for ax, method in zip(axes[0], methods, strict=True):
+    methods = [m for m in NAMES if m in set(curves["method"])]
+    figure, axes = _panels(len(methods), 2.9, 2.4, sharey=True)
+    several = curves["beta"].nunique() > 1
+    for ax, method in zip(axes, methods, strict=True):
         part = curves[curves["method"] == method]
-        sns.lineplot(part, x="guidance_scale", y="return", hue="beta", palette="flare", marker="o", seed=0, ax=ax)
-        ax.set(title=LABELS[method], xlabel="guidance scale", xscale="symlog")
+        hue = {"hue": "beta", "palette": "flare"} if several else {"color": COLORS[method]}
+        sns.lineplot(part, x="guidance_scale", y="return", marker="o", seed=0, ax=ax, legend=ax is axes[0], **hue)
+        ax.set(title=method, xlabel="guidance scale", xscale="symlog")
         ax.set_xticks(
             sorted(part["guidance_scale"].unique()), [f"{s:g}" for s in sorted(part["guidance_scale"].unique())]
         )

@@ -61,7 +61,8 @@ ROWS = [
         pick="best",
         details=(
             "16 candidates, 64 in point mazes; IDQL tunes 32 to 128 by task.",
-            "The critic is the shared one, whose V is of expectile .5 (Maze2D), .7 (robots), .8 (PointMaze, own tasks).",
+            "The critic is the shared one, whose V is of expectile .5 (Maze2D), .7 (dense rewards, own tasks), .8 "
+            "(PointMaze), .9 (AntMaze).",
         ),
     ),
     Method(
@@ -70,8 +71,8 @@ ROWS = [
         "Chen et al. 2023 (SfBC, arXiv 2209.14548)",
         pick="softmax",
         details=(
-            "16 candidates, one drawn with probability softmax(beta Q); SfBC plans its critic over returns, here it is the "
-            "shared one.",
+            "16 candidates, 64 in point mazes, one drawn with probability softmax(beta Q); SfBC plans its critic over "
+            "returns, here it is the shared one.",
         ),
     ),
     Method(
@@ -82,7 +83,7 @@ ROWS = [
         details=(
             "The loss, cross-entropy over the M noised actions of one state and one t, is the paper's.",
             "Its critic is the shared expectile critic; `qgpo-softmax` has the paper's in-support softmax critic.",
-            "The energy network is gated by alpha_t like all others; the public code is not.",
+            "The energy network is gated by alpha_t; the public code's is not.",
         ),
     ),
     Method(
@@ -117,7 +118,8 @@ ROWS = [
         policy="flow",
         details=(
             "Optimal-transport path a_t = (1 - t) a + t eps, midpoint steps with as many evaluations as the others have.",
-            "Weights and rounds as in `qipo`; the first round starts from nothing, on support of the diffusion model.",
+            "Weights and rounds as in `qipo`; the first round starts from nothing, on support of the diffusion model, the "
+            "next from the round before.",
         ),
     ),
     Method(
@@ -202,9 +204,12 @@ ROWS = [
         "AEPO",
         "arXiv 2505.01822: first-order closed form",
         energy="taylor",
+        gate=False,
         details=(
             "Reference point: the posterior mean. The target is clamped to beta times the range of recorded advantages.",
             "Covariance: isotropic c_t from the residual of the posterior mean.",
+            "Not gated by alpha_t, unlike the networks that learn from samples (`mean-q`, `aepo-support`, `qgpo`): the gate "
+            "makes the guidance right near pure noise and the returns worse (`aepo-gated`).",
             "The network learns what is left of the target after beta Q of the behavior's mean action: what depends on the "
             "state alone does not guide, and would take up the network.",
             "Huber loss, on a scale of the target's middle half: a closed form is a function of its inputs, so that the "
@@ -217,21 +222,22 @@ ROWS = [
         "AEPO, second order",
         "arXiv 2505.01822 with the Hessian of Q",
         energy="taylor-2",
+        gate=False,
         details=("Positive curvature is dropped: with it the closed form is infinite or worse than first order.",),
     ),
     Method(
-        "aepo-ungated",
-        "AEPO, no gate",
-        "ablation: E = c(s,t) + h(s,a_t,t)",
+        "aepo-gated",
+        "AEPO, gated",
+        "ablation: E = c(s,t) + alpha_t h(s,a_t,t)",
         energy="taylor",
-        gate=False,
-        details=("As `aepo`, the factor alpha_t left out.",),
+        details=("As `aepo`, with the factor alpha_t that makes the guidance vanish at pure noise.",),
     ),
     Method(
         "aepo-unclamped",
         "AEPO, no clamp",
         "ablation: the target as it comes",
         energy="taylor",
+        gate=False,
         clamp=False,
         details=("As `aepo`, the target not clamped.",),
     ),
@@ -240,6 +246,7 @@ ROWS = [
         "AEPO, cubature",
         "this study: cubature over the same Gaussian",
         energy="cubature",
+        gate=False,
         details=(
             "2d points of radius sqrt(d) (for d <= 2 the unscented 2d + 1), clipped to the box; clamped as `aepo`.",
         ),
@@ -251,8 +258,9 @@ ROWS = [
         energy="support",
         bregman=True,
         details=(
-            "16 samples at each of 16,384 states, the recorded action among the candidates; the noised one is any of them.",
-            "Learned from log E[exp(beta Q) | s] on: what depends on the state alone does not guide.",
+            "16 samples at each of 16,384 states; with the recorded action they are the candidates, and the noised action "
+            "is one of them, drawn at random.",
+            "The network learns the difference to log E[exp(beta Q) | s], since a term in s alone does not guide.",
         ),
     ),
     Method(
@@ -273,7 +281,9 @@ ROWS = [
         pick="best",
         shares="aepo-support",
         details=(
-            "16 samples at the guidance scale of `aepo-support`: guidance moves the proposals, Q picks among them.",
+            "The candidates of `best-of-n` (16, 64 in point mazes), guided by the energy network of `aepo-support` from all "
+            "of the standard noise: guidance moves the proposals, Q picks among them. The guidance scale is chosen anew, by "
+            "the same rule with that noise.",
         ),
     ),
     Method(
@@ -282,13 +292,16 @@ ROWS = [
         "this study: beta Q(a_0) under the Bregman loss",
         energy="clean",
         bregman=True,
-        details=("The loss is shifted by the network's own energy at pure noise, state by state.",),
+        details=(
+            "The exponents are shifted by the network's own energy at pure noise, state by state, so that no state "
+            "outweighs the others.",
+        ),
     ),
 ]
 METHODS = {method.name: method for method in ROWS}
 CORE = ("bc", "best-of-n", "aepo", "aepo-cubature", "aepo-direct")
 DATASET = "dataset"
-LABELS = {DATASET: "recorded behavior"} | {method.name: method.label for method in METHODS.values()}
+NAMES = (DATASET, *METHODS)  # as rows of tables and figures, in their order
 
 
 def energies(methods: Iterable[str]) -> list[str]:

@@ -12,10 +12,12 @@ from aepo import losses, sampler
 from aepo.critics import Transitions
 from aepo.datasets import Dataset
 from aepo.energies import Support, advantages, diffusion_draws
-from aepo.models import VP, WITH_CRITIC, Behavior, Critic, Trained
+from aepo.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Trained
 from aepo.networks import initialize
 from aepo.settings import CriticSettings, PolicySettings
 from aepo.training import Draws, Learner, stack_draws
+
+RENEWED = ("weighted", "flow")  # kinds that learn from support actions, drawn anew in each round
 
 
 def policy_learner(
@@ -27,13 +29,13 @@ def policy_learner(
     beta: float,
     critic: Critic | None = None,
     support: Support | None = None,
-    start: Behavior | None = None,
+    start: ActionModel | None = None,
     name: str = "policy",
 ) -> tuple[Learner, Trained]:
     """The training of a policy of a kind of MODELS for inverse temperature beta.
 
     `critic` trained: its advantages weigh (gaussian, weighted, flow). `support`: what weighted and flow learn from.
-    `start`: the behavior model that weighted starts from.
+    `start`: the model that weighted and flow start from, None: from nothing.
     """
     n, d = data.state.shape[1], data.action.shape[1]
     module = Trained(kind, len(seeds), n, d, settings, critic_settings).to(data.state)
@@ -41,7 +43,8 @@ def policy_learner(
     for model in (module.policy, module.average):
         model.scale_as(data)
     if start is not None:
-        module.policy.noise_net.load_state_dict(start.noise_net.state_dict())
+        net = "velocity" if kind == "flow" else "noise_net"
+        getattr(module.policy, net).load_state_dict(getattr(start, net).state_dict())
     module.average.load_state_dict(module.policy.state_dict())
     if kind in WITH_CRITIC:
         initialize(module.q, seeds, "q")

@@ -131,12 +131,12 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     if stage == "behavior":
         n, d = tensors["state_mean"].shape[-1], tensors["low"].shape[-1]
         return Behavior(count, n, d, _known(BehaviorSettings, settings))
+    for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
+        if key.startswith("q."):
+            tensors.setdefault(key.replace("q.", "q_target.", 1), value)
     if stage.startswith("critic"):
         n = tensors["value.net.layers.0.weight"].shape[1]
         d = tensors["q.net.layers.0.weight"].shape[1] - n
-        for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
-            if key.startswith("q."):
-                tensors.setdefault(key.replace("q.", "q_target.", 1), value)
         return Critic(count, n, d, _known(CriticSettings, settings))
     if stage.startswith("policy-"):
         n, d = tensors["average.state_mean"].shape[-1], tensors["average.low"].shape[-1]

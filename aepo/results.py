@@ -15,7 +15,7 @@ from aepo import settings as settings_table
 from aepo.datasets import Dataset, recorded_returns
 from aepo.evaluation import Rollouts, nested_bootstrap, play
 from aepo.matching import matched_scales
-from aepo.methods import DATASET, LABELS, METHODS
+from aepo.methods import DATASET, METHODS, NAMES
 from aepo.policy import load_actor
 from aepo.runs import Run
 
@@ -144,6 +144,8 @@ def evaluate_curve(run: Run, data: Dataset, method: str) -> pd.DataFrame:
         "noise_scale": noise_scale,
         "networks": _networks(run, method, beta),
     } | _environment(run)
+    if METHODS[method].closed:  # of a network, beta is part of its name
+        content["beta"] = beta
 
     def roll() -> Rollouts:
         sampling = (scales, settings.solver_steps, 1, run.device, noise_scale)
@@ -241,11 +243,23 @@ def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
             frames.append(best_rows(run, method, rollouts))
     frame = scored(pd.concat(frames, ignore_index=True), run, data)
     more = [run.folder / "evaluation" / f"curve-{m}.csv" for m in run.methods if METHODS[m].guided]
-    more += sorted((run.folder / "evaluation").glob("ablation-*.csv"))
+    more += [path for path in sorted((run.folder / "evaluation").glob("ablation-*.csv")) if _is_of(path, run)]
     frame = pd.concat([frame, *(read_returns(path) for path in more if path.exists())], ignore_index=True)
     with runs.atomic_path(run.folder / "returns.csv") as temporary:
         frame.to_csv(temporary, index=False)
     return frame
+
+
+def _is_of(variant: Path, run: Run) -> bool:
+    """Whether a variant's episodes were made with the run's seeds and with the networks that it has now."""
+    kept = runs.read_json(variant.with_suffix(".json"))
+    now = {
+        stage: runs.read_json(run.folder / f"{stage}.json").get("settings_hash") for stage in kept.get("networks", {})
+    }
+    if kept.get("seeds") == list(run.seeds) and kept.get("networks") == now:
+        return True
+    print(f"{variant.name} is of other seeds or networks than the run's: left out until `aepo ablations` makes it anew")
+    return False
 
 
 def read_returns(path: Path) -> pd.DataFrame:
@@ -263,22 +277,33 @@ def read_returns(path: Path) -> pd.DataFrame:
         ) from None
 
 
+def read_results(path: Path) -> pd.DataFrame:
+    """The study's results.csv; StudyError where it is missing or something else."""
+    frame = read_returns(path)
+    if absent := [name for name in ("profile", "task", *COLUMNS) if name not in frame]:
+        raise runs.StudyError(f"{path} has no column {absent[0]!r}: take it back from git, or delete it and run again")
+    return frame
+
+
 def results_path(run: Run) -> Path:
     """runs/results.csv; the smoke profile, which is no result, has its own below runs/smoke."""
     root = run.folder.parents[1]
-    return (root / "smoke" if run.profile_name == "smoke" else root) / "results.csv"
+    return (root / "smoke" if settings_table.is_smoke(run.profile_name) else root) / "results.csv"
 
 
 def merge_results(run: Run) -> pd.DataFrame:
-    """Put this run's rows into the study's results.csv in place of its older ones, under a lock."""
+    """Put this run's rows into the study's results.csv in place of older ones of its methods and variants, under a lock.
+
+    What other runs of the task made stays.
+    """
     path = results_path(run)
     rows = read_returns(run.folder / "returns.csv")
     rows.insert(0, "profile", run.profile_name)
     rows.insert(1, "task", run.task.name)
     with runs.lock(path.parent, "results"):
         if path.exists():
-            before = read_returns(path)
-            other = before[(before["profile"] != run.profile_name) | (before["task"] != run.task.name)]
+            before, key = read_results(path), ["profile", "task", "method", "variant"]
+            other = before[~pd.MultiIndex.from_frame(before[key]).isin(pd.MultiIndex.from_frame(rows[key]))]
             rows = pd.concat([other, rows], ignore_index=True)
         rows = rows.sort_values(["profile", "task"], kind="stable", ignore_index=True)
         with runs.atomic_path(path) as temporary:
@@ -295,7 +320,7 @@ def score_table(returns: pd.DataFrame) -> pd.DataFrame:
     rows = []
     main = returns[returns["variant"] == ""]
     parts = main.groupby(["method", "checkpoint"])
-    for method, checkpoint in sorted(parts.groups, key=lambda key: ([*LABELS].index(key[0]), key[1] != "last")):
+    for method, checkpoint in sorted(parts.groups, key=lambda key: (NAMES.index(key[0]), key[1] != "last")):
         part = parts.get_group((method, checkpoint))
         row = {"method": method, "checkpoint": checkpoint}
         for name in ("return", "score"):
@@ -316,7 +341,7 @@ def format_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "method": [
-                LABELS[m] + ("" if c == "last" else f", {c} snapshots")
+                m + ("" if c == "last" else f", {c} snapshots")
                 for m, c in zip(table["method"], table["checkpoint"], strict=True)
             ],
             "return": show("return"),

@@ -117,8 +117,11 @@ def open_run(
     if bad or not seeds or len(set(seeds)) != len(seeds):
         raise StudyError(f"seeds must be distinct integers >= 0, at least one, got {list(seeds)}")
     unknown = [m for m in methods if m not in METHODS]
-    if unknown or not methods:
-        raise StudyError(f"unknown method {', '.join(map(repr, unknown))}: choose from {', '.join(METHODS)}")
+    if unknown or not methods or len(set(methods)) != len(methods):
+        problem = (
+            f"unknown method {', '.join(map(repr, unknown))}" if unknown else "methods must be distinct, at least one"
+        )
+        raise StudyError(f"{problem}: choose from {', '.join(METHODS)}, got {', '.join(map(str, methods)) or 'none'}")
     device = choose_device(device)
     folder = resolve(runs_dir) / profile / found.name
     try:
@@ -351,7 +354,7 @@ def products(
     folder: Path, figures: Path, methods: Sequence[str], profile: settings_table.Profile, rollouts: bool = True
 ) -> dict[str, list[Path]]:
     """The files that each executed notebook leaves behind: networks, tables, figures; fewer without rollouts."""
-    results = folder.parents[0 if folder.parent.name == "smoke" else 1] / "results.csv"
+    results = folder.parents[0 if settings_table.is_smoke(folder.parent.name) else 1] / "results.csv"
     guided, beta = methods_table.energies(methods), profile.evaluation.beta
     made = {"03_dataset": [], "04_behavior": ["behavior.safetensors"], "05_critic": ["critic.safetensors"]}
     made |= {f"06_energy-{m}": [f"{energy_stage(m, beta[m])}.safetensors"] for m in guided}

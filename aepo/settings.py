@@ -209,6 +209,16 @@ def get(profile: str) -> Profile:
     return with_networks(PROFILES[base], networks or "default")
 
 
+def base(profile: str) -> str:
+    """The profile without the name of its networks: `quick` of `quick-qgpo`."""
+    return profile.partition("-")[0]
+
+
+def is_smoke(profile: str) -> bool:
+    """Whether a profile is for tests: what it makes is no result."""
+    return base(profile) == "smoke"
+
+
 def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profile:
     """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}; values by method are merged."""
     base = get(profile)

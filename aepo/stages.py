@@ -16,9 +16,9 @@ from aepo.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.datasets import Dataset
 from aepo.energies import SUPPORTED, Support, diffusion_draws, energy_learner, make_net, sample_support
 from aepo.methods import METHODS, Method
-from aepo.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Trained, take_seeds
+from aepo.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Flow, Trained, take_seeds
 from aepo.networks import EnergyNet, NoiseNet, generator, initialize, join_seeds, select_seeds
-from aepo.policies import policy_learner
+from aepo.policies import RENEWED, policy_learner
 from aepo.runs import Run, StudyError
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.training import Learner, clear_checkpoints, fit, stack_draws
@@ -254,14 +254,14 @@ def train_policy(
         known = ", ".join(m for m in METHODS if METHODS[m].policy)
         raise StudyError(f"method {method!r} has no policy of its own: only {known}")
     beta = run.profile.evaluation.beta[method] if beta is None and entry.tempered else beta or 0.0
-    rounds = settings.rounds if entry.policy in ("weighted", "flow") else 1
+    rounds = settings.rounds if entry.policy in RENEWED else 1
     steps = settings.critic_steps if entry.policy in WITH_CRITIC else settings.steps // rounds
     data, final = data.to(run.device), runs.policy_stage(method, beta)
     model, source, trained = behavior, "behavior", None
     for index in range(rounds):
         name = final if index == rounds - 1 else f"{final}-round{index + 1}"
         support = None
-        if entry.policy in ("weighted", "flow"):
+        if entry.policy in RENEWED:
             of = "support" if index == 0 else f"support-{final}-round{index + 1}"
             support = train_support(run, data, model, run.profile.energy, of, source)
         trained = _train_policy(run, data, model, critic, entry, beta / rounds, settings, name, source, support, steps)
@@ -287,6 +287,9 @@ def _train_policy(
     content["critic_settings"] = settings_table.as_dict(critic_settings)
     if kind not in WITH_CRITIC:
         content["critic"] = _settings_hash(run, "critic")
+    goes_on = kind == "weighted" or (kind == "flow" and isinstance(start, Flow))
+    if kind == "flow" and goes_on:
+        content["start"] = source
     if support is not None:
         content |= {source: _settings_hash(run, source)} | {key: getattr(run.profile.energy, key) for key in SUPPORT}
 
@@ -294,7 +297,7 @@ def _train_policy(
         model, own = _of_seeds(run, seeds, start, critic)
         rows = [run.seeds.index(seed) for seed in seeds]
         drawn = support and Support(support.index[rows], support.action[rows])
-        first = model if kind == "weighted" else None
+        first = model if goes_on else None
         return policy_learner(kind, data, seeds, settings, critic_settings, beta, own, drawn, first, name)
 
     tensors, _ = _stage(run, name, content, steps, settings.learning_rate, build, lambda module, seeds: None)

@@ -21,15 +21,21 @@ def interval(
 ) -> tuple[float, float]:
     """95% percentile interval of a statistic by stratified bootstrap: seeds are redrawn within each task.
 
-    statistic(*samples, axis=-1): samples `(..., seeds)`, one a stratum. Where every stratum is constant, both ends are the
-    value itself.
+    statistic(*samples, axis=-1): samples `(..., seeds)`, one a stratum. A stratum of one seed stays as it is; where every
+    stratum is constant, both ends are the value itself.
     """
     if all(np.ptp(sample) == 0 for sample in samples):
         value = float(statistic(*samples, axis=-1))
         return value, value
+    several = [i for i, sample in enumerate(samples) if np.size(sample) > 1]
+
+    def of_several(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        everything = dict(enumerate(samples)) | dict(zip(several, drawn, strict=True))
+        return statistic(*everything.values(), axis=axis)
+
     found = stats.bootstrap(
-        tuple(samples),
-        statistic,
+        tuple(samples[i] for i in several),
+        of_several,
         n_resamples=draws,
         method="percentile",
         vectorized=True,

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from aepo import ablations, statistics, study_figures
 from aepo.figures import save, use_style
-from aepo.methods import DATASET, LABELS
-from aepo.results import read_returns
+from aepo.methods import DATASET, NAMES
+from aepo.results import read_results
 from aepo.runs import StudyError
 from aepo.suites import TUNED_ON
 
 AGAINST = ("qgpo", "iql", "best-of-n")
 TARGETS = (
-    "direct", "aepo-direct-1", "aepo-direct", "aepo-direct-softmax", "mean-q", "exp-q", "aepo", "aepo-ungated",
+    "direct", "aepo-direct-1", "aepo-direct", "aepo-direct-softmax", "mean-q", "exp-q", "aepo", "aepo-gated",
     "aepo-unclamped", "aepo-2", "aepo-cubature", "aepo-support", "aepo-support-softmax", "qgpo", "qgpo-softmax",
 )  # fmt: skip
 FAMILIES = {
     "mazes": [task for task in TUNED_ON if "maze" in task],
     "robots": [task for task in TUNED_ON if "maze" not in task],
 }
-SEARCHES = ("factor", "own")
-RELATIVE = ("1/4", "1/2", "1", "2", "4")
-COLUMNS = ["question", "task", "method", "variant", "seed"]
+RELATIVE = ("1/4", "1/2", "1", "2", "4")  # ablations.TIMES
+MOST_PROFILES, ALWAYS = 6, ("aepo", "bc")  # lines of the performance profiles: the best, and these
 PUBLISHED = Path(__file__).with_name("published.csv")
 
 
@@ -34,7 +34,7 @@ def read(path: Path, profile: str) -> pd.DataFrame:
     """Last checkpoints of a profile in results.csv, without ablations and curves; StudyError where there are none."""
     if not path.exists():
         raise StudyError(f"{path} is missing: run `make reproduce` or `aepo evaluate` first")
-    rows = read_returns(path)
+    rows = read_results(path)
     main = rows[(rows["profile"] == profile) & (rows["variant"] == "") & (rows["checkpoint"] == "last")]
     if main.empty:
         raise StudyError(
@@ -45,7 +45,7 @@ def read(path: Path, profile: str) -> pd.DataFrame:
 
 def read_best(path: Path, profile: str) -> pd.DataFrame:
     """The rows of `read` that were picked among snapshots of an energy network; none where a profile keeps none."""
-    rows = read_returns(path)
+    rows = read_results(path)
     return rows[(rows["profile"] == profile) & (rows["variant"] == "") & (rows["checkpoint"] != "last")]
 
 
@@ -82,12 +82,13 @@ def search(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for family, chosen in FAMILIES.items():
         for method in dict.fromkeys(rows["method"]):
-            values = [v.name for v in ablations.VARIANTS if v.question in SEARCHES and method in v.methods]
+            searched = [v for v in ablations.VARIANTS if v.number and method in v.methods]
+            values = [v.name for v in searched]
             part = rows[(rows["method"] == method) & rows["task"].isin(chosen) & rows["variant"].isin(values)]
             wide = part.groupby(["task", "variant"])["score"].mean().unstack("variant").reindex(columns=values).dropna()
             if values and len(wide):
-                number = "scale" if method in ablations.GUIDED else values[0].removeprefix(method).strip(" 0123456789.")
                 scores = dict(zip(RELATIVE, wide.mean(), strict=True))
+                number = searched[0].number
                 found.append({"family": family, "method": method, "number": number, "tasks": len(wide)} | scores)
     return pd.DataFrame(found, columns=["family", "method", "number", "tasks", *RELATIVE])
 
@@ -122,12 +123,13 @@ def common_tasks(scores: pd.DataFrame, methods: list[str]) -> list[str]:
 def groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
     """Sets of methods with the tasks they share, so that no mean compares different tasks.
 
-    First the methods that every task has; then, where there are more, all methods on the tasks that have them all.
+    First the methods that every task has; then, where there are more, all methods on the tasks that have them all. None
+    where no task has a score.
     """
-    present = [m for m in LABELS if m != DATASET and m in set(scores["method"])]
+    present = [m for m in NAMES if m != DATASET and m in set(scores["method"])]
     count = scores.groupby("method")["task"].nunique()
     everywhere = [m for m in present if count[m] == scores["task"].nunique()]
-    found = [(everywhere, common_tasks(scores, everywhere))]
+    found = [(everywhere, common_tasks(scores, everywhere))] if everywhere else []
     if len(everywhere) < len(present):
         most = [m for m in present if count[m] >= max(2, sorted(count[present])[len(present) // 2])] or present
         for chosen in (most, present):
@@ -140,7 +142,7 @@ def groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
 def table(scores: pd.DataFrame) -> pd.DataFrame:
     """Methods by tasks: mean score over seeds; empty where a method was not run."""
     wide = scores.groupby(["method", "task"])["score"].mean().unstack("task")
-    return wide.reindex([m for m in LABELS if m in wide.index])
+    return wide.reindex([m for m in NAMES if m in wide.index])
 
 
 def summary(scores: pd.DataFrame, methods: list[str], chosen: list[str]) -> pd.DataFrame:
@@ -164,13 +166,14 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def format_table(scores: pd.DataFrame) -> str:
-    """Tasks by methods: mean score over seeds, the best of a task in bold, a dash where a method was not run.
+def format_table(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str:
+    """Tasks by methods: mean score over seeds, the best of a task's methods in bold, a dash where one was not run.
 
-    A star marks the tasks on which settings were chosen.
+    `methods`: those to show, on the tasks that have any of them. A star marks the tasks on which settings were chosen.
     """
     wide = table(scores)
     best = wide.drop(index=DATASET, errors="ignore").max()
+    wide = wide[wide.index.isin(methods)].dropna(axis="columns", how="all")
 
     def cell(value: float, task: str) -> str:
         return "-" if np.isnan(value) else f"**{value:.0f}**" if value == best[task] else f"{value:.0f}"
@@ -195,47 +198,76 @@ def missing(scores: pd.DataFrame) -> list[str]:
     """What was not run: a sentence a method that some task of the study lacks."""
     everything = sorted(scores["task"].unique())
     lines = []
-    for method in (m for m in LABELS if m in set(scores["method"])):
+    for method in (m for m in NAMES if m in set(scores["method"])):
         lacking = sorted(set(everything) - set(scores[scores["method"] == method]["task"]))
         if lacking:
             lines.append(f"{method}: not run on {', '.join(lacking)}")
-    never = [m for m in LABELS if m != DATASET and m not in set(scores["method"])]
+    never = [m for m in NAMES if m != DATASET and m not in set(scores["method"])]
     return lines + [f"not run at all: {', '.join(never)}"] * bool(never)
 
 
 def draw(main: pd.DataFrame, folder: Path) -> list[Path]:
-    """All figures of the study: score by task, interquartile means, performance profiles, P(better), into `folder`."""
+    """All figures of the study into `folder`: score by task, interquartile means, performance profiles, P(better).
+
+    None where no task has a score.
+    """
     use_style()
     scores = seed_scores(main)
-    made = {"scores": study_figures.by_task(table(scores))}
+    if scores.empty:
+        return []
+    made = {"study_scores": study_figures.by_task(table(scores))}
     for name, (methods, chosen) in zip(("", "_more", "_all"), groups(scores), strict=False):
         if len(methods) < 2:
             continue
         frame = summary(scores, methods, chosen)
-        made[f"iqm{name}"] = study_figures.intervals(frame, len(chosen))
+        made[f"study_iqm{name}"] = study_figures.intervals(frame, len(chosen))
         if not name:
             runs = {m: strata(scores, m, chosen) for m in methods}
-            made["profiles"] = study_figures.profiles(runs)
+            shown = [*frame["method"][:MOST_PROFILES], *(m for m in ALWAYS if m in methods)]
+            made["study_profiles"] = study_figures.profiles({m: runs[m] for m in dict.fromkeys(shown)})
             against = [m for m in AGAINST if m in methods]
             if against:
-                made["improvement"] = study_figures.improvements(runs, against)
-    return [save(figure, folder / f"08_study_{name}.png") for name, figure in made.items()]
+                made["study_improvement"] = study_figures.improvements(runs, against)
+    return _save_all(made, folder, "08")
+
+
+def ablation_figure(rows: pd.DataFrame, question: str) -> Figure:
+    """The figure of a question of `ablation_rows`: lines over the searched number, or a point a variant."""
+    part = rows[rows["question"] == question]
+    times = part["variant"].map({v.name: v.times for v in ablations.VARIANTS}).astype(float)
+    if times.notna().any():
+        return study_figures.searched(part.assign(times=times)[times.notna()])
+    return study_figures.ablation(part.assign(variant=part["method"] + ": " + part["variant"]))
 
 
 def draw_ablations(rows: pd.DataFrame, folder: Path) -> list[Path]:
     """One figure a question of `ablation_rows`, into `folder`; none where there are no variants."""
-    drawn = []
-    for question, part in rows.groupby("question", sort=False):
-        figure = study_figures.ablation(part.assign(variant=part["method"] + ": " + part["variant"]))
-        drawn.append(save(figure, folder / f"11_{question}.png"))
+    made = {question: ablation_figure(rows, question) for question in rows["question"].unique()}
+    return _save_all(made, folder, "11")
+
+
+def _save_all(made: Mapping[str, Figure], folder: Path, number: str) -> list[Path]:
+    """Save figures as <number>_<name>.png; earlier ones of that number that are not among them go."""
+    drawn = [save(figure, folder / f"{number}_{name}.png") for name, figure in made.items()]
+    for old in set(folder.glob(f"{number}_*.png")) - {*drawn}:
+        old.unlink()
     return drawn
 
 
 def report(main: pd.DataFrame) -> str:
-    """The tables as text: score by task, then one summary a group of methods with the tasks that they share."""
+    """The tables as text: score by task, then one summary a group of methods with the tasks that they share.
+
+    Methods that only some tasks have come in a table of their own.
+    """
     scores = seed_scores(main)
-    parts = [format_table(scores)]
-    for methods, chosen in groups(scores):
+    if scores.empty:
+        return f"no scores: {', '.join(sorted(main['task'].unique()))} without reference returns"
+    together = groups(scores)
+    everywhere = [DATASET, *(together[0][0] if together else ())]
+    parts = [format_table(scores, everywhere)]
+    if others := [m for m in NAMES if m in set(scores["method"]) and m not in everywhere]:
+        parts.append(format_table(scores, others))
+    for methods, chosen in together:
         parts.append(f"{len(methods)} methods on {len(chosen)} tasks: {', '.join(chosen)}")
         parts.append(format_summary(summary(scores, methods, chosen)))
     return "\n\n".join([*parts, "\n".join(missing(scores))])

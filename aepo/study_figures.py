@@ -11,21 +11,18 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from aepo import statistics
-from aepo.methods import LABELS
-
-PALETTE = sns.color_palette("husl", len(LABELS))
-COLORS = dict(zip(LABELS, PALETTE, strict=True))
+from aepo.ablations import TIMES
+from aepo.figures import COLORS
 
 
 def by_task(table: pd.DataFrame) -> Figure:
     """Mean score of every method on every task; blank where it was not run."""
     size = (1.6 + 0.85 * table.shape[1], 1.2 + 0.32 * len(table))
     figure, ax = plt.subplots(figsize=size)
-    shown = table.rename(index=LABELS)
     best = table.max()
     sns.heatmap(
-        shown / best.abs().clip(lower=1),
-        annot=shown.round(0),
+        table / best.abs().clip(lower=1),
+        annot=table.round(0) + 0.0,
         fmt=".0f",
         cmap="crest",
         cbar=False,
@@ -45,8 +42,8 @@ def intervals(summary: pd.DataFrame, tasks: int) -> Figure:
     figure, ax = plt.subplots(figsize=(6, 0.32 * len(summary) + 1))
     rows = summary.iloc[::-1]
     error = np.abs(rows[["low", "high"]].to_numpy().T - rows["iqm"].to_numpy())
-    names = [LABELS[m] for m in rows["method"]]
-    ax.barh(names, rows["iqm"], xerr=error, color=[COLORS[m] for m in rows["method"]], error_kw={"capsize": 3})
+    colors = [COLORS[m] for m in rows["method"]]
+    ax.barh(rows["method"], rows["iqm"], xerr=error, color=colors, error_kw={"capsize": 3})
     ax.set(xlabel=f"interquartile mean score over {tasks} tasks x seeds, 95% stratified bootstrap")
     return figure
 
@@ -57,9 +54,7 @@ def profiles(scores: Mapping[str, statistics.Scores]) -> Figure:
     everything = np.concatenate([np.concatenate(runs) for runs in scores.values()])
     thresholds = np.linspace(min(0.0, everything.min()), everything.max(), 201)
     for method, runs in scores.items():
-        ax.plot(
-            thresholds, statistics.performance_profile(runs, thresholds), label=LABELS[method], color=COLORS[method]
-        )
+        ax.plot(thresholds, statistics.performance_profile(runs, thresholds), label=method, color=COLORS[method])
     ax.set(xlabel="score", ylabel="share of runs above it", title="performance profiles")
     ax.legend(bbox_to_anchor=(1, 0.5), loc="center left")
     return figure
@@ -74,8 +69,8 @@ def improvements(scores: Mapping[str, statistics.Scores], against: Sequence[str]
             ax.plot([low, high], [place, place], color=COLORS[method], lw=3, alpha=0.6)
             ax.plot(value, place, "o", color=COLORS[method])
         ax.axvline(0.5, color="0.4", ls="--", lw=1)
-        ax.set(title=f"P(better than {LABELS[other]})", xlim=(0, 1), yticks=range(len(rows)))
-        ax.set_yticklabels([LABELS[row[0]] for row in reversed(rows)] if ax is axes[0][0] or other in scores else [])
+        ax.set(title=f"P(better than {other})", xlim=(0, 1), yticks=range(len(rows)))
+        ax.set_yticklabels([row[0] for row in reversed(rows)] if ax is axes[0][0] or other in scores else [])
     return figure
 
 
@@ -92,4 +87,24 @@ def ablation(rows: pd.DataFrame) -> Figure:
             part, x="score", y="variant", order=variants, errorbar=("pi", 100), linestyle="none", capsize=0.2, ax=ax
         )
         ax.set(title=task, ylabel="")
+    return figure
+
+
+def searched(rows: pd.DataFrame) -> Figure:
+    """Mean score over the searched number with the range of the seeds, a line a method, a panel a task.
+
+    Columns task, method, seed, score and times: the number as a multiple of its default.
+    """
+    names = list(dict.fromkeys(rows["task"]))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 1.8, 3.2), squeeze=False)
+    for ax, task in zip(axes[0], names, strict=True):
+        part = rows[rows["task"] == task]
+        sns.lineplot(
+            part, x="times", y="score", hue="method", palette=COLORS, marker="o", errorbar=("pi", 100), ax=ax,
+            legend=ax is axes[0][-1], err_kws={"alpha": 0.08},
+        )  # fmt: skip
+        ax.set(title=task, xlabel="times the default", xscale="log")
+        ax.set_xticks(TIMES, [f"{x:g}" for x in TIMES])
+        ax.minorticks_off()
+    sns.move_legend(axes[0][-1], "center left", bbox_to_anchor=(1, 0.5), title="")
     return figure

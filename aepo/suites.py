@@ -111,6 +111,7 @@ MAZE_SEARCHED = {
             "aepo-direct-softmax": 4.0,
             "mean-q": 0.5,
             "aepo": 0.5,
+            "aepo-cubature": 4.0,
         },
         "beta": {"qipo": 12.0},
         "candidates": 64,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -104,6 +105,8 @@ def choose(names: str = "", suite_name: str = "") -> list[Task]:
         task = get(name)
         if found.setdefault(task.name, task).argument != task.argument:
             raise ValueError(f"two of the tasks have the name {task.name!r}: give one another `name:` in its YAML file")
+    if not found:
+        raise ValueError(f"no task is named in {names!r}: `aepo tasks` lists them")
     return list(found.values())
 
 
@@ -211,14 +214,33 @@ def _settings(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if not _fits(value, before) and not (value is None and key == "reward_scale"):
                 like = dict(before) if isinstance(before, Mapping) else before
                 raise ValueError(f"setting {stage}: {key} must be like {like!r}, got {value!r}")
+            if not _possible(key, value, before):
+                raise ValueError(f"setting {stage}: {key} cannot be {value!r}")
     return {stage: suites.DENSE.get(stage, {}) | given.get(stage, {}) for stage in {**suites.DENSE, **given}}
 
 
 def _fits(value: Any, before: Any) -> bool:
-    """Whether a value has the kind of the one that it replaces: numbers, lists of them, or numbers by method."""
+    """Whether a value has the kind of the one that it replaces: true or false, numbers, lists of them, or by method."""
+    if isinstance(before, bool):
+        return isinstance(value, bool)
     if isinstance(before, Mapping):
         return isinstance(value, dict) and all(key in before and _fits(v, 0.0) for key, v in value.items())
     if isinstance(before, tuple):
         return isinstance(value, list) and all(_fits(v, 0.0) for v in value)
     whole = isinstance(value, int) and not isinstance(value, bool)
     return whole or (isinstance(value, float) and not isinstance(before, int))
+
+
+SHARES = ("discount", "expectile", "ema_rate", "target_rate", "hindsight")  # between 0 and 1
+POSITIVE = ("beta", "learning_rate", "reward_scale", "temperature", "goal_radius", "weight_cap")
+
+
+def _possible(key: str, value: Any, before: Any) -> bool:
+    """Whether a value that fits can be: finite, counts from 1, shares within [0, 1], nothing below 0."""
+    if isinstance(value, dict | list):
+        return all(_possible(key, v, 0.0) for v in (value.values() if isinstance(value, dict) else value))
+    if value is None or isinstance(value, bool):
+        return True
+    least = 1 if isinstance(before, int) and key != "seed" else 0
+    below = value <= 0 if key in POSITIVE else value < least
+    return math.isfinite(value) and not below and not (key in SHARES and value > 1)

@@ -15,7 +15,7 @@ import torch
 from aepo import cache, reading, runs, settings, stored, tasks
 from aepo.datasets import load, recorded_returns
 from aepo.methods import DATASET
-from aepo.results import read_returns
+from aepo.results import read_results, read_returns
 from aepo.watch import parameters
 
 NOT_HASHED = {"seconds", "device", "settings_hash", "versions", "git_commit"}  # of an evaluation's manifest entry
@@ -199,13 +199,17 @@ def _of_scores(path: Path, frame: pd.DataFrame, manifest: Mapping[str, Any]) -> 
 
 
 def _of_results(folder: Path, frame: pd.DataFrame) -> Iterator[str]:
-    """The run's rows of results.csv against returns.csv."""
+    """The rows of results.csv of the run's methods and variants against returns.csv."""
     profile = folder.parent.name
-    path = (folder.parent if profile == "smoke" else folder.parents[1]) / "results.csv"
+    path = (folder.parent if settings.is_smoke(profile) else folder.parents[1]) / "results.csv"
     if not path.exists():
         return
-    everything = read_returns(path)
-    own = everything[(everything["profile"] == profile) & (everything["task"] == folder.name)]
+    everything = read_results(path)
+    own, key = (
+        everything[(everything["profile"] == profile) & (everything["task"] == folder.name)],
+        ["method", "variant"],
+    )
+    own = own[pd.MultiIndex.from_frame(own[key]).isin(pd.MultiIndex.from_frame(frame[key]))]
     own = own.drop(columns=["profile", "task"]).reset_index(drop=True)
     numbers = frame.select_dtypes("number").columns
     same = own.shape == frame.shape and all(

@@ -1,5 +1,7 @@
 """Variants of a run: what is shared stays shared, what is changed is trained again, and rows say which is which."""
 
+from dataclasses import replace
+
 import pytest
 
 from aepo import ablations, matching, methods, results, runs, settings, stages, study, verify
@@ -99,7 +101,7 @@ def test_the_search_compares_five_values_on_starred_tasks_that_have_them_all():
         for k, beta in enumerate((0.75, 1.5, 3, 6, 12)):
             if (task, beta) != ("local-halfcheetah-mixed", 12):
                 made += [("own", task, "iql", f"iql beta {beta:g}", seed, level + k + seed) for seed in (0, 1)]
-        made += [("factor", task, "aepo", f"{f:g} x", 0, level - f) for f in ablations.FACTORS]
+        made += [("factor", task, "aepo", f"{f:g} x", 0, level - f) for f in ablations.TIMES]
     rows = pd.DataFrame(made, columns=["question", "task", "method", "variant", "seed", "score"])
     found = study.search(rows).set_index("method")
     assert found.loc["iql"].tolist() == ["robots", "beta", 1, 10.5, 11.5, 12.5, 13.5, 14.5]
@@ -123,3 +125,30 @@ def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tin
     assert rows.groupby("seed")["guidance_scale"].first().tolist() == [2 * scale for scale in scales]
     found = list(verify.problems(ablations.folder_of(run, variant).folder))
     assert [problem for problem in found if "returns.csv" not in problem] == []
+
+
+def test_a_variant_of_other_networks_than_the_runs_is_left_out(run, data, tiny, monkeypatch, capsys):
+    monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
+    run = replace(run, methods=("bc",))
+    variant = ablations.Variant("other", "noise", ("bc",), {"evaluation": {"noise_scale": {"bc": 0.5}}})
+    stages.train_behavior(run, data), stages.train_critic(run, data)
+    ablations.evaluate(run, variant)
+    assert "other" in set(results.write_returns(run, data)["variant"])
+    wider = replace(tiny, behavior=replace(tiny.behavior, width=24))
+    monkeypatch.setitem(settings.PROFILES, "smoke", wider)
+    stages.train_behavior(run, data)
+    assert "other" not in set(results.write_returns(run, data)["variant"])
+    assert "ablation-other.csv is of other seeds or networks" in capsys.readouterr().out
+
+
+def test_variants_of_a_train_only_task_are_refused(run):
+    only = replace(run, task=replace(run.task, env_id=None))
+    with pytest.raises(runs.StudyError, match="is train-only"):
+        ablations.evaluate(only, ablations.VARIANTS[0])
+
+
+def test_variants_of_qipo_share_its_rounds(run):
+    names = ablations._used(replace(run, methods=("qipo",)))
+    assert names == [
+        "behavior", "critic", "policy-qipo-b12", "policy-qipo-b12-round1", "support", "support-policy-qipo-b12-round2"
+    ]  # fmt: skip

@@ -117,10 +117,13 @@ REPRODUCE = f"reproduce --profile smoke --methods {','.join(METHODS)} --device c
 PARAMETERS = {
     "task": (REPRODUCE + "maze2d-moon", "unknown task 'maze2d-moon': choose one of maze2d-"),
     "method": (REPRODUCE + f"{TASK} --methods aepo,sac", "unknown method 'sac': choose from bc, best-of-n, best"),
+    "method twice": (REPRODUCE + f"{TASK} --methods bc,bc", "methods must be distinct, at least one"),
+    "no task": (REPRODUCE + ",", "no task is named in ','"),
     "profile": (REPRODUCE + f"{TASK} --profile huge", "unknown profile 'huge': choose one of smoke, quick, full"),
     "negative seeds": (REPRODUCE + f"{TASK} --seeds=-1", "seeds must be a number of seeds >= 1, got '-1'"),
     "no seeds": (REPRODUCE + f"{TASK} --seeds 0", "seeds must be a number of seeds >= 1, got '0'"),
     "words": (REPRODUCE + f"{TASK} --seeds many", "seeds must be a number of seeds >= 1, got 'many'"),
+    "odd seeds": (REPRODUCE + f"{TASK} --seeds=--5", "seeds must be a number of seeds >= 1, got '--5'"),
     "device": (REPRODUCE + f"{TASK} --device tpu", "unknown device 'tpu': choose auto, cpu or cuda"),
     "folder": (REPRODUCE + f"{TASK} --runs-dir /proc/no", f"cannot write to the run folder /proc/no/smoke/{TASK}"),
     "file": (REPRODUCE + f"{TASK} --runs-dir /dev/null/a", f"cannot write to the run folder /dev/null/a/smoke/{TASK}"),

@@ -63,7 +63,7 @@ def test_jobs_of_a_killed_call_are_cancelled_and_no_others(tmp_path, monkeypatch
     assert prefix != place.slurm_prefix(tmp_path, ["a"])
     assert cluster.Place(2, 8000, "auto").slurm_prefix(tmp_path, ["a"]) == ""
     for name, body in {
-        "squeue": f"echo 7 {prefix}_x; echo 8 aepo-other; echo 9 {prefix}_y",
+        "squeue": f"echo 7 {prefix}_x; echo 8 a name of four words; echo; echo 9 {prefix}_y",
         "scancel": "echo $* >called",
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")

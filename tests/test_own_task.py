@@ -61,6 +61,12 @@ def test_an_hdf5_file_is_found_beside_the_task(tmp_path):
     assert tasks.get(path).dataset_ids != first.dataset_ids
 
 
+def test_settings_may_be_true_or_false_and_nothing(tmp_path):
+    task = tasks.get(write(tmp_path, GOOD + "settings: {critic: {return_floor: false, reward_scale: null}}\n"))
+    assert task.settings["critic"]["return_floor"] is False
+    assert task.settings["critic"]["reward_scale"] is None
+
+
 BAD = [
     ("nonsense: [", "is not YAML"),
     ("- 1\n- 2\n", "must hold keys and values: name, dataset"),
@@ -85,6 +91,11 @@ BAD = [
         GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n",
         "setting evaluation: beta must be like {'best-of-n-softmax': 3.0",
     ),
+    (GOOD + "settings: {critic: {return_floor: 0}}\n", "setting critic: return_floor must be like True, got 0"),
+    (GOOD + "settings: {critic: {discount: 2}}\n", "setting critic: discount cannot be 2"),
+    (GOOD + "settings: {behavior: {ema_rate: .nan}}\n", "setting behavior: ema_rate cannot be nan"),
+    (GOOD + "settings: {policy: {rounds: 0}}\n", "setting policy: rounds cannot be 0"),
+    (GOOD + "settings: {evaluation: {beta: {iql: 0}}}\n", "setting evaluation: beta cannot be {'iql': 0}"),
     (GOOD.replace("mine/pendulum-v0", "not there"), "dataset must be a Minari id"),
     (GOOD.replace("mine/pendulum-v0", "no.hdf5"), "there is no dataset file"),
 ]

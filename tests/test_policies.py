@@ -7,7 +7,7 @@ import pytest
 import torch
 from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
-from aepo import critics, energies, losses, policies, settings, training
+from aepo import critics, energies, losses, policies, settings, stages, training
 from aepo.methods import METHODS
 from aepo.models import CLOSED_FORMS, ClosedForm
 from aepo.policy import Actor, make_actor
@@ -57,6 +57,26 @@ def test_energy_weighted_training_tilts_the_behavior(problem, kind):
     for row in sampled(module.average):
         assert torch.allclose(row.mean(0), TILTED, atol=0.025), row.mean(0)
         assert torch.allclose(row.var(0), torch.full((2,), VARIANCE), atol=0.015), row.var(0)
+
+
+def test_a_later_round_goes_on_from_the_one_before(run, data, tiny, monkeypatch):
+    monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
+    started = {}
+
+    def learner(kind, *arguments):
+        start, name = arguments[-2:]
+        made = policies.policy_learner(kind, *arguments)
+        begun = [p.clone() for p in getattr(made[1].policy, "velocity" if kind == "flow" else "noise_net").parameters()]
+        started[name] = (start, begun)
+        return made
+
+    monkeypatch.setattr(stages, "policy_learner", learner)
+    behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
+    for method, net in (("qipo", "noise_net"), ("qipo-flow", "velocity")):
+        stages.train_policy(run, data, behavior, critic, method)
+        (first, _), (second, begun) = (started[name] for name in started if name.startswith(f"policy-{method}-b"))
+        assert (first is None) == (method == "qipo-flow")
+        assert all(map(torch.equal, getattr(second, net).parameters(), begun))
 
 
 def test_iql_extracts_the_mean_and_spread_of_the_tilted_gaussian(problem):

@@ -216,6 +216,26 @@ def test_results_replace_their_own_rows_and_leave_others(run):
     assert merged[["profile", "task"]].value_counts().to_dict() == {("quick", "other"): 1, ("smoke", "maze2d-umaze"): 2}
 
 
+def test_results_keep_what_other_runs_of_the_task_made(run):
+    """A run of fewer methods, as the README's first command is beside the tracked table, takes nothing away."""
+    path, row = results.results_path(run), dict.fromkeys(results.COLUMNS, 0)
+    of = {"profile": "smoke", "task": "maze2d-umaze"}
+    rows = [of | row | {"method": m, "variant": v} for m, v in (("qgpo", ""), ("bc", ""), ("bc", "noise 0"))]
+    path.write_text(pd.DataFrame(rows).to_csv(index=False))
+    new = pd.DataFrame([row | {"method": "bc", "variant": "", "return": 5}])
+    run.folder.joinpath("returns.csv").write_text(new.to_csv(index=False))
+    merged = results.merge_results(run)
+    assert merged[["method", "variant", "return"]].values.tolist() == [
+        ["qgpo", "", 0], ["bc", "noise 0", 0], ["bc", "", 5]
+    ]  # fmt: skip
+
+
+def test_a_table_that_is_none_of_the_study_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "results.csv").write_text("return,success,score,method\n1,1,1,bc\n")
+    with pytest.raises(runs.StudyError, match="has no column 'profile'"):
+        results.read_results(tmp_path / "results.csv")
+
+
 def test_the_readme_example_runs(tmp_path):
     readme = (EXAMPLE.parents[2] / "README.md").read_text()
     block = next(b.split("```")[0] for b in readme.split("```python\n")[1:] if "Policy.load" in b)

@@ -6,25 +6,24 @@ from pathlib import Path
 import pytest
 
 from aepo import results, study
-from aepo.methods import LABELS
+from aepo.methods import NAMES
 
 ROOT = Path(__file__).parents[1]
 
 
 def cells():
-    """README's table of scores by task: (method, task, number)."""
+    """README's tables of scores by task: (method, task, number)."""
     text = (ROOT / "README.md").read_text()
-    lines = text[text.index("<!-- scores -->") :].splitlines()[1:]
-    head = [cell.strip() for cell in next(line for line in lines if line.startswith("|")).strip("|").split("|")]
-    found = []
-    for line in lines[lines.index(next(line for line in lines if line.startswith("| ---"))) + 1 :]:
-        if not line.startswith("|"):
-            break
-        task, *values = [cell.strip() for cell in line.strip("|").split("|")]
-        found += [
-            (method.strip("`"), task.strip("` *"), value.strip("*"))
-            for method, value in zip(head[1:], values, strict=True)
-        ]
+    found, head = [], []
+    for line in text[text.index("<!-- scores -->") : text.index("<!-- end of scores -->")].splitlines():
+        name, *values = [cell.strip() for cell in line.strip("|").split("|")]
+        if name == "task":
+            head = values
+        elif line.startswith("| `"):
+            found += [
+                (method.strip("`"), name.strip("` *"), value.strip("*"))
+                for method, value in zip(head, values, strict=True)
+            ]
     return found
 
 
@@ -49,13 +48,13 @@ def test_the_interquartile_means_are_those_of_the_study():
     found = re.findall(r"^\| `([\w-]+)` \| (-?\d+\.\d) \[", text, re.MULTILINE)
     shown = dict(reversed(found))  # the first table, of the methods that every task has
     assert {m: float(shown[m]) for m in chosen} == pytest.approx(summary["iqm"].round(1).to_dict())
-    assert set(shown) <= set(LABELS)
+    assert set(shown) <= set(NAMES)
 
 
 def test_every_table_is_what_aepo_results_prints():
     text, path = (ROOT / "README.md").read_text(), ROOT / "runs" / "results.csv"
     tables = [part for part in study.report(study.read(path, "quick")).split("\n\n") if part.startswith("|")]
     tables.append(study.format_search(study.search(study.ablation_rows(results.read_returns(path), "quick"))))
-    assert len(tables) == 4
+    assert len(tables) >= 3
     for table in tables:
         assert table in text

@@ -57,7 +57,7 @@ def test_the_best_of_each_seed_stands_beside_the_last(run, data, tiny):
     for i in range(len(run.seeds)):
         assert best["return"].iloc[i] == max(*(r[i, 0] for r in every), last["return"].iloc[i])
     table = results.score_table(frame)
-    assert list(results.format_table(table)["method"]) == ["recorded behavior", "AEPO", "AEPO, best of 3 snapshots"]
+    assert list(results.format_table(table)["method"]) == ["dataset", "aepo", "aepo, best of 3 snapshots"]
     assert "aepo" in runs.read_manifest(run.folder)["evaluation"]
     actor = policy.load_actor(run.folder, "aepo", run.seeds, 3.0, 1.0, 2, 1, "cpu", snapshot=0)
     assert same(own(actor.energy), own(energy_of(run, data, tiny, 3).snapshots[0]))

@@ -66,8 +66,35 @@ def test_means_compare_methods_on_the_tasks_that_they_share(rows):
     assert "qgpo: not run on b" in study.missing(scores)
 
 
+def test_tasks_without_scores_and_methods_without_common_tasks_are_said(rows, tmp_path):
+    unscored = rows.assign(score=np.nan)
+    assert study.report(unscored) == "no scores: a, b without reference returns"
+    assert study.draw(unscored, tmp_path) == []
+    apart = rows[(rows["task"] == "a") == (rows["method"] == "qgpo")].query("method != 'bc'")
+    assert set(zip(apart["task"], apart["method"], strict=True)) == {("a", "qgpo"), ("b", "aepo")}
+    assert study.groups(study.seed_scores(apart)) == []
+    assert "aepo: not run on a" in study.report(apart)
+    assert study.draw(apart, tmp_path)
+
+
+def test_a_task_of_one_seed_has_an_interval_beside_one_of_several():
+    value, low, high = statistics.aggregate([np.array([5.0]), np.array([1.0, 2.0, 9.0])])
+    assert low <= value <= high
+    assert low < high
+    better, low, high = statistics.improvement([np.array([5.0])] * 2, [np.array([4.0]), np.array([4.0, 6.0])])
+    assert (better, low, high) == (0.75, 0.5, 1.0)
+
+
 def test_the_studys_figures_are_drawn_from_its_rows_alone(rows, tmp_path):
     drawn = study.draw(rows, tmp_path)
     assert {path.name for path in drawn} >= {"08_study_scores.png", "08_study_iqm.png", "08_study_profiles.png"}
     assert all(path.stat().st_size > 5_000 for path in drawn)
     assert "3 methods on 1 tasks: a" in study.report(rows)
+
+
+def test_methods_that_only_some_tasks_have_get_a_table_of_their_own(rows):
+    everywhere, others = study.report(rows).split("\n\n")[:2]
+    assert everywhere.splitlines() == [
+        "| task | `bc` | `aepo` |", "| --- | --- | --- |", "| `a` | 2 | **22** |", "| `b` | 2 | **12** |"
+    ]  # fmt: skip
+    assert others.splitlines() == ["| task | `qgpo` |", "| --- | --- |", "| `a` | 12 |"]
