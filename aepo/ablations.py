@@ -114,6 +114,11 @@ def chosen(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Vari
     return list({variant.question: variant for variant in reversed(some)}.values())[::-1]
 
 
+def slug(variant: str) -> str:
+    """A variant's name as that of its folder."""
+    return variant.replace(" ", "-").replace(",", "")
+
+
 def folder_of(run: Run, variant: Variant) -> Run:
     """The run of a variant: a folder of its own below the run's, its settings changed."""
     changed = {stage: dict(values) for stage, values in run.task.settings.items()}
@@ -121,7 +126,7 @@ def folder_of(run: Run, variant: Variant) -> Run:
         own = changed.setdefault(stage, {})
         for key, value in values.items():
             own[key] = {**own.get(key, {}), **value} if isinstance(value, Mapping) else value
-    folder = run.folder / "ablations" / variant.name.replace(" ", "-").replace(",", "")
+    folder = run.folder / "ablations" / slug(variant.name)
     methods = tuple(m for m in variant.methods if m in run.methods or not variant.present)
     return replace(run, folder=folder, task=replace(run.task, settings=changed), methods=methods)
 

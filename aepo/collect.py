@@ -13,12 +13,13 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from aepo import actors
 from aepo.actors import Actor
 from aepo.progress import Progress
+from aepo.suites import D4RL_LOCOMOTION, LOCOMOTION
 from aepo.tasks import Task
 from aepo.waypoint import ACTION_NOISE, POINTMAZE_WALK, collect_maze2d, collect_pointmaze, maze_references
 
 ENVIRONMENTS = 16
 EPISODES_EACH = 10
-D4RL_EXPERT = {"Hopper": 3234.3, "HalfCheetah": 12135.0, "Walker2d": 4592.3}
+D4RL_EXPERT = {LOCOMOTION[robot][0]: expert for robot, (_, expert) in D4RL_LOCOMOTION.items()}
 
 
 def _split(total: int, parts: int) -> list[int]:

@@ -177,7 +177,7 @@ def energy_learner(
     kind, size = method.energy, len(data) if support is None else support.index.shape[1]
     shared = (behavior, critic, beta, net)
     if kind == "contrastive":
-        pairs, loss = _contrastive(state, support, *shared)
+        pairs, loss = _contrastive(state, support, critic, beta, net)
         draw = _contrastive_draws(size, settings, data, state)
     else:
         pairs = make_pairs(kind, data, state, behavior, critic, support)
@@ -244,7 +244,7 @@ def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta:
     return loss
 
 
-def _contrastive(state: Tensor, support: Support, behavior: Behavior, critic: Critic, beta: float, net: EnergyNet):
+def _contrastive(state: Tensor, support: Support, critic: Critic, beta: float, net: EnergyNet):
     quality = advantages(critic, state, support.index, support.action)
     rows = torch.arange(len(quality), device=quality.device).unsqueeze(1)
 

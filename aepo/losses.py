@@ -101,8 +101,8 @@ def cubature_target(
     variance: Tensor,
     beta: float,
     bounds: tuple[Tensor, Tensor],
-    low: float = -1.0,
-    high: float = 1.0,
+    low: float | None = -1.0,
+    high: float | None = 1.0,
 ) -> Tensor:
     """Cubature target around the posterior mean, clamped to beta * bounds. mean `(S, B, d)`, variance `(S, B)`."""
 

@@ -339,7 +339,7 @@ THEORY_FIGURES = {
     ),
     "02_exact_toys": ("densities", "samples", "known", "guidance_error", "solver"),
 }
-ABLATION_FIGURES = {"11_ablations": ("grid", "floor", "solver", "support", "noise")}
+ABLATION_FIGURES = {"11_ablations": ("factor", "own", "grid", "expectile", "floor", "solver", "support", "noise")}
 PERFORMANCE_FIGURES = {"10_performance": ("seeds", "batches", "sampling")}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from aepo import exact, sampler
 from aepo.models import VP
 from aepo.networks import generator
-from aepo.toys import Rows, ToyBehavior, draw_density, exact_energy, gather, raw_q
+from aepo.toys import Rows, draw_density, exact_energy, gather, raw_q
 
 
 def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> tuple[Tensor, float]:
@@ -36,7 +36,6 @@ def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> 
 
 def guidance_error(
     rows: Rows,
-    behavior: ToyBehavior,
     gradients: dict[str, Callable[[Tensor, Tensor], Tensor]],
     times: Sequence[float],
     count: int,

@@ -183,24 +183,6 @@ def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     return behavior
 
 
-def _second_order(rows: Rows, mean: Tensor, variance: Tensor) -> Tensor:
-    """Second-order Taylor target with positive curvature dropped."""
-    with torch.enable_grad():
-        reference = mean.detach().requires_grad_(True)
-        q = rows.scaled_q(reference)
-        gradient = torch.autograd.grad(q.sum(), reference, create_graph=True)[0]
-        columns = [torch.autograd.grad(gradient[..., i].sum(), reference, retain_graph=True)[0] for i in range(2)]
-    return guidance.taylor_energy(
-        q.detach(),
-        gradient.detach(),
-        variance,
-        1.0,
-        hessian=torch.stack(columns, -1),
-        curvature="negative",
-        check=False,
-    )
-
-
 def target(
     method: str,
     rows: Rows,
@@ -220,13 +202,10 @@ def target(
     variance = posterior.isotropic_variance(behavior.variance, t)
     if method == "point":
         return rows.scaled_q(mean)
-    if method == "aepo-2":
-        energy = _second_order(rows, mean, variance)
-    elif method == "aepo-cubature":
-        energy = guidance.cubature_energy(rows.scaled_q, mean, variance, 1.0, check=False)
-    else:
-        energy = losses.taylor_target(rows.scaled_q, mean, variance, 1.0, (rows.lowest, rows.highest))
-    return energy.clamp(rows.lowest, rows.highest)
+    bounds = (rows.lowest, rows.highest)
+    if method == "aepo-cubature":
+        return losses.cubature_target(rows.scaled_q, mean, variance, 1.0, bounds, None, None)
+    return losses.taylor_target(rows.scaled_q, mean, variance, 1.0, bounds, second_order=method == "aepo-2")
 
 
 @torch.no_grad()

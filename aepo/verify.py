@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from aepo import cache, reading, runs, settings, stored, tasks
+from aepo.ablations import slug
 from aepo.datasets import load, recorded_returns
 from aepo.methods import DATASET
 from aepo.results import read_results, read_returns
@@ -152,6 +153,12 @@ def _of_returns(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) -
             yield from _of_rollouts(path, f"evaluation/{method}", rows, artifacts)
         for method, rows in frame[frame["variant"] == "curve"].groupby("method"):
             yield from _of_rollouts(path, f"evaluation/curve-{method}", rows, artifacts)
+        variants = frame[~frame["variant"].isin(["", "curve"])]
+        for (variant, method), rows in variants.groupby(["variant", "method"]):
+            name = f"ablations/{slug(variant)}/evaluation/{method}"
+            with contextlib.suppress(runs.StudyError):  # a damaged one is told with the variant's folder
+                artifacts = artifacts | {name: runs.load_tensors(folder / f"{name}.safetensors")}
+            yield from _of_rollouts(path, name, rows, artifacts)
         yield from _of_recorded(folder, main[main["method"] == DATASET], manifest)
         yield from _of_scores(path, frame, manifest)
         yield from _of_results(folder, frame)

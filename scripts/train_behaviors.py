@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from aepo import runs
 from aepo.actors import Actor, episode_returns, save_actor
+from aepo.suites import D4RL_LOCOMOTION
 
 CURVE_EPISODES, KEPT_EPISODES = 10, 20
 SAVE_SECONDS = 600
@@ -38,7 +39,7 @@ EARLY, FINER = 0.1, 5  # checkpoints are that much denser in the first tenth of 
 CANDIDATES = 4
 MIXED = (0.05, 0.25, 0.5, 0.75, 1.0)
 FRACTIONS = {"medium": 0.45, "simple": 0.2}
-D4RL_EXPERT = {"hopper": 3234.3, "halfcheetah": 12135.0, "walker2d": 4592.3}
+D4RL_EXPERT = {robot: expert for robot, (_, expert) in D4RL_LOCOMOTION.items()}
 DEFAULTS = {  # of Stable-Baselines3, but for the fused Adam
     "layers": 2,
     "optimizer": "fused Adam",

@@ -134,6 +134,17 @@ def test_a_variant_of_other_networks_than_the_runs_is_left_out(run, data, tiny, 
     stages.train_behavior(run, data), stages.train_critic(run, data)
     ablations.evaluate(run, variant)
     assert "other" in set(results.write_returns(run, data)["variant"])
+    table = run.folder / "returns.csv"
+    text = table.read_text()
+    told = lambda: [problem for problem in verify.problems(run.folder) if "ablations/" in problem]  # noqa: E731
+    assert told() == []
+    line = next(line for line in text.splitlines() if ",other," in line)
+    cells = line.split(",")
+    cells[results.COLUMNS.index("return")] = "299.5"
+    table.write_text(text.replace(line, ",".join(cells)))
+    assert any(
+        "column return of bc is not what ablations/other/evaluation/bc" in p for p in verify.problems(run.folder)
+    )
     wider = replace(tiny, behavior=replace(tiny.behavior, width=24))
     monkeypatch.setitem(settings.PROFILES, "smoke", wider)
     stages.train_behavior(run, data)

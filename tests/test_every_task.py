@@ -100,10 +100,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+SMALL = {"width": 8, "steps": 2, "batch": 8}
 TINY = {
-    "behavior": replace(settings.SMOKE.behavior, width=8, steps=2, batch=8, variance_times=3, variance_samples=8),
-    "critic": replace(settings.SMOKE.critic, width=8, steps=2, batch=8),
-    "energy": replace(settings.SMOKE.energy, width=8, depth=2, steps=2, batch=8, target_batches=1),
+    "behavior": replace(settings.SMOKE.behavior, **SMALL, variance_times=3, variance_samples=8),
+    "energy": replace(settings.SMOKE.energy, **SMALL, depth=2, target_batches=1),
 }
 
 
@@ -124,8 +124,7 @@ def test_a_task_runs(name, folder):
     assert data.action.abs().max() <= 1
 
     run = replace(runs.open_run(name, [0], ["aepo"], "smoke", "cpu", folder / "runs"), task=task)
-    own = settings.for_task("smoke", task.settings).critic
-    critic_settings = replace(TINY["critic"], discount=own.discount, reward_scale=own.reward_scale)
+    critic_settings = replace(settings.for_task("smoke", task.settings).critic, **SMALL)
     behavior = stages.train_behavior(run, data, TINY["behavior"])
     critic = stages.train_critic(run, data, critic_settings)
     stages.train_energy(run, data, behavior, critic, "aepo", settings=TINY["energy"])

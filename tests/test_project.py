@@ -267,3 +267,18 @@ def test_make_lab_serves_the_notebooks_with_a_token():
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=20)
+
+
+def test_the_map_of_the_package_lists_every_module_and_the_first_seven_stand_alone():
+    text = (ROOT / "README.md").read_text().split("## Map of the package")[1]
+    listed = re.findall(r"(\w+)\.py\b", text[: text.index("Snakefile  ")])
+    modules = {path.stem for path in (ROOT / "aepo").glob("*.py")} - {"__init__"}
+    assert modules <= set(listed)
+    first = listed[:7]
+    for name in first:
+        imported = re.findall(
+            r"^from aepo(?:\.(\w+))? import ([\w, ]+)", (ROOT / "aepo" / f"{name}.py").read_text(), re.M
+        )
+        assert {part for module, names in imported for part in ([module] if module else names.split(", "))} <= set(
+            first
+        )
