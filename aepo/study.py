@@ -14,17 +14,13 @@ from aepo.figures import save, use_style
 from aepo.methods import DATASET, NAMES
 from aepo.results import read_results
 from aepo.runs import StudyError
-from aepo.suites import TUNED_ON
+from aepo.searched import FAMILIES, TUNED_ON
 
 AGAINST = ("qgpo", "iql", "best-of-n")
 TARGETS = (
     "direct", "aepo-direct-1", "aepo-direct", "aepo-direct-softmax", "mean-q", "exp-q", "aepo", "aepo-gated",
     "aepo-unclamped", "aepo-2", "aepo-cubature", "aepo-support", "aepo-support-softmax", "qgpo", "qgpo-softmax",
 )  # fmt: skip
-FAMILIES = {
-    "mazes": [task for task in TUNED_ON if "maze" in task],
-    "robots": [task for task in TUNED_ON if "maze" not in task],
-}
 RELATIVE = ("1/4", "1/2", "1", "2", "4")  # ablations.TIMES
 MOST_PROFILES, ALWAYS = 6, ("aepo", "bc")  # lines of the performance profiles: the best, and these
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -75,7 +71,7 @@ def ablation_rows(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
 
 
 def search(rows: pd.DataFrame) -> pd.DataFrame:
-    """What the search of one number a method saw: mean score over a family's starred tasks at each of the five values.
+    """What the search of one number a method saw: mean score over the starred tasks of a family at each of the five values.
 
     rows: those of `ablation_rows`. Columns family, method, number, tasks and RELATIVE, a quarter to four times the default.
     """
@@ -146,7 +142,10 @@ def table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(scores: pd.DataFrame, methods: list[str], chosen: list[str]) -> pd.DataFrame:
-    """One row a method on tasks that all of them have: IQM with interval, mean, mean rank, P(better than) of AGAINST."""
+    """One row a method on tasks that all of them have: IQM with interval, mean, mean rank, P(better than) AGAINST.
+
+    Intervals are columns low and high, p_<other>_low and p_<other>_high.
+    """
     runs = {m: strata(scores, m, chosen) for m in methods}
     ranks = statistics.mean_ranks(np.array([[task.mean() for task in runs[m]] for m in methods]))
     rows = []
@@ -156,7 +155,8 @@ def summary(scores: pd.DataFrame, methods: list[str], chosen: list[str]) -> pd.D
         row |= {"mean": float(np.mean([task.mean() for task in runs[method]])), "rank": float(rank)}
         for other in AGAINST:
             known = other in methods and other != method
-            row[f"p_{other}"] = statistics.improvement(runs[method], runs[other])[0] if known else np.nan
+            chance = statistics.improvement(runs[method], runs[other]) if known else (np.nan,) * 3
+            row |= dict(zip((f"p_{other}", f"p_{other}_low", f"p_{other}_high"), chance, strict=True))
         rows.append(row)
     return pd.DataFrame(rows).sort_values("iqm", ascending=False, ignore_index=True)
 
@@ -167,7 +167,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def format_table(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str:
-    """Tasks by methods: mean score over seeds, the best of a task's methods in bold, a dash where one was not run.
+    """Tasks by methods: mean score over seeds, the best of a task's methods (whole numbers) in bold, a dash where not run.
 
     `methods`: those to show, on the tasks that have any of them. A star marks the tasks on which settings were chosen.
     """
@@ -176,7 +176,9 @@ def format_table(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str:
     wide = wide[wide.index.isin(methods)].dropna(axis="columns", how="all")
 
     def cell(value: float, task: str) -> str:
-        return "-" if np.isnan(value) else f"**{value:.0f}**" if value == best[task] else f"{value:.0f}"
+        if np.isnan(value):
+            return "-"
+        return f"**{round(value)}**" if round(value) == round(best[task]) else f"{round(value)}"
 
     cells = ([cell(wide.loc[method, task], task) for method in wide.index] for task in wide.columns)
     names = (f"`{task}` *" if task in TUNED_ON else f"`{task}`" for task in wide.columns)
@@ -188,9 +190,15 @@ def format_summary(frame: pd.DataFrame) -> str:
     """`summary` for people."""
     rows = []
     for row in frame.to_dict("records"):
-        chances = [row[f"p_{other}"] for other in AGAINST]
+        chances = [[row[f"p_{other}{end}"] for end in ("", "_low", "_high")] for other in AGAINST]
         shown = [f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]", f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
-        rows.append([f"`{row['method']}`", *shown, *("-" if np.isnan(p) else f"{p:.2f}" for p in chances)])
+        rows.append(
+            [
+                f"`{row['method']}`",
+                *shown,
+                *("-" if np.isnan(p) else f"{p:.2f} [{a:.2f}, {b:.2f}]" for p, a, b in chances),
+            ]
+        )
     return markdown(["method", "IQM [95%]", "mean", "mean rank", *(f"P(> `{other}`)" for other in AGAINST)], rows)
 
 

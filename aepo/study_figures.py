@@ -30,6 +30,7 @@ def by_task(table: pd.DataFrame) -> Figure:
         vmin=0,
         vmax=1,
     )
+    ax.grid(visible=False)
     ax.set(xlabel="", ylabel="", title="mean score, last checkpoint; color: share of the best of the column")
     ax.tick_params(axis="x", rotation=35)
     for label in ax.get_xticklabels():

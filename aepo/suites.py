@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from aepo import mazes
+from aepo import mazes, searched
 
 MINARI, D4RL, LOCAL = "minari", "d4rl", "local"
 PROFILES = ("smoke", "quick", "full")
@@ -88,35 +88,11 @@ LOCAL_SMALL = (
     "local-halfcheetah-mixed",
 )
 
-TUNED_ON = (  # where settings were compared by their scores before they were fixed for all
-    "maze2d-umaze",
-    "local-pointmaze-umaze",
-    "local-invertedpendulum-mixed",
-    "local-hopper-mixed",
-    "local-halfcheetah-mixed",
-)
-
 # V the mean of what was recorded: better than 0.8 on maze2d-umaze at quick (`aepo ablations --questions expectile`); under
 # hindsight goals, to which most recorded walks do not lead, it is worse: local-pointmaze-umaze.
 WALKS = {"expectile": 0.5}
 DENSE = {"critic": {"discount": 0.99, "expectile": 0.7, "reward_scale": None}}
-# The best of five values each on maze2d-umaze at quick: `aepo ablations --questions factor,own`, table of `aepo results`.
-MAZE_SEARCHED = {
-    "policy": {"alpha": 5.0},
-    "evaluation": {
-        "scale_factor": {
-            "qgpo": 4.0,
-            "qgpo-softmax": 4.0,
-            "aepo-direct": 4.0,
-            "aepo-direct-softmax": 4.0,
-            "mean-q": 0.5,
-            "aepo": 0.5,
-            "aepo-cubature": 4.0,
-        },
-        "beta": {"qipo": 12.0},
-        "candidates": 64,
-    },
-}
+ROBOTS = DENSE | searched.ROBOTS
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
 
@@ -133,12 +109,12 @@ def _local_ids(stem: str) -> dict[str, str]:
     return {"smoke": f"aepo/{stem}-smoke-v0", "quick": f"aepo/{stem}-v0", "full": f"aepo/{stem}-full-v0"}
 
 
-def _maze_settings(size: str, dense: bool, **critic: Any) -> dict[str, Any]:
-    """Settings of a point mass's maze: in large ones a longer horizon, in all MAZE_SEARCHED; `critic`: more."""
+def _maze_settings(size: str, dense: bool, chosen_by_search: dict[str, Any], **critic: Any) -> dict[str, Any]:
+    """Settings of a point mass's maze: in large ones a longer horizon, and what the search chose; `critic`: more."""
     chosen = SPARSE_LONG["critic"] if size not in ("open", "umaze") else {}
     if dense:
         chosen = {"discount": 0.98 if size in ("open", "umaze") else 0.99, "reward_scale": None}
-    return {"critic": chosen | critic} | MAZE_SEARCHED
+    return {"critic": chosen | critic} | chosen_by_search
 
 
 def _point_environment(name: str) -> dict[str, Any]:
@@ -152,7 +128,7 @@ def _point_environment(name: str) -> dict[str, Any]:
         "observation_keys": GOAL_KEYS,
         "dimensions": (6, 2),
         "continuing": True,
-        "settings": _maze_settings(size, bool(dense), hindsight=0.5),
+        "settings": _maze_settings(size, bool(dense), searched.POINTMAZE, hindsight=0.5),
         "note": "data: a new goal at each success; evaluation: one goal, reward in each step at it",
     }
 
@@ -246,7 +222,7 @@ def mujoco() -> Iterator[dict[str, Any]]:
                 "scores": "D4RL's constants; data and environment versions differ from D4RL's"
                 if robot in D4RL_LOCOMOTION
                 else "no reference scores: returns only",
-                "settings": DENSE,
+                "settings": ROBOTS,
             }
 
 
@@ -274,7 +250,7 @@ def d4rl() -> Iterator[dict[str, Any]]:
                 D4RL_LOCOMOTION[robot],
                 horizon,
                 env_id=f"{title}-v4",
-                settings=DENSE,
+                settings=ROBOTS,
                 zeros=zeros,
                 note="its contact forces are 0 in the data (D4RL issue 143) and in evaluation"
                 if robot == "ant"
@@ -289,7 +265,7 @@ def d4rl() -> Iterator[dict[str, Any]]:
             (low, high),
             horizon,
             continuing=True,
-            settings=_maze_settings(size, dense, **WALKS),
+            settings=_maze_settings(size, dense, searched.MAZE2D, **WALKS),
             note=train_only + "D4RL's maze has other coordinates than PointMaze's; maze2d-* are its tasks made anew",
         )
     for kind in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
@@ -336,7 +312,7 @@ def maze2d() -> Iterator[dict[str, Any]]:
                 "continuing": True,
                 "recipe": "waypoint",
                 "scores": "0: random policy, 100: noiseless way-point controller, both measured when the data are made",
-                "settings": _maze_settings(size, dense, **WALKS),
+                "settings": _maze_settings(size, dense, searched.MAZE2D, **WALKS),
             }
 
 
@@ -368,7 +344,7 @@ def local() -> Iterator[dict[str, Any]]:
                 "scores": f"D4RL's constants; {VERSIONS_DIFFER}"
                 if robot in D4RL_LOCOMOTION
                 else "0: random policy, 100: our expert actor, both measured after its training",
-                "settings": DENSE,
+                "settings": ROBOTS,
                 "note": f"the actor behind its expert share reaches {SHORT_OF_EXPERT[robot]}% of D4RL's expert reference"
                 if robot in SHORT_OF_EXPERT and "expert" in tier
                 else "",
