@@ -41,5 +41,26 @@ MAZE2D = _settings(
     qipo=12.0,
     alpha=5.0,
 )
-POINTMAZE = MAZE2D
-ROBOTS = _settings({})
+POINTMAZE = _settings(
+    {
+        "qgpo": 2.0,
+        "qgpo-softmax": 2.0,
+        "aepo-direct": 2.0,
+        "aepo-direct-softmax": 0.5,
+        "mean-q": 2.0,
+        "aepo": 2.0,
+        "aepo-cubature": 4.0,
+        "aepo-support": 4.0,
+    },
+    qipo=12.0,
+)
+ROBOTS = _settings(
+    {
+        "qgpo-softmax": 2.0,
+        "aepo-direct-softmax": 2.0,
+        "mean-q": 0.5,
+        "aepo-support-softmax": 2.0,
+    },
+    iql=1.5,
+    qipo=6.0,
+)
