@@ -146,9 +146,9 @@ def _used(run: Run) -> list[str]:
     return sorted(used)
 
 
-def _share(run: Run, own: Run, *names: str) -> None:
-    """Copy a run's files to a variant's folder that lacks the last of them; one that does not fit is made anew there."""
-    if (run.folder / names[-1]).exists() and not (own.folder / names[-1]).exists():
+def _share(run: Run, own: Run, *names: str, anew: bool = False) -> None:
+    """Copy a run's files to a variant's folder that lacks the last of them, or `anew`; what does not fit is made there."""
+    if (run.folder / names[-1]).exists() and (anew or not (own.folder / names[-1]).exists()):
         for source in (run.folder / name for name in names if (run.folder / name).exists()):
             with runs.atomic_path(own.folder / source.relative_to(run.folder)) as temporary:
                 shutil.copyfile(source, temporary)
@@ -164,7 +164,8 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     again = tuple(name for stage in variant.changes for name in TOUCHES[stage])
     shared = [stage for stage in _used(own) if not stage.startswith(again)]
     for stage in shared:  # support has no log; the artefact comes last: where it is, the others are
-        _share(run, own, f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors")
+        now, kept = (runs.read_json(each.folder / f"{stage}.json").get("settings_hash") for each in (run, own))
+        _share(run, own, f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors", anew=now != kept)
     for method in own.methods:
         _share(run, own, f"evaluation/scale-{method}-b{own.profile.evaluation.beta.get(method, 0):g}.json")
         _share(run, own, f"evaluation/{method}.safetensors")

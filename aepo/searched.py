@@ -53,6 +53,7 @@ POINTMAZE = _settings(
         "aepo-support": 4.0,
     },
     qipo=12.0,
+    alpha=10.0,
 )
 ROBOTS = _settings(
     {

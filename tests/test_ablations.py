@@ -149,6 +149,10 @@ def test_a_variant_of_other_networks_than_the_runs_is_left_out(run, data, tiny, 
     monkeypatch.setitem(settings.PROFILES, "smoke", wider)
     stages.train_behavior(run, data)
     assert "other" not in set(results.write_returns(run, data)["variant"])
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
+        ablations.evaluate(run, variant)  # takes the run's new networks
+    assert "other" in set(results.write_returns(run, data)["variant"])
     assert "ablation-other.csv is of other seeds or networks" in capsys.readouterr().out
 
 
