@@ -60,6 +60,7 @@ ROBOTS = _settings(
         "qgpo-softmax": 2.0,
         "aepo-direct-softmax": 2.0,
         "mean-q": 0.5,
+        "aepo": 2.0,
         "aepo-support-softmax": 2.0,
     },
     iql=1.5,
