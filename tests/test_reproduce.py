@@ -65,7 +65,7 @@ def test_a_killed_study_is_finished_by_the_next_call(tmp_path):
 
     finished = reproduce(broken)
     assert finished.returncode == 0, finished.stderr
-    assert "AEPO" in finished.stdout
+    assert " aepo " in finished.stdout
 
     again = reproduce(broken)
     assert again.returncode == 0
