@@ -67,9 +67,11 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _panels(count: int, width: float, height: float, **shared: bool) -> tuple[Figure, list[plt.Axes]]:
-    """A figure of `count` panels of that size in inches, in rows of PANELS."""
-    columns = min(count, PANELS)
+def panels(
+    count: int, width: float, height: float, most: int = PANELS, **shared: bool
+) -> tuple[Figure, list[plt.Axes]]:
+    """A figure of `count` panels of that size in inches, in rows of at most `most`."""
+    columns = min(count, most)
     rows = -(-count // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **shared)
     for ax in axes.flat[count:]:
@@ -288,7 +290,7 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
 
 def trajectories(states: Mapping[str, np.ndarray], view: View) -> Figure:
     """States `(T, E, n)` of a few episodes of each method in a maze or the plane of two components; a dot: the start."""
-    figure, axes = _panels(len(states), 2.6, 2.6, sharex=True, sharey=True)
+    figure, axes = panels(len(states), 2.6, 2.6, sharex=True, sharey=True)
     for ax, (name, path) in zip(axes, states.items(), strict=True):
         view.draw(ax)
         for episode in range(path.shape[1]):
@@ -319,7 +321,7 @@ def scores(table: pd.DataFrame) -> Figure:
 def guidance_curves(curves: pd.DataFrame) -> Figure:
     """Return over guidance scale, one line a beta, one panel a method; bands are 95% intervals over episodes."""
     methods = [m for m in NAMES if m in set(curves["method"])]
-    figure, axes = _panels(len(methods), 2.9, 2.4, sharey=True)
+    figure, axes = panels(len(methods), 2.9, 2.4, sharey=True)
     several = curves["beta"].nunique() > 1
     for ax, method in zip(axes, methods, strict=True):
         part = curves[curves["method"] == method]

@@ -241,7 +241,7 @@ def draw(main: pd.DataFrame, folder: Path) -> list[Path]:
 
 def ablation_figure(rows: pd.DataFrame, question: str) -> Figure:
     """The figure of a question of `ablation_rows`: lines over the searched number, or a point a variant."""
-    part = rows[rows["question"] == question]
+    part = rows[rows["question"] == question].sort_values("method", kind="stable")
     times = part["variant"].map({v.name: v.times for v in ablations.VARIANTS}).astype(float)
     if times.notna().any():
         return study_figures.searched(part.assign(times=times)[times.notna()])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from aepo import statistics
 from aepo.ablations import TIMES
-from aepo.figures import COLORS
+from aepo.figures import COLORS, panels
 
 
 def by_task(table: pd.DataFrame) -> Figure:
@@ -97,15 +97,15 @@ def searched(rows: pd.DataFrame) -> Figure:
     Columns task, method, seed, score and times: the number as a multiple of its default.
     """
     names = list(dict.fromkeys(rows["task"]))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 1.8, 3.2), squeeze=False)
-    for ax, task in zip(axes[0], names, strict=True):
+    figure, axes = panels(len(names), 3.4 + 1.8 / min(len(names), 3), 3.2, most=3)
+    for ax, task in zip(axes, names, strict=True):
         part = rows[rows["task"] == task]
         sns.lineplot(
             part, x="times", y="score", hue="method", palette=COLORS, marker="o", errorbar=("pi", 100), ax=ax,
-            legend=ax is axes[0][-1], err_kws={"alpha": 0.08},
+            legend=ax is axes[-1], err_kws={"alpha": 0.08},
         )  # fmt: skip
         ax.set(title=task, xlabel="times the default", xscale="log")
         ax.set_xticks(TIMES, [f"{x:g}" for x in TIMES])
         ax.minorticks_off()
-    sns.move_legend(axes[0][-1], "center left", bbox_to_anchor=(1, 0.5), title="")
+    sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title="")
     return figure
