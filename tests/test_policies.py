@@ -7,10 +7,10 @@ import pytest
 import torch
 from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
-from aepo import critics, energies, losses, policies, settings, stages, training
+from aepo import batch, critics, energies, losses, policies, results, runs, settings, stages, training
 from aepo.methods import METHODS
 from aepo.models import CLOSED_FORMS, ClosedForm
-from aepo.policy import Actor, make_actor
+from aepo.policy import Actor, Policy, make_actor
 
 BETA = 1.0
 TILTED = MEAN + BETA * VARIANCE * SLOPE  # of pi* = N(mean + beta S slope, S)
@@ -158,3 +158,23 @@ def test_the_softmax_critic_finds_the_value_of_its_own_backup(problem):
     best = 1.4236 * (VARIANCE * SLOPE.square().sum()) ** 0.5  # mean of the greatest of 8 normals
     value = critic.value(torch.zeros(len(SEEDS), 1, 1)).squeeze()
     assert torch.allclose(value, (best / (1 - chosen.discount)).expand(2), rtol=0.06), (value, best)
+
+
+@pytest.mark.parametrize("method", ["td3bc", "diffusion-ql"])
+def test_an_exported_policy_with_a_critic_of_its_own_acts_as_the_run_does(run, data, tiny, monkeypatch, method):
+    """An export leaves target networks out; a policy that has one must load without."""
+    small = replace(tiny.evaluation, episodes=1, solver_steps=2, candidates=2)
+    monkeypatch.setitem(settings.PROFILES, "smoke", replace(tiny, evaluation=small))
+    run = replace(run, methods=(method,), task=replace(run.task, horizon=3))
+    behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
+    stages.train_policy(run, data, behavior, critic, method)
+    results.evaluate(run, method)
+    target = run.folder.parent / "exported"
+    batch.export(run.folder, target, 1, [method])
+    state, g = data.state[0].numpy(), torch.Generator()
+    own, exported = (
+        Policy.load(folder, method, seed=1).act(state, g.manual_seed(0)) for folder in (run.folder, target)
+    )
+    assert (own == exported).all()
+    with pytest.raises(runs.StudyError, match="is the run itself"):
+        batch.export(run.folder, run.folder, 1, [method])

@@ -249,3 +249,10 @@ def test_reading_and_writing_a_table_moves_no_digit(tmp_path):
     rows.to_csv(tmp_path / "a.csv", index=False)
     results.read_returns(tmp_path / "a.csv").to_csv(tmp_path / "b.csv", index=False)
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_a_smoke_run_with_other_networks_is_no_result_either(run):
+    path = results.results_path(
+        replace(run, profile_name="smoke-qgpo", folder=run.folder.parents[1] / "smoke-qgpo" / "a")
+    )
+    assert path == run.folder.parents[1] / "smoke" / "results.csv"
