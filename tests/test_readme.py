@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from aepo import results, study
+from aepo import results, settings, study, tasks
+from aepo.ablations import TIMES
 from aepo.methods import NAMES
+from aepo.searched import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,3 +60,19 @@ def test_every_table_is_what_aepo_results_prints():
     assert len(tables) >= 3
     for table in tables:
         assert table in text
+
+
+def test_the_settings_of_a_family_are_the_best_of_its_search():
+    rows = study.ablation_rows(results.read_results(ROOT / "runs" / "results.csv"), "quick")
+    found = study.search(rows)
+    assert len(found) == 3 * 13
+    for row in found.to_dict("records"):
+        profile = settings.for_task("quick", tasks.get(FAMILIES[row["family"]][0]).settings)
+        method, evaluation = row["method"], profile.evaluation
+        chosen = {
+            "scale": lambda e=evaluation, m=method: e.scale_factor[m],
+            "beta": lambda e=evaluation, m=method: e.beta[m] / 3,
+            "candidates": lambda e=evaluation: e.candidates / 16,
+            "alpha": lambda p=profile: p.policy.alpha / 2.5,
+        }[row["number"]]()
+        assert chosen == TIMES[max(range(5), key=lambda i: row[study.RELATIVE[i]])], row
