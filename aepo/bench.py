@@ -144,7 +144,8 @@ def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seco
     return [statistics.median(times) for times in taken]
 
 
-def _chunk(learner: Learner, steps: int) -> Draws:
+def draws_of(learner: Learner, steps: int) -> Draws:
+    """The random inputs of `steps` steps of a learner, each seed's from its own generator."""
     device = learner.trained[0].device
     return learner.draw([generator(seed, "bench", device=device) for seed in learner.seeds], steps)
 
@@ -206,7 +207,7 @@ def bench_stage(
     stacked = learner_of(stage, data, range(seeds), profile, batch)
     optimizer = adam(stacked, 1e-3)
     steps = 1 if seeds * batch > 4_096 else 4
-    draws = _chunk(stacked, steps)
+    draws = draws_of(stacked, steps)
     one = {key: value[0] for key, value in draws.items()}
     rates = [1e-3] * steps
     for _ in range(2):
@@ -215,7 +216,7 @@ def bench_stage(
     chunk = steps_of(stacked, optimizer)
     alone = [learner_of(stage, data, [seed], profile, batch) for seed in range(seeds)]
     eager = [EagerSteps(learner, adam(learner, 1e-3)) for learner in alone]
-    own = [_chunk(learner, steps) for learner in alone]
+    own = [draws_of(learner, steps) for learner in alone]
     chunk.run(draws, rates)
 
     def separately() -> None:

@@ -16,6 +16,8 @@ from aepo.schedule import VPSchedule
 
 TIME_FEATURES = 16
 NARROW, LARGE = 16, 1 << 16  # columns of a weight, numbers of an input
+CACHED = 1 << 19  # numbers of a hidden layer that stay in a core's caches
+ALIGNED = 16  # rows that a product takes together: parts of so many give the same bits as the whole
 NORM_EPS = 1e-5
 
 
@@ -95,6 +97,15 @@ class MLP(nn.Module):
         self.norm, self.residual = norm, residual
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(S, B, in)` -> `(S, B, out)`; without a graph on the CPU in parts of B whose hidden layers stay in the caches."""
+        (seeds, width, _), rows = self.out.weight.shape, x.shape[1]
+        parts = math.ceil(seeds * rows * width / CACHED)
+        if parts == 1 or x.device.type != "cpu" or torch.is_grad_enabled():
+            return self._layers(x)
+        ends = [ALIGNED * round(rows * i / parts / ALIGNED) for i in range(1, parts)]
+        return torch.cat([self._layers(part) for part in x.tensor_split(ends, 1)], 1)
+
+    def _layers(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
             h = _affine(x, layer.weight, layer.bias)
             h = F.silu(_normalize(h) if self.norm else h, inplace=not torch.is_grad_enabled())

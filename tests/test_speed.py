@@ -1,6 +1,8 @@
 """What makes the study fast: captured, compared and counted; never a time."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -46,7 +48,7 @@ class NoSynchronisation(TorchDispatchMode):
 def test_no_step_waits_for_the_device(stage, data, tiny_profile):
     learner = bench.learner_of(stage, data, [0, 1], tiny_profile, 8)
     optimizer = training.adam(learner, 1e-3)
-    draws = {key: value[0] for key, value in bench._chunk(learner, 1).items()}
+    draws = {key: value[0] for key, value in bench.draws_of(learner, 1).items()}
     training.step(learner, optimizer, draws)
     with NoSynchronisation():
         learner.loss(draws)[0].sum().backward()
@@ -83,7 +85,7 @@ def test_captured_steps_make_the_steps_of_eager_ones(stage, data, tiny_profile, 
     monkeypatch.setattr(training.CapturedSteps, "_warm_up", lambda self, draws, rates: self.eager.run(draws, rates))
     plain, graph = training.EagerSteps(learners[0], eager), training.CapturedSteps(learners[1], captured)
     for first in (0, 10):
-        draws, rates = bench._chunk(learners[0], 10), [1e-3 / (1 + first + i) for i in range(10)]
+        draws, rates = bench.draws_of(learners[0], 10), [1e-3 / (1 + first + i) for i in range(10)]
         expected, found = plain.run(draws, rates), graph.run(draws, rates)
         assert all(torch.allclose(expected[key], found[key], atol=1e-5) for key in expected)
     assert len({tuple(v.flatten().tolist()) for v in draws["index"]}) == 10
@@ -102,10 +104,10 @@ def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, m
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph", Refused)
     monkeypatch.setattr(training.CapturedSteps, "_warm_up", lambda self, draws, rates: self.eager.run(draws, rates))
-    total = steps.run(bench._chunk(learner, 8), [1e-3] * 8)
+    total = steps.run(bench.draws_of(learner, 8), [1e-3] * 8)
     reference = bench.learner_of("behavior", data, [0], tiny_profile, 8)
     expected = training.EagerSteps(reference, training.adam(reference, 1e-3)).run(
-        bench._chunk(reference, 8), [1e-3] * 8
+        bench.draws_of(reference, 8), [1e-3] * 8
     )
     assert torch.allclose(total["loss"], expected["loss"], rtol=1e-5)
     assert "could not be captured" in capsys.readouterr().out
@@ -116,7 +118,8 @@ def test_a_seed_does_not_depend_on_its_neighbors(stage, data, tiny_profile):
     """Over 100 steps a seed in a stack of three and the same seed alone have the same losses."""
     stacked, alone = (bench.learner_of(stage, data, seeds, tiny_profile, 8) for seeds in ([0, 1, 2], [1]))
     totals = [
-        training.EagerSteps(x, training.adam(x, 1e-3)).run(bench._chunk(x, 100), [1e-3] * 100) for x in (stacked, alone)
+        training.EagerSteps(x, training.adam(x, 1e-3)).run(bench.draws_of(x, 100), [1e-3] * 100)
+        for x in (stacked, alone)
     ]
     for key in totals[1]:
         assert torch.allclose(totals[0][key][1], totals[1][key][0], rtol=1e-4, atol=1e-4), key
@@ -124,7 +127,7 @@ def test_a_seed_does_not_depend_on_its_neighbors(stage, data, tiny_profile):
 
 def test_vmap_makes_the_same_step(data, tiny_profile):
     learners = [bench.learner_of("behavior", data, [seed], tiny_profile, 8) for seed in (0, 1)]
-    draws = [{key: value[0] for key, value in bench._chunk(learner, 1).items()} for learner in learners]
+    draws = [{key: value[0] for key, value in bench.draws_of(learner, 1).items()} for learner in learners]
     vmapped = bench.VmapSteps(learners)
     vmapped.step({key: torch.stack([d[key] for d in draws]) for key in draws[0]})
     for s, learner in enumerate(learners):
@@ -219,6 +222,15 @@ def test_cases_that_take_too_long_are_left_out_with_a_word(monkeypatch, capsys):
     assert capsys.readouterr().out.count("left out") == len(bench.STAGES) + 1
 
 
+def test_the_comparison_with_the_public_code_asks_for_its_folder(tmp_path):
+    script = runs.project_root() / "scripts" / "time_qgpo.py"
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{tmp_path} has no importable diffusion_SDE")
+    assert "Offline_RL_2D" in done.stderr
+    assert not done.stdout
+
+
 def separately(net, x):
     """What a module of stacked networks computes, one network and one affine map at a time."""
     made = []
@@ -251,6 +263,23 @@ def test_every_way_to_multiply_gives_the_same_network(seeds, outputs, kind, monk
     torch.testing.assert_close(*gradients)
     curved = [torch.autograd.grad(g[0].square().sum(), inputs[:2], retain_graph=True) for g in gradients]
     torch.testing.assert_close(*curved)
+
+
+@pytest.mark.parametrize("rows", [20, 100, 257])
+@pytest.mark.parametrize("kind", [{"norm": True}, {"residual": True}])
+def test_without_a_graph_large_batches_go_through_a_network_in_parts(rows, kind, monkeypatch):
+    net = networks.initialize(networks.MLP(2, 5, 3, 64, 3, **kind), range(2), "test")
+    x, parts, layers = torch.randn(2, rows, 5), [], net._layers
+    monkeypatch.setattr(net, "_layers", lambda part: parts.append(part.shape[1]) or layers(part))
+    monkeypatch.setattr(networks, "CACHED", 2 * 64 * 40)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), layers(x))
+    assert sum(parts) == rows
+    assert max(parts) <= 40 + networks.ALIGNED
+    assert all(part % networks.ALIGNED == 0 for part in parts[:-1])
+    parts.clear()
+    net(x)
+    assert parts == [rows]
 
 
 @pytest.mark.parametrize("gate", [True, False])

@@ -1,0 +1,130 @@
+"""Times the public QGPO's own steps beside ours on this machine: python scripts/time_qgpo.py CHECKOUT/Offline_RL_2D
+
+CHECKOUT is a clone of github.com/ChenDRAG/CEP-energy-guided-diffusion; of it `diffusion_SDE` is imported, nothing else.
+Its steps are those of its training loops (train_behavior.py, train_critic.py) on random transitions of Hopper's sizes;
+ours have networks of the same sizes. One CPU thread, process CPU time, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from aepo import bench, settings, stages
+from aepo.networks import EnergyNet
+from aepo.policy import Actor
+from aepo.training import adam, keep_freed_memory, steps_of
+
+ACTIONS, SOLVER_STEPS = 16, 15
+STEPS = {
+    "behavior": ("behavior",),
+    "critic": ("critic",),
+    "energy": ("energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo"),
+}
+
+
+class Public:
+    """The public code's networks and what it calls for one step, on random data."""
+
+    def __init__(self, folder: Path):
+        sys.path.insert(0, str(folder))
+        try:
+            from diffusion_SDE import loss, model, schedule
+        except ImportError as error:
+            sys.exit(
+                f"{folder} has no importable diffusion_SDE ({error}): give the folder Offline_RL_2D of a clone of it"
+            )
+        schedule.marginal_prob_std = partial(schedule.marginal_prob_std, device="cpu")  # its default is a GPU
+        self.loss, self.time = loss.loss_fn, schedule.marginal_prob_std
+        n, d = bench.HOPPER
+        settings_ = SimpleNamespace(device="cpu", alpha=3.0, q_alpha=3.0, method="CEP")
+        self.net = model.ScoreNet(n + d, d, self.time, args=settings_)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4)
+
+    def step(self, stage: str, batch: int) -> Callable[[], object]:
+        """One training step of a stage of STEPS."""
+        n, d = bench.HOPPER
+        data = {"s": torch.randn(batch, n), "s_": torch.randn(batch, n), "a": torch.rand(batch, d) * 2 - 1}
+        data |= {"r": torch.randn(batch, 1), "d": torch.zeros(batch, 1)}
+        data |= {key: torch.rand(batch, ACTIONS, d) * 2 - 1 for key in ("fake_a", "fake_a_")}
+        if stage == "critic":
+            return lambda: self.net.q[0].update_q0(data)
+        if stage == "energy":
+            return lambda: self.net.q[0].update_qt(data)
+
+        def behavior() -> None:
+            self.net.condition = data["s"]
+            loss = self.loss(self.net, data["a"], self.time)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+        return behavior
+
+    def act(self, states: int, scale: float) -> Callable[[], object]:
+        """One call for `states` states."""
+        inputs = torch.randn(states, bench.HOPPER[0]).numpy()
+
+        def call() -> None:
+            self.net.q[0].guidance_scale = scale
+            self.net.select_actions(inputs, SOLVER_STEPS)
+
+        return call
+
+
+def our_step(stage: str, batch: int) -> Callable[[], object]:
+    """One training step of ours, of a stage of bench.STAGES."""
+    profile = settings.with_networks(settings.QUICK, "qgpo")
+    learner = bench.learner_of(stage, bench.synthetic(*bench.HOPPER), [0], profile, batch)
+    chunk = steps_of(learner, adam(learner, 1e-3))
+    draws = bench.draws_of(learner, 1)
+    return lambda: chunk.run(draws, [1e-3])
+
+
+def our_act(states: int, scale: float) -> Callable[[], object]:
+    """One call of ours for `states` states."""
+    profile, (n, d) = settings.with_networks(settings.QUICK, "qgpo"), bench.HOPPER
+    data = bench.synthetic(n, d)
+    behavior, _ = bench.networks_of(data, [0], profile)
+    energy = EnergyNet(1, n, d, profile.energy.width, profile.energy.depth, stages.VP).requires_grad_(False)
+    actor = Actor(behavior, None, energy if scale else None, scale, SOLVER_STEPS, 1)
+    state, noise = data.state[:states].unsqueeze(0), torch.randn(1, states, 1, d)
+    return lambda: actor.act(state, noise)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="Offline_RL_2D of a clone of the public QGPO")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds behind each median")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+    public = Public(arguments.folder)
+
+    def line(name: str, theirs: Callable[[], object], ours: dict[str, Callable[[], object]]) -> None:
+        times = bench.medians([theirs, *ours.values()], "cpu", arguments.rounds, seconds=20)
+        print(f"{name:24} public {times[0]:7.1f} ms")
+        for case, ms in zip(ours, times[1:], strict=True):
+            print(f"    {case:20} ours   {ms:7.1f} ms   ratio {ms / times[0]:.2f}", flush=True)
+
+    for key, value in bench.machine("cpu").items():
+        print(f"# {key}: {value}")
+    for stage, batches in (("behavior", (4096, 256)), ("critic", (256,)), ("energy", (256,))):
+        for batch in batches:
+            ours = {case: our_step(case, batch) for case in STEPS[stage]}
+            line(f"{stage}, batch {batch}", public.step(stage, batch), ours)
+    for scale, name in ((1.0, "act-guided"), (0.0, "act-unguided")):
+        for states in (1, 10, 256):
+            line(f"{name}, {states} states", public.act(states, scale), {name: our_act(states, scale)})
+
+
+if __name__ == "__main__":
+    main()
