@@ -164,7 +164,8 @@ def performance(
     """Run notebook 10, what it costs, with nothing beside it."""
     from aepo import batch
 
-    batch.performance(runs.open_run("maze2d-umaze", [0], list(CORE), profile, device, runs_dir))
+    seeds = list(range(_seed_count("", profile)))
+    batch.performance(runs.open_run("maze2d-umaze", seeds, list(CORE), profile, device, runs_dir))
 
 
 @app.command()
