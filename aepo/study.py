@@ -135,6 +135,12 @@ def groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
     return found
 
 
+def unseen(chosen: list[str]) -> list[str]:
+    """Those of some tasks on which no setting was chosen; empty where that is none or all of them."""
+    found = [task for task in chosen if task not in TUNED_ON]
+    return found if len(found) < len(chosen) else []
+
+
 def table(scores: pd.DataFrame) -> pd.DataFrame:
     """Methods by tasks: mean score over seeds; empty where a method was not run."""
     wide = scores.groupby(["method", "task"])["score"].mean().unstack("task")
@@ -230,6 +236,8 @@ def draw(main: pd.DataFrame, folder: Path) -> list[Path]:
         frame = summary(scores, methods, chosen)
         made[f"study_iqm{name}"] = study_figures.intervals(frame, len(chosen))
         if not name:
+            if apart := unseen(chosen):
+                made["study_iqm_unseen"] = study_figures.intervals(summary(scores, methods, apart), len(apart))
             runs = {m: strata(scores, m, chosen) for m in methods}
             shown = [*frame["method"][:MOST_PROFILES], *(m for m in ALWAYS if m in methods)]
             made["study_profiles"] = study_figures.profiles({m: runs[m] for m in dict.fromkeys(shown)})
@@ -275,7 +283,10 @@ def report(main: pd.DataFrame) -> str:
     parts = [format_table(scores, everywhere)]
     if others := [m for m in NAMES if m in set(scores["method"]) and m not in everywhere]:
         parts.append(format_table(scores, others))
-    for methods, chosen in together:
+    for i, (methods, chosen) in enumerate(together):
         parts.append(f"{len(methods)} methods on {len(chosen)} tasks: {', '.join(chosen)}")
         parts.append(format_summary(summary(scores, methods, chosen)))
+        if not i and (apart := unseen(chosen)):
+            parts.append(f"The same on the {len(apart)} of them without a star, on which no number was searched:")
+            parts.append(format_summary(summary(scores, methods, apart)))
     return "\n\n".join([*parts, "\n".join(missing(scores))])
