@@ -130,7 +130,7 @@ def timed(run: Callable[[], object], device: str) -> float:
     return first.elapsed_time(last)
 
 
-def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seconds: float = 8.0) -> list[float]:
+def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seconds: float = 12.0) -> list[float]:
     """Median milliseconds of several functions, called in turn; fewer rounds, at least 2, where they take over `seconds`."""
     taken: list[list[float]] = [[] for _ in runs]
     for run in runs:
@@ -206,7 +206,7 @@ def bench_stage(
     data = synthetic(*dims, device=device)
     stacked = learner_of(stage, data, range(seeds), profile, batch)
     optimizer = adam(stacked, 1e-3)
-    steps = 1 if seeds * batch > 1_024 else 4
+    steps = 1 if seeds * batch > 4_096 else 4
     draws = draws_of(stacked, steps)
     one = {key: value[0] for key, value in draws.items()}
     rates = [1e-3] * steps

@@ -17,7 +17,7 @@ from aepo.schedule import VPSchedule
 TIME_FEATURES = 16
 NARROW, LARGE = 16, 1 << 16  # columns of a weight, numbers of an input
 CACHED = 1 << 19  # numbers of a hidden layer that stay in a core's caches
-ALIGNED = 16  # rows that a product takes together: parts of so many give the same bits as the whole
+ALIGNED = 16  # rows that a product takes together: parts of multiples of it give, as a rule, the bits of the whole
 NORM_EPS = 1e-5
 
 
@@ -60,12 +60,6 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias, x, weight)
 
 
-@lru_cache
-def _identity(width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Gain 1 and shift 0 of a layer normalisation."""
-    return torch.ones(width, dtype=dtype), torch.zeros(width, dtype=dtype)
-
-
 def _normalize(h: Tensor) -> Tensor:
     """Layer normalisation; without a graph on the CPU in place, at half of the cost.
 
@@ -74,7 +68,8 @@ def _normalize(h: Tensor) -> Tensor:
     if h.device.type != "cpu":
         return F.layer_norm(h, h.shape[-1:], eps=NORM_EPS)
     if torch.is_grad_enabled():
-        return F.layer_norm(h, h.shape[-1:], *_identity(h.shape[-1], h.dtype), eps=NORM_EPS)
+        width, kind = h.shape[-1], {"dtype": h.dtype, "device": h.device}
+        return F.layer_norm(h, (width,), torch.ones(width, **kind), torch.zeros(width, **kind), eps=NORM_EPS)
     h -= h.mean(-1, keepdim=True)
     square = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square_()
     return h.mul_(square.div_(h.shape[-1]).add_(NORM_EPS).rsqrt_())
@@ -110,11 +105,11 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(S, B, in)` -> `(S, B, out)`; without a graph on the CPU in parts of B whose hidden layers stay in the caches."""
         (seeds, width, _), rows = self.out.weight.shape, x.shape[1]
-        parts = math.ceil(seeds * rows * width / CACHED)
-        if parts == 1 or x.device.type != "cpu" or torch.is_grad_enabled():
+        parts = math.ceil(seeds * rows * width / (CACHED * torch.get_num_threads()))
+        if parts <= 1 or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._layers(x)
-        ends = [ALIGNED * round(rows * i / parts / ALIGNED) for i in range(1, parts)]
-        return torch.cat([self._layers(part) for part in x.tensor_split(ends, 1)], 1)
+        ends = {min(rows, ALIGNED * round(rows * i / parts / ALIGNED)) for i in range(1, parts)} - {0, rows}
+        return torch.cat([self._layers(part) for part in x.tensor_split(sorted(ends), 1)], 1)
 
     def _layers(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):

@@ -14,7 +14,7 @@ from aepo.figures import save, use_style
 from aepo.methods import DATASET, NAMES
 from aepo.results import read_results
 from aepo.runs import StudyError
-from aepo.searched import FAMILIES, TUNED_ON
+from aepo.searched import FAMILIES, LOOKED_AT
 
 AGAINST = ("qgpo", "iql", "best-of-n")
 TARGETS = (
@@ -71,7 +71,7 @@ def ablation_rows(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
 
 
 def search(rows: pd.DataFrame) -> pd.DataFrame:
-    """What the search of one number a method saw: mean score over the starred tasks of a family at each of the five values.
+    """What the search of one number a method saw: mean score over the searched tasks of a family at each of the five values.
 
     rows: those of `ablation_rows`. Columns family, method, number, tasks and RELATIVE, a quarter to four times the default.
     """
@@ -96,7 +96,7 @@ def format_search(frame: pd.DataFrame) -> str:
         best = max(row[name] for name in RELATIVE)
         shown = [f"**{row[name]:.1f}**" if row[name] == best else f"{row[name]:.1f}" for name in RELATIVE]
         rows.append([f"{row['family']}, {row['tasks']}", f"`{row['method']}`", row["number"], *shown])
-    return markdown(["starred tasks", "method", "number", *RELATIVE], rows)
+    return markdown(["searched on", "method", "number", *RELATIVE], rows)
 
 
 def seed_scores(main: pd.DataFrame) -> pd.DataFrame:
@@ -136,8 +136,8 @@ def groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
 
 
 def unseen(chosen: list[str]) -> list[str]:
-    """Those of some tasks on which no setting was chosen; empty where that is none or all of them."""
-    found = [task for task in chosen if task not in TUNED_ON]
+    """Those of some tasks that were not looked at while settings were chosen; empty where that is none or all of them."""
+    found = [task for task in chosen if task not in LOOKED_AT]
     return found if len(found) < len(chosen) else []
 
 
@@ -175,7 +175,8 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def format_table(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str:
     """Tasks by methods: mean score over seeds, the best of a task's methods (whole numbers) in bold, a dash where not run.
 
-    `methods`: those to show, on the tasks that have any of them. A star marks the tasks on which settings were chosen.
+    `methods`: those to show, on the tasks that have any of them. A star marks the tasks that were looked at while settings
+    were chosen.
     """
     wide = table(scores)
     best = wide.drop(index=DATASET, errors="ignore").max()
@@ -187,7 +188,7 @@ def format_table(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str:
         return f"**{round(value)}**" if round(value) == round(best[task]) else f"{round(value)}"
 
     cells = ([cell(wide.loc[method, task], task) for method in wide.index] for task in wide.columns)
-    names = (f"`{task}` *" if task in TUNED_ON else f"`{task}`" for task in wide.columns)
+    names = (f"`{task}` *" if task in LOOKED_AT else f"`{task}`" for task in wide.columns)
     rows = [[name, *values] for name, values in zip(names, cells, strict=True)]
     return markdown(["task", *(f"`{method}`" for method in wide.index)], rows)
 
@@ -237,7 +238,8 @@ def draw(main: pd.DataFrame, folder: Path) -> list[Path]:
         made[f"study_iqm{name}"] = study_figures.intervals(frame, len(chosen))
         if not name:
             if apart := unseen(chosen):
-                made["study_iqm_unseen"] = study_figures.intervals(summary(scores, methods, apart), len(apart))
+                alone, title = summary(scores, methods, apart), "tasks not looked at while settings were chosen"
+                made["study_iqm_unseen"] = study_figures.intervals(alone, len(apart), title)
             runs = {m: strata(scores, m, chosen) for m in methods}
             shown = [*frame["method"][:MOST_PROFILES], *(m for m in ALWAYS if m in methods)]
             made["study_profiles"] = study_figures.profiles({m: runs[m] for m in dict.fromkeys(shown)})
@@ -287,6 +289,6 @@ def report(main: pd.DataFrame) -> str:
         parts.append(f"{len(methods)} methods on {len(chosen)} tasks: {', '.join(chosen)}")
         parts.append(format_summary(summary(scores, methods, chosen)))
         if not i and (apart := unseen(chosen)):
-            parts.append(f"The same on the {len(apart)} of them without a star, on which no number was searched:")
+            parts.append(f"The same on the {len(apart)} of them that were not looked at while settings were chosen:")
             parts.append(format_summary(summary(scores, methods, apart)))
     return "\n\n".join([*parts, "\n".join(missing(scores))])

@@ -38,14 +38,14 @@ def by_task(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def intervals(summary: pd.DataFrame, tasks: int) -> Figure:
+def intervals(summary: pd.DataFrame, tasks: int, title: str = "") -> Figure:
     """Interquartile mean of each method with its 95% interval, best on top."""
     figure, ax = plt.subplots(figsize=(6, 0.32 * len(summary) + 1))
     rows = summary.iloc[::-1]
     error = np.abs(rows[["low", "high"]].to_numpy().T - rows["iqm"].to_numpy())
     colors = [COLORS[m] for m in rows["method"]]
     ax.barh(rows["method"], rows["iqm"], xerr=error, color=colors, error_kw={"capsize": 3})
-    ax.set(xlabel=f"interquartile mean score over {tasks} tasks x seeds, 95% stratified bootstrap")
+    ax.set(xlabel=f"interquartile mean score over {tasks} tasks x seeds, 95% stratified bootstrap", title=title)
     return figure
 
 

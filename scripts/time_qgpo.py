@@ -1,8 +1,9 @@
 """Times the public QGPO's own steps beside ours on this machine: python scripts/time_qgpo.py CHECKOUT/Offline_RL_2D
 
-CHECKOUT is a clone of github.com/ChenDRAG/CEP-energy-guided-diffusion; of it `diffusion_SDE` is imported, nothing else.
-Its steps are those of its training loops (train_behavior.py, train_critic.py) on random transitions of Hopper's sizes;
-ours have networks of the same sizes. One CPU thread, process CPU time, medians.
+CHECKOUT is a clone of github.com/ChenDRAG/CEP-energy-guided-diffusion (made for its commit 4bbfe53); of it `diffusion_SDE`
+is imported, nothing else. Its steps are those of its training loops (train_behavior.py, train_critic.py) on random
+transitions of Hopper's sizes, with batches at hand; ours gather theirs. Our networks have about as many parameters. Drawing
+support actions is in neither. One CPU thread, process CPU time, medians.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from types import SimpleNamespace
 import torch
 
 from aepo import bench, settings, stages
+from aepo.critics import softmax_critic_learner
 from aepo.networks import EnergyNet
 from aepo.policy import Actor
 from aepo.training import adam, keep_freed_memory, steps_of
@@ -25,8 +28,8 @@ from aepo.training import adam, keep_freed_memory, steps_of
 ACTIONS, SOLVER_STEPS = 16, 15
 STEPS = {
     "behavior": ("behavior",),
-    "critic": ("critic",),
-    "energy": ("energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo"),
+    "critic": ("critic-softmax", "critic"),
+    "energy": ("energy-qgpo with Q", "energy-qgpo", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support"),
 }
 
 
@@ -80,12 +83,29 @@ class Public:
 
 
 def our_step(stage: str, batch: int) -> Callable[[], object]:
-    """One training step of ours, of a stage of bench.STAGES."""
-    profile = settings.with_networks(settings.QUICK, "qgpo")
-    learner = bench.learner_of(stage, bench.synthetic(*bench.HOPPER), [0], profile, batch)
+    """One training step of ours, of a stage of STEPS.
+
+    `critic-softmax` backs up 16 actions, as the public critic does. `with Q`: with the Q of the support actions made in
+    each step, as the public code makes it; ours has it made once, of a critic that no longer changes.
+    """
+    profile, data = settings.with_networks(settings.QUICK, "qgpo"), bench.synthetic(*bench.HOPPER, rows=10_000)
+    behavior, critic = bench.networks_of(data, [0], profile)
+    if stage == "critic-softmax":
+        own = replace(profile.critic, batch=batch, support=ACTIONS, support_steps=1)
+        learner = softmax_critic_learner(data, behavior, (0,), own)[0]
+    else:
+        learner = bench.learner_of(stage.removesuffix(" with Q"), data, [0], profile, batch)
     chunk = steps_of(learner, adam(learner, 1e-3))
     draws = bench.draws_of(learner, 1)
-    return lambda: chunk.run(draws, [1e-3])
+    state, action = data.state[None, :batch], data.action[None, : batch * ACTIONS]
+
+    def step() -> None:
+        if stage.endswith(" with Q"):
+            with torch.no_grad():
+                critic.advantage(state, action)
+        chunk.run(draws, [1e-3])
+
+    return step
 
 
 def our_act(states: int, scale: float) -> Callable[[], object]:
@@ -102,8 +122,10 @@ def our_act(states: int, scale: float) -> Callable[[], object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Offline_RL_2D of a clone of the public QGPO")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds behind each median")
+    parser.add_argument("--rounds", type=int, default=15, help="at most so many rounds behind each median")
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
     torch.set_num_threads(1)
     keep_freed_memory()
     warnings.filterwarnings("ignore", message="To copy construct from a tensor")
@@ -123,7 +145,9 @@ def main() -> None:
             line(f"{stage}, batch {batch}", public.step(stage, batch), ours)
     for scale, name in ((1.0, "act-guided"), (0.0, "act-unguided")):
         for states in (1, 10, 256):
-            line(f"{name}, {states} states", public.act(states, scale), {name: our_act(states, scale)})
+            line(
+                f"{name}, {states} state{'s' * (states > 1)}", public.act(states, scale), {name: our_act(states, scale)}
+            )
 
 
 if __name__ == "__main__":

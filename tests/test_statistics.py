@@ -92,14 +92,14 @@ def test_the_studys_figures_are_drawn_from_its_rows_alone(rows, tmp_path):
     assert "3 methods on 1 tasks: a" in study.report(rows)
 
 
-def test_tasks_on_which_no_setting_was_chosen_have_means_of_their_own(rows, tmp_path):
-    starred = rows[rows["method"] != "qgpo"].replace({"task": {"b": study.TUNED_ON[0]}})
-    assert study.unseen(["a", study.TUNED_ON[0]]) == ["a"]
-    assert study.unseen(["a", "b"]) == study.unseen([study.TUNED_ON[0]]) == []
+def test_tasks_that_were_not_looked_at_have_means_of_their_own(rows, tmp_path):
+    starred = rows[rows["method"] != "qgpo"].replace({"task": {"b": study.LOOKED_AT[0]}})
+    assert study.unseen(["a", study.LOOKED_AT[0]]) == ["a"]
+    assert study.unseen(["a", "b"]) == study.unseen([study.LOOKED_AT[0]]) == []
     parts = study.report(starred).split("\n\n")
-    alone = parts[parts.index("The same on the 1 of them without a star, on which no number was searched:") + 1]
+    alone = parts[parts.index("The same on the 1 of them that were not looked at while settings were chosen:") + 1]
     assert alone == study.format_summary(study.summary(study.seed_scores(starred), ["bc", "aepo"], ["a"]))
-    assert "without a star" not in study.report(rows)
+    assert "not looked at" not in study.report(rows)
     assert tmp_path / "08_study_iqm_unseen.png" in study.draw(starred, tmp_path)
     assert tmp_path / "08_study_iqm_unseen.png" not in study.draw(rows, tmp_path)
 
