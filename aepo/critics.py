@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -167,3 +168,13 @@ def finish_critic(critic: Critic, data: Dataset, batch: int = 8_192) -> None:
     critic.std.copy_(scale)
     critic.lowest.copy_(advantage.amin(1, keepdim=True) / scale)
     critic.highest.copy_(advantage.amax(1, keepdim=True) / scale)
+
+
+def signal(log: pd.DataFrame) -> pd.Series:
+    """How well a critic can tell recorded actions apart, by seed: std(Q - V) over the root mean square of its TD error.
+
+    At the last rows of its log, whose `td_loss` is the sum of the twins'. About 1 or below: what ranks actions is mostly
+    error, and to follow it off the data can be worse than to clone.
+    """
+    last = log[log["step"] == log["step"].max()].set_index("seed")
+    return last["advantage_std"] / (last["td_loss"] / 2) ** 0.5

@@ -167,6 +167,39 @@ def summary(scores: pd.DataFrame, methods: list[str], chosen: list[str]) -> pd.D
     return pd.DataFrame(rows).sort_values("iqm", ascending=False, ignore_index=True)
 
 
+def kind(task: str) -> str:
+    """Mazes, or robots by what recorded their data: `robots, mixed` of local-hopper-mixed."""
+    return "mazes" if "maze" in task else f"robots, {task.removeprefix('local-').partition('-')[2] or 'other'}"
+
+
+def by_kind(scores: pd.DataFrame, methods: list[str], chosen: list[str]) -> pd.DataFrame:
+    """Methods, best on top, by kinds of the tasks that all of them have: interquartile means over tasks x seeds."""
+    found = {"all": chosen}
+    for task in chosen:
+        found[kind(task)] = [*found.get(kind(task), []), task]
+    columns = {
+        f"{name} ({len(part)})": [
+            statistics.interquartile_mean(np.concatenate(strata(scores, method, part))) for method in methods
+        ]
+        for name, part in found.items()
+    }
+    return pd.DataFrame(columns, index=pd.Index(methods, name="method")).sort_values(
+        f"all ({len(chosen)})", ascending=False
+    )
+
+
+def format_by_kind(frame: pd.DataFrame) -> str:
+    """`by_kind` for people, the best of a column in bold."""
+    rows = [
+        [
+            f"`{method}`",
+            *(f"**{v:.1f}**" if v == best else f"{v:.1f}" for v, best in zip(row, frame.max(), strict=True)),
+        ]
+        for method, row in zip(frame.index, frame.to_numpy(), strict=True)
+    ]
+    return markdown(["IQM by kind of task", *frame.columns], rows)
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table, readable as it is."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
@@ -291,4 +324,6 @@ def report(main: pd.DataFrame) -> str:
         if not i and (apart := unseen(chosen)):
             parts.append(f"The same on the {len(apart)} of them that were not looked at while settings were chosen:")
             parts.append(format_summary(summary(scores, methods, apart)))
+        if not i and len({kind(task) for task in chosen}) > 1:
+            parts.append(format_by_kind(by_kind(scores, methods, chosen)))
     return "\n\n".join([*parts, "\n".join(missing(scores))])

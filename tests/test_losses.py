@@ -2,11 +2,12 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from scipy.optimize import brentq
 
-from aepo import losses, models
+from aepo import critics, losses, models
 from aepo.networks import EnergyNet, NoiseNet, TwinQ, ValueNet, initialize
 
 S, B, N, D = 3, 5, 4, 2
@@ -105,6 +106,14 @@ def test_td_loss(batch):
             q = single(batch["state"][s, b].view(1, 1, N), batch["action"][s, b].view(1, 1, D)).flatten()
             total += ((q - target) ** 2).sum().item() / B
         assert loss[s].item() == pytest.approx(total, rel=1e-10)
+
+
+def test_the_signal_of_a_critic_is_its_advantage_over_its_error_at_the_end():
+    """Two critics with errors of 2 each have td_loss 2 x 2^2; an advantage of spread 3 is 1.5 errors."""
+    log = pd.DataFrame(
+        {"seed": [0, 1, 0, 1], "step": [1, 1, 9, 9], "td_loss": [1, 1, 8, 2], "advantage_std": [1, 1, 3, 3]}
+    )
+    assert critics.signal(log).to_dict() == {0: 1.5, 1: 3.0}
 
 
 def test_twin_minimum_is_the_smaller_of_two_different_networks(batch):

@@ -104,6 +104,20 @@ def test_tasks_that_were_not_looked_at_have_means_of_their_own(rows, tmp_path):
     assert tmp_path / "08_study_iqm_unseen.png" not in study.draw(rows, tmp_path)
 
 
+def test_means_by_kind_of_task(rows):
+    named = rows[rows["method"] != "qgpo"].replace({"task": {"a": "maze2d-umaze", "b": "local-hopper-medium-expert"}})
+    assert [study.kind(t) for t in ("local-pointmaze-large", "local-pusher-mixed")] == ["mazes", "robots, mixed"]
+    parts = study.report(named).split("\n\n")
+    (table,) = (part for part in parts if part.startswith("| IQM by kind of task"))
+    assert table.splitlines() == [
+        "| IQM by kind of task | all (2) | robots, medium-expert (1) | mazes (1) |",
+        "| --- | --- | --- | --- |",
+        "| `aepo` | **16.5** | **11.5** | **21.5** |",
+        "| `bc` | 1.5 | 1.5 | 1.5 |",
+    ]
+    assert "by kind of task" not in study.report(rows)
+
+
 def test_methods_that_only_some_tasks_have_get_a_table_of_their_own(rows):
     everywhere, others = study.report(rows).split("\n\n")[:2]
     assert everywhere.splitlines() == [
