@@ -246,10 +246,10 @@ def bench_stage(
         yield row("ratio_vmap", ms / vmap[0])
 
 
-def bench_act(
-    networks: str, states: int, device: str, rounds: int, solver_steps: int = 15, dims: tuple[int, int] = HOPPER
-) -> Iterator[Row]:
-    """One policy call for `states` states of one seed, guided and not."""
+def acting(
+    networks: str, states: int, device: str = "cpu", solver_steps: int = 15, dims: tuple[int, int] = HOPPER
+) -> list[Callable[[], object]]:
+    """Two policy calls for `states` states of one seed, guided and not."""
     profile = settings.with_networks(settings.QUICK, networks)
     n, d = dims
     data = synthetic(n, d, device=device)
@@ -258,7 +258,14 @@ def bench_act(
     state, noise = data.state[:states].unsqueeze(0), torch.randn(1, states, 1, d, device=device)
     guided = Actor(behavior, None, energy, 1.0, solver_steps, 1)
     unguided = Actor(behavior, None, None, 0.0, solver_steps, 1)
-    both = [lambda: guided.act(state, noise), lambda: unguided.act(state, noise)]
+    return [lambda: guided.act(state, noise), lambda: unguided.act(state, noise)]
+
+
+def bench_act(
+    networks: str, states: int, device: str, rounds: int, solver_steps: int = 15, dims: tuple[int, int] = HOPPER
+) -> Iterator[Row]:
+    """The time of the calls of `acting`."""
+    both = acting(networks, states, device, solver_steps, dims)
     for case, ms in zip(("act-guided", "act-unguided"), medians(both, device, rounds), strict=True):
         yield Row(case, device, networks, 1, states, "ms", ms)
 

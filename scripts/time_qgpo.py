@@ -19,10 +19,8 @@ from types import SimpleNamespace
 
 import torch
 
-from aepo import bench, settings, stages
+from aepo import bench, settings
 from aepo.critics import softmax_critic_learner
-from aepo.networks import EnergyNet
-from aepo.policy import Actor
 from aepo.training import adam, keep_freed_memory, steps_of
 
 ACTIONS, SOLVER_STEPS = 16, 15
@@ -108,17 +106,6 @@ def our_step(stage: str, batch: int) -> Callable[[], object]:
     return step
 
 
-def our_act(states: int, scale: float) -> Callable[[], object]:
-    """One call of ours for `states` states."""
-    profile, (n, d) = settings.with_networks(settings.QUICK, "qgpo"), bench.HOPPER
-    data = bench.synthetic(n, d)
-    behavior, _ = bench.networks_of(data, [0], profile)
-    energy = EnergyNet(1, n, d, profile.energy.width, profile.energy.depth, stages.VP).requires_grad_(False)
-    actor = Actor(behavior, None, energy if scale else None, scale, SOLVER_STEPS, 1)
-    state, noise = data.state[:states].unsqueeze(0), torch.randn(1, states, 1, d)
-    return lambda: actor.act(state, noise)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Offline_RL_2D of a clone of the public QGPO")
@@ -143,11 +130,10 @@ def main() -> None:
         for batch in batches:
             ours = {case: our_step(case, batch) for case in STEPS[stage]}
             line(f"{stage}, batch {batch}", public.step(stage, batch), ours)
-    for scale, name in ((1.0, "act-guided"), (0.0, "act-unguided")):
+    for i, (name, scale) in enumerate({"act-guided": 1.0, "act-unguided": 0.0}.items()):
         for states in (1, 10, 256):
-            line(
-                f"{name}, {states} state{'s' * (states > 1)}", public.act(states, scale), {name: our_act(states, scale)}
-            )
+            ours = bench.acting("qgpo", states, solver_steps=SOLVER_STEPS)[i]
+            line(f"{name}, {states} state{'s' * (states > 1)}", public.act(states, scale), {name: ours})
 
 
 if __name__ == "__main__":

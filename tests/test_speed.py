@@ -229,6 +229,8 @@ def test_the_comparison_with_the_public_code_asks_for_its_folder(tmp_path):
     assert done.stderr.startswith(f"{tmp_path} has no importable diffusion_SDE")
     assert "Offline_RL_2D" in done.stderr
     assert not done.stdout
+    done = subprocess.run([sys.executable, script, tmp_path, "--rounds", "0"], capture_output=True, text=True)
+    assert (done.returncode, "--rounds must be at least 1" in done.stderr) == (2, True)
 
 
 def separately(net, x):
