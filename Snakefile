@@ -8,7 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from aepo import methods, runs, settings, tasks
+from aepo import methods, files, settings
+from aepo.study import runs
+from aepo.data import tasks
 
 ROOT = Path(config.get("root") or workflow.basedir)
 PROFILE = config.get("profile", "quick")

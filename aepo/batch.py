@@ -14,12 +14,14 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from aepo import faults, lifeline, runs, settings
+from aepo import faults, files, lifeline, settings
 from aepo.cluster import Place, cancel, machine_memory
+from aepo.core.networks import select_seeds
+from aepo.files import StudyError
 from aepo.methods import DATASET, trained_in
-from aepo.networks import select_seeds
-from aepo.results import format_table, read_returns, score_table
-from aepo.runs import Run, StudyError
+from aepo.study import runs
+from aepo.study.results import format_table, read_returns, score_table
+from aepo.study.runs import Run
 from aepo.watch import Part, short, watch
 
 SAID_WHEN_ENDED = ("Will exit after finishing currently running jobs", "Terminating processes on user request")
@@ -97,7 +99,7 @@ def mean_scores(path: Path) -> dict[str, float]:
     """Mean score of each method at the last checkpoint; mean return where the task has no score."""
     try:
         frame = read_returns(path)
-    except (runs.StudyError, ValueError, KeyError):  # not there yet, or damaged: `aepo verify` says so
+    except (files.StudyError, ValueError, KeyError):  # not there yet, or damaged: `aepo verify` says so
         return {}
     main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last") & (frame["method"] != DATASET)]
     means = main.groupby("method", sort=False)[["return", "score"]].mean()
@@ -154,7 +156,7 @@ def _log(workdir: Path, names: Sequence[str]) -> Path:
 
 def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place: Place) -> tuple[bool, bool]:
     """Let Snakemake reach a goal for the parts: whether any notebook ran, and whether all went well."""
-    root, first = runs.project_root(), study[0]
+    root, first = files.project_root(), study[0]
     if not (root / "Snakefile").exists():
         raise StudyError(f"there is no Snakefile at or above {Path.cwd()}: call this inside a checkout of the study")
     workdir = first.folder.parent
@@ -164,7 +166,7 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place:
         runs.forget_incomplete(part.folder, part.made)
     with contextlib.ExitStack() as held:
         names = sorted(part.name for part in parts)  # in one order, so that two processes cannot wait for each other
-        descriptors = [held.enter_context(runs.lock(workdir, f"reproduce-{name}")) for name in names]
+        descriptors = [held.enter_context(files.lock(workdir, f"reproduce-{name}")) for name in names]
         for part in parts:
             shutil.rmtree(part.folder / "progress", ignore_errors=True)
         before = [part.marks() for part in parts]
@@ -262,7 +264,7 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
     used = {stage for name, entry in evaluated.items() for stage in runs.stages_of(name, entry["beta"]).values()}
     for stage in sorted(used):
         path = folder / f"{stage}.safetensors"
-        tensors, meta = runs.load_tensors(path)
+        tensors, meta = files.load_tensors(path)
         seeds = faults.known(meta, path)["seeds"]
         if seed not in seeds:
             raise StudyError(f"{folder} holds seeds {seeds}, not {seed}")
@@ -270,7 +272,7 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
         faults.check_tensors(tensors, count, path)
         chosen = {key: select_seeds(t, [row], count) for key, t in tensors.items() if not key.startswith("q_target.")}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
-        runs.write_artifact(target / f"{stage}.safetensors", chosen, meta)
+        files.write_artifact(target / f"{stage}.safetensors", chosen, meta)
     kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in used}
-    runs.write_json(target / "manifest.json", manifest | {"stages": kept, "evaluation": evaluated})
+    files.write_json(target / "manifest.json", manifest | {"stages": kept, "evaluation": evaluated})
     return sum(path.stat().st_size for path in target.iterdir())

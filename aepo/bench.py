@@ -28,15 +28,18 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import critics, datasets, provenance, runs, settings, stages, tasks
-from aepo.datasets import Dataset
-from aepo.energies import SUPPORTED, energy_learner, sample_support
+from aepo import files, settings
+from aepo.core.models import Behavior, Critic
+from aepo.core.networks import EnergyNet, generator
+from aepo.data import datasets, tasks
+from aepo.data.datasets import Dataset
+from aepo.learners import critics
+from aepo.learners.energies import SUPPORTED, energy_learner, sample_support
+from aepo.learners.training import Draws, EagerSteps, Learner, adam, step, steps_of
 from aepo.methods import METHODS
-from aepo.models import Behavior, Critic
-from aepo.networks import EnergyNet, generator
-from aepo.policy import Actor
 from aepo.settings import Profile
-from aepo.training import Draws, EagerSteps, Learner, adam, step, steps_of
+from aepo.study import stages
+from aepo.study.policy import Actor
 
 HOPPER = (11, 3)
 STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo")
@@ -329,7 +332,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 def machine(device: str) -> dict[str, str]:
     """What the figures were measured on: processor or GPU, threads, versions."""
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    versions = ", ".join(f"{package} {version}" for package, version in provenance.versions().items())
+    versions = ", ".join(f"{package} {version}" for package, version in files.versions().items())
     return {"device": f"{device}: {name}", "threads": str(torch.get_num_threads()), "versions": versions}
 
 
@@ -369,5 +372,5 @@ def write(rows: Sequence[Row], path: Path, header: Mapping[str, str]) -> None:
     if path.exists() and path.read_text().startswith(comments):
         frame = pd.concat([pd.read_csv(path, comment="#", keep_default_na=False), frame])
         frame = frame.drop_duplicates([key for key in frame if key != "value"], keep="last")
-    with runs.atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
         temporary.write_text(comments + frame.to_csv(index=False))

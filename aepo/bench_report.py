@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from aepo import bench, runs, settings
-from aepo.runs import StudyError
-from aepo.training import keep_freed_memory
+from aepo import bench, settings
+from aepo.files import StudyError
+from aepo.learners.training import keep_freed_memory
+from aepo.study import runs
 
 LARGEST = 16_384  # rows of a stack, seeds x batch, with the QGPO's sizes on a CPU
 

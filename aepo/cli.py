@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from aepo import cli_data, runs, settings, tasks
+from aepo import cli_data, settings
 from aepo import methods as method_table
+from aepo.data import tasks
+from aepo.files import StudyError
 from aepo.methods import CORE, METHODS
-from aepo.runs import StudyError
+from aepo.study import runs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(cli_data.app, name="data")
@@ -125,7 +127,8 @@ def evaluate(
     runs_dir: RunsDir = "runs",
 ) -> None:
     """Train and evaluate as `reproduce` does, to the same numbers, one after another and without notebooks and figures."""
-    from aepo import batch, campaign
+    from aepo import batch
+    from aepo.study import campaign
 
     found, chosen, seed_list = _asked(task, suite, methods, seeds, profile)
     study = [runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir) for each in found]
@@ -176,12 +179,12 @@ def results(
     tables: Annotated[bool, typer.Option(help="Print the tables, or draw the figures only.")] = True,
 ) -> None:
     """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
-    from aepo import results as stored
-    from aepo import study
+    from aepo.study import results as stored
+    from aepo.study import tables
 
     root = runs.resolve(runs_dir)
     path = (root / "smoke" if settings.is_smoke(profile) else root) / "results.csv"
-    main = study.read(path, profile)
+    main = tables.read(path, profile)
     for name in [task] if task else []:
         rows = main[main["task"] == name]
         if rows.empty:
@@ -190,17 +193,17 @@ def results(
             )
         print(stored.format_table(stored.score_table(rows)).to_string(index=False), end="\n\n")
     if tables:
-        print(study.report(main), end="\n\n")
-        for name, part in study.read_best(path, profile).groupby("checkpoint"):
+        print(tables.report(main), end="\n\n")
+        for name, part in tables.read_best(path, profile).groupby("checkpoint"):
             print(f"Not the last network but the {name} snapshots, picked by these very episodes:\n")
-            print(study.format_table(study.seed_scores(part)), end="\n\n")
-    variants = study.ablation_rows(stored.read_results(path), profile)
-    searched = study.search(variants)
+            print(tables.format_table(tables.seed_scores(part)), end="\n\n")
+    variants = tables.ablation_rows(stored.read_results(path), profile)
+    searched = tables.search(variants)
     if tables and len(searched):
-        print(f"The search of one number a method:\n\n{study.format_search(searched)}", end="\n\n")
+        print(f"The search of one number a method:\n\n{tables.format_search(searched)}", end="\n\n")
     print("Figures:")
     folder = root.parent / "figures" / profile / "study"
-    for drawn in study.draw(main, folder) + study.draw_ablations(variants, folder):
+    for drawn in tables.draw(main, folder) + tables.draw_ablations(variants, folder):
         print(f"  {drawn}")
 
 
@@ -219,8 +222,8 @@ def ablations(
     ] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
-    from aepo import ablations as table
-    from aepo import campaign
+    from aepo.study import ablations as table
+    from aepo.study import campaign
 
     found, chosen, seed_list = _asked(task, "", methods, seeds, profile)
     asked = [name for name in questions.split(",") if name] or list(table.QUESTIONS)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from aepo import settings, tasks
-from aepo.runs import StudyError
+from aepo import settings
+from aepo.data import tasks
+from aepo.files import StudyError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -40,23 +41,23 @@ def known_profile(name: str) -> str:
 @app.command()
 def show(task: TaskName, profile: ProfileName = "quick") -> None:
     """Print what a task's data are: sizes, episodes, returns, spaces, content hash, scores, what is odd."""
-    from aepo import data_report
+    from aepo.data import report
 
     found = find(task)
-    for line in data_report.lines(found, known_profile(profile)):
+    for line in report.lines(found, known_profile(profile)):
         print(line)
 
 
 @app.command()
 def get(task: TaskName, profile: ProfileName = "quick", clip: Clip = False) -> None:
     """Put a task's data on disk: download them, or collect them where the study makes them. What is there is kept."""
-    from aepo import data_report, stored
+    from aepo.data import report, storage
 
     found = find(task)
     _prepare(found, known_profile(profile))
     if clip:
-        stored.clip(found.dataset_id(profile))
-    print(data_report.summary(found, profile))
+        storage.clip(found.dataset_id(profile))
+    print(report.summary(found, profile))
 
 
 @app.command("import")
@@ -67,11 +68,11 @@ def import_file(
     profile: ProfileName = "quick",
 ) -> None:
     """Make a task's Minari dataset of a D4RL HDF5 file; one that is there already is kept."""
-    from aepo import data_report, importing
+    from aepo.data import importing, report
 
     found = find(task)
     importing.import_hdf5(file, found, found.dataset_id(known_profile(profile)), clip)
-    print(data_report.summary(found, profile))
+    print(report.summary(found, profile))
 
 
 @app.command()
@@ -81,7 +82,7 @@ def collect(
     profile: ProfileName = "quick",
 ) -> None:
     """Collect the data of one task, or of a whole suite: a failure of one is reported, the others go on."""
-    from aepo import data_report
+    from aepo.data import report
 
     if bool(task) == bool(suite):
         raise typer.BadParameter("give a TASK or --suite, one of them")
@@ -93,7 +94,7 @@ def collect(
         try:
             _collectable(each)
             _prepare(each, profile)
-            print(f"{where}{data_report.summary(each, profile)}", flush=True)
+            print(f"{where}{report.summary(each, profile)}", flush=True)
         except StudyError as error:
             if not suite:
                 raise
@@ -115,7 +116,7 @@ def _suite(name: str) -> list[tasks.Task]:
 
 def _collectable(task: tasks.Task) -> None:
     if not task.recipe:
-        from aepo import datasets, download
+        from aepo.data import datasets, download
 
         raise StudyError(
             f"task {task.name} has no recipe, its data are not made here: "
@@ -124,9 +125,9 @@ def _collectable(task: tasks.Task) -> None:
 
 
 def _prepare(task: tasks.Task, profile: str) -> None:
-    from aepo import datasets, stored
+    from aepo.data import datasets, storage
 
     dataset_id = task.dataset_id(profile)
-    if stored.complete(dataset_id):
+    if storage.complete(dataset_id):
         print(f"{task.name}: dataset {dataset_id} is there already and is kept")
     datasets.prepare(task, profile, settings.for_task(profile, task.settings).data)

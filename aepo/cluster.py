@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from aepo import runs, settings
-from aepo.runs import StudyError
+from aepo import files, settings
+from aepo.files import StudyError
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Place:
 
 def profile_folder(name: str) -> Path | None:
     """The folder of a cluster: profiles/<name>, or a path; None for no name, StudyError where there is no such folder."""
-    candidates = [Path(name), runs.project_root() / "profiles" / name]
+    candidates = [Path(name), files.project_root() / "profiles" / name]
     found = [folder.resolve() for folder in candidates if (folder / "config.yaml").is_file()]
     if name and not found:
         raise StudyError(f"there is no cluster profile {name!r}: profiles/{name}/config.yaml would be one")

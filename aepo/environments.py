@@ -12,10 +12,10 @@ import gymnasium as gym
 import gymnasium_robotics
 import numpy as np
 
-from aepo import mazes
+from aepo.data import mazes
+from aepo.data.tasks import Task
+from aepo.files import StudyError
 from aepo.observations import flatten
-from aepo.runs import StudyError
-from aepo.tasks import Task
 
 gym.register_envs(gymnasium_robotics)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aepo.runs import StudyError
+from aepo.files import StudyError
 
 REMEDY = "delete it and run its stage again"
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")

@@ -6,18 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aepo import runs
+from aepo import files
 from aepo.status import Status, of_runs
+from aepo.study import runs
 from aepo.verify import task_of
 from aepo.watch import short
 
 
 def write(runs_dir: Path, profile: str, target: Path) -> tuple[list[str], list[str]]:
     """Write the report of a profile's runs that have results; returns the tasks in it and those that lack them."""
-    root, every = runs.project_root(), of_runs(runs_dir, profile).get(profile, [])
+    root, every = files.project_root(), of_runs(runs_dir, profile).get(profile, [])
     found = [run for run in every if (_folder(runs_dir, run) / ".done" / "08_results").exists()]
     if not found:
-        raise runs.StudyError(f"no run below {runs_dir / profile} has results yet: run `make reproduce` first")
+        raise files.StudyError(f"no run below {runs_dir / profile} has results yet: run `make reproduce` first")
     manifests = [runs.read_manifest(_folder(runs_dir, run)) for run in found]
     methods = dict.fromkeys(method for manifest in manifests for method in manifest["evaluation"])
     values = {
@@ -48,4 +49,4 @@ def _snakemake(root: Path, options: list) -> None:
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         last = [line for line in done.stdout.splitlines() if line.strip()][-3:]
-        raise runs.StudyError(f"Snakemake could not write the report: {short(root / 'Snakefile')}: {' '.join(last)}")
+        raise files.StudyError(f"Snakemake could not write the report: {short(root / 'Snakefile')}: {' '.join(last)}")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aepo import runs, settings
+from aepo import files, settings
 from aepo.batch import mean_scores
 from aepo.methods import METHODS
+from aepo.study import runs
 from aepo.verify import task_of
 from aepo.watch import DID_NOT_END, Part, bars, parameters, stage_line
 
@@ -81,7 +82,7 @@ def of_run(folder: Path) -> Status:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         return runs.read_manifest(folder)
-    except runs.StudyError:
+    except files.StudyError:
         return {}
 
 
@@ -96,7 +97,7 @@ def _notebooks(folder: Path) -> dict[str, list[Path]]:
 
 
 def _locked(path: Path) -> bool:
-    """Whether a process holds a lock of `runs.lock`."""
+    """Whether a process holds a lock of `files.lock`."""
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aepo import cache, reading, runs, settings, stored, tasks
-from aepo.ablations import slug
-from aepo.datasets import load, recorded_returns
+from aepo import files, settings
+from aepo.data import cache, reading, storage, tasks
+from aepo.data.datasets import load, recorded_returns
 from aepo.methods import DATASET
-from aepo.results import read_results, read_returns
+from aepo.study import runs
+from aepo.study.ablations import slug
+from aepo.study.results import read_results, read_returns
 from aepo.watch import parameters
 
 NOT_HASHED = {"seconds", "device", "settings_hash", "versions", "git_commit"}  # of an evaluation's manifest entry
@@ -27,7 +29,7 @@ def find(given: Path) -> list[Path]:
     """Run folders at or below a folder: those that hold a manifest.json."""
     found = sorted(path.parent for path in runs.find_folder(given).rglob("manifest.json"))
     if not found:
-        raise runs.StudyError(f"there is no run at or below {given}: a run folder holds a manifest.json")
+        raise files.StudyError(f"there is no run at or below {given}: a run folder holds a manifest.json")
     return found
 
 
@@ -36,12 +38,12 @@ def problems(folder: Path) -> Iterator[str]:
     artifacts: Tensors = {}
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("evaluation/*.safetensors")]):
         try:
-            artifacts[str(path.relative_to(folder).with_suffix(""))] = runs.load_tensors(path)
-        except runs.StudyError as error:
+            artifacts[str(path.relative_to(folder).with_suffix(""))] = files.load_tensors(path)
+        except files.StudyError as error:
             yield str(error)
     try:
         manifest = runs.read_manifest(folder)
-    except runs.StudyError as error:
+    except files.StudyError as error:
         yield str(error)
         return
     for name, (_, meta) in artifacts.items():
@@ -118,8 +120,8 @@ def task_of(folder: Path) -> tasks.Task | None:
 
 def data_here(folder: Path) -> bool:
     """Whether the data that a run was made of can be looked at on this machine."""
-    with contextlib.suppress(ValueError, runs.StudyError):
-        return task_of(folder) is not None and any(map(stored.complete, runs.read_manifest(folder).get("data", {})))
+    with contextlib.suppress(ValueError, files.StudyError):
+        return task_of(folder) is not None and any(map(storage.complete, runs.read_manifest(folder).get("data", {})))
     return False
 
 
@@ -131,12 +133,12 @@ def _of_data(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) -> I
         if made_of is not None and made_of not in known:
             yield f"{folder / name}.safetensors was made of data with hash {made_of}, which the manifest does not name"
     for dataset_id, entry in manifest.get("data", {}).items():
-        if task is None or not stored.complete(dataset_id):
+        if task is None or not storage.complete(dataset_id):
             continue
-        place = stored.root() / dataset_id
+        place = storage.root() / dataset_id
         try:
-            found = cache.content_hash(reading.transitions(place, dataset_id, task, stored.clips(place))[0])
-        except runs.StudyError as error:
+            found = cache.content_hash(reading.transitions(place, dataset_id, task, storage.clips(place))[0])
+        except files.StudyError as error:
             yield str(error)
             continue
         if found != entry["content_hash"]:
@@ -156,13 +158,13 @@ def _of_returns(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) -
         variants = frame[~frame["variant"].isin(["", "curve"])]
         for (variant, method), rows in variants.groupby(["variant", "method"]):
             name = f"ablations/{slug(variant)}/evaluation/{method}"
-            with contextlib.suppress(runs.StudyError):  # a damaged one is told with the variant's folder
-                artifacts = artifacts | {name: runs.load_tensors(folder / f"{name}.safetensors")}
+            with contextlib.suppress(files.StudyError):  # a damaged one is told with the variant's folder
+                artifacts = artifacts | {name: files.load_tensors(folder / f"{name}.safetensors")}
             yield from _of_rollouts(path, name, rows, artifacts)
         yield from _of_recorded(folder, main[main["method"] == DATASET], manifest)
         yield from _of_scores(path, frame, manifest)
         yield from _of_results(folder, frame)
-    except (KeyError, ValueError, runs.StudyError) as error:
+    except (KeyError, ValueError, files.StudyError) as error:
         yield f"{path} cannot be read ({type(error).__name__}: {error})"
 
 

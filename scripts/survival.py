@@ -241,7 +241,7 @@ def campaign(kills: int, of_parents: int, seed: int, folder: Path, tally: Tally)
     rng, mark = random.Random(seed), uuid.uuid4().hex
     os.environ[MARK] = mark
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["aepo.results", "aepo.environments", "minari.data_collector.episode_buffer"])
+    context.set_forkserver_preload(["aepo.study.results", "aepo.environments", "minari.data_collector.episode_buffer"])
     started = time.monotonic()
 
     def say(text: str) -> None:

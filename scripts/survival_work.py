@@ -31,7 +31,9 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
     os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
     import torch
 
-    from aepo import collect, datasets, results, runs, settings, stages, tasks
+    from aepo import settings
+    from aepo.data import collect, datasets, tasks
+    from aepo.study import results, runs, stages
 
     torch.set_num_threads(1)
     if small:

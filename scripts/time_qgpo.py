@@ -20,8 +20,8 @@ from types import SimpleNamespace
 import torch
 
 from aepo import bench, settings
-from aepo.critics import softmax_critic_learner
-from aepo.training import adam, keep_freed_memory, steps_of
+from aepo.learners.critics import softmax_critic_learner
+from aepo.learners.training import adam, keep_freed_memory, steps_of
 
 ACTIONS, SOLVER_STEPS = 16, 15
 STEPS = {

@@ -1,6 +1,6 @@
 """Train the behavior policies of the local MuJoCo datasets with soft actor-critic, and keep a few of their actors.
 
-python scripts/train_behaviors.py hopper               # trains, then writes aepo/behaviors/hopper
+python scripts/train_behaviors.py hopper               # trains, then writes aepo/data/actors/hopper
 python scripts/train_behaviors.py hopper --finish      # writes it from the checkpoints there are, without training
 
 Called again after an interruption it goes on from the last saved state (weights, optimizers, replay buffer; the
@@ -29,9 +29,9 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
-from aepo import runs
-from aepo.actors import Actor, episode_returns, save_actor
-from aepo.suites import D4RL_LOCOMOTION
+from aepo import files
+from aepo.data.behaviors import Actor, episode_returns, save_actor
+from aepo.data.suites import D4RL_LOCOMOTION
 
 CURVE_EPISODES, KEPT_EPISODES = 10, 20
 SAVE_SECONDS = 600
@@ -128,7 +128,7 @@ class Checkpoints(BaseCallback):
             now = time.monotonic()
             self.log["steps"], self.log["seconds"] = self.num_timesteps, self.log["seconds"] + now - self.clock
             self.clock = now
-            runs.write_json(self.folder / "log.json", self.log)
+            files.write_json(self.folder / "log.json", self.log)
             late = now > self.deadline
             if late or now - self.saved > SAVE_SECONDS or self.num_timesteps >= self.settings.steps:
                 self.save()
@@ -142,7 +142,7 @@ class Checkpoints(BaseCallback):
         fresh.mkdir()
         self.model.save(fresh / "model.zip")
         self.model.save_replay_buffer(fresh / "buffer.pkl")
-        runs.write_json(fresh / "log.json", self.log)
+        files.write_json(fresh / "log.json", self.log)
         shutil.rmtree(state, ignore_errors=True)
         fresh.rename(state)
         self.saved = time.monotonic()
@@ -218,7 +218,7 @@ def finish(env: str, settings: Settings, seed: int, folder: Path, out: Path) -> 
     checkpoints = {}
     for step in tqdm(kept, desc=f"measuring {env}", unit="checkpoint"):
         content = (folder / f"{step}.safetensors").read_bytes()
-        with runs.atomic_path(target / f"{step}.safetensors") as temporary:
+        with files.atomic_path(target / f"{step}.safetensors") as temporary:
             Path(temporary).write_bytes(content)
         row = measure(settings.env_id, target / f"{step}.safetensors", KEPT_EPISODES, 20_000 + 1_000 * seed)
         checkpoints[str(step)] = row | {"sha256": hashlib.sha256(content).hexdigest()}
@@ -256,7 +256,7 @@ def finish(env: str, settings: Settings, seed: int, folder: Path, out: Path) -> 
         "curve_episodes": CURVE_EPISODES,
         "curve": log["curve"],
     }
-    runs.write_json(target / "training.json", content)
+    files.write_json(target / "training.json", content)
     print(env, {tier: checkpoints[str(s)]["stochastic_mean"] for tier, s in tiers.items() if tier != "mixed"}, *notes)
 
 
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="environment steps (default: the table in this file)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after about that much wall time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("aepo/behaviors"), help="where the kept actors go")
+    parser.add_argument("--out", type=Path, default=Path("aepo/data/actors"), help="where the kept actors go")
     parser.add_argument("--work", type=Path, default=Path("runs/behaviors"), help="checkpoints and saved states")
     parser.add_argument("--finish", action="store_true", help="no training: write --out from the checkpoints there are")
     arguments = parser.parse_args()

@@ -10,7 +10,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import pytest
 import torch
 
-from aepo import datasets, runs, settings, tasks
+from aepo import settings
+from aepo.data import datasets, tasks
+from aepo.study import runs
 
 torch.set_num_threads(1)
 

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from aepo import datasets, models, posterior, settings
+from aepo import settings
+from aepo.core import models, posterior
+from aepo.data import datasets
 
 SEEDS = (0, 1)
 MEAN = torch.tensor([0.1, -0.1])

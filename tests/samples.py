@@ -9,7 +9,7 @@ import minari
 import numpy as np
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from aepo import stored, tasks
+from aepo.data import storage, tasks
 
 HOPPER = replace(
     tasks.get("d4rl-hopper-medium-v2"), dataset_ids=dict.fromkeys(("smoke", "full"), "aepo/check/hopper-v0")
@@ -18,7 +18,7 @@ ID = "aepo/check/hopper-v0"
 BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 
-def files(folder):
+def written(folder):
     """Everything below Minari's folder with its content, locks left out."""
     found = (folder / "minari").rglob("*")
     return {str(p): p.read_bytes() for p in found if p.is_file() and ".locks" not in p.parts}
@@ -70,7 +70,7 @@ def hopper(lengths=(5, 1, 7), dataset_id=ID):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         minari.create_dataset_from_buffers(dataset_id, episodes, observation_space=space, action_space=BOX)
-    return stored.root() / dataset_id
+    return storage.root() / dataset_id
 
 
 def hdf5(edit):

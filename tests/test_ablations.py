@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from aepo import ablations, matching, methods, results, runs, settings, stages, study, verify
+from aepo import files, methods, settings, verify
+from aepo.study import ablations, matching, results, stages, tables
 
 
 def test_every_variant_fits_the_settings():
@@ -58,7 +59,7 @@ def test_a_changed_critic_is_trained_for_the_variant_alone(run, data, tiny, monk
     before = run.artifact("critic").read_bytes()
     ablations.evaluate(run, variant)
     assert run.artifact("critic").read_bytes() == before
-    own = runs.load_tensors(ablations.folder_of(run, variant).artifact("critic"))[1]["settings"]
+    own = files.load_tensors(ablations.folder_of(run, variant).artifact("critic"))[1]["settings"]
     assert own["return_floor"] is False
 
 
@@ -82,7 +83,7 @@ def test_rows_of_a_question_stand_beside_what_was_evaluated():
             ("b", "aepo-direct", "", 9.0),
         )
     ]
-    rows = study.ablation_rows(pd.DataFrame(made), "quick")
+    rows = tables.ablation_rows(pd.DataFrame(made), "quick")
     assert rows[["task", "method", "variant", "score"]].values.tolist() == [
         ["a", "aepo-direct", "as evaluated", 1.0],
         ["a", "aepo-direct", "beta 1, scale 2", 2.0],
@@ -103,11 +104,11 @@ def test_the_search_compares_five_values_on_starred_tasks_that_have_them_all():
                 made += [("own", task, "iql", f"iql beta {beta:g}", seed, level + k + seed) for seed in (0, 1)]
         made += [("factor", task, "aepo", f"{f:g} x", 0, level - f) for f in ablations.TIMES]
     rows = pd.DataFrame(made, columns=["question", "task", "method", "variant", "seed", "score"])
-    found = study.search(rows).set_index("method")
+    found = tables.search(rows).set_index("method")
     assert found.loc["iql"].tolist() == ["robots", "beta", 1, 10.5, 11.5, 12.5, 13.5, 14.5]
     assert found.loc["aepo"].tolist() == ["robots", "scale", 2, 14.75, 14.5, 14.0, 13.0, 11.0]
-    assert "| robots, 1 | `iql` | beta | 10.5 | 11.5 | 12.5 | 13.5 | **14.5** |" in study.format_search(
-        study.search(rows)
+    assert "| robots, 1 | `iql` | beta | 10.5 | 11.5 | 12.5 | 13.5 | **14.5** |" in tables.format_search(
+        tables.search(rows)
     )
 
 
@@ -158,7 +159,7 @@ def test_a_variant_of_other_networks_than_the_runs_is_left_out(run, data, tiny, 
 
 def test_variants_of_a_train_only_task_are_refused(run):
     only = replace(run, task=replace(run.task, env_id=None))
-    with pytest.raises(runs.StudyError, match="is train-only"):
+    with pytest.raises(files.StudyError, match="is train-only"):
         ablations.evaluate(only, ablations.VARIANTS[0])
 
 

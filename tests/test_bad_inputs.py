@@ -14,7 +14,10 @@ import safetensors.torch
 import samples
 import torch
 
-from aepo import batch, cli, datasets, losses, methods, progress, results, runs, settings, stages, tasks
+from aepo import batch, cli, files, methods, progress, settings
+from aepo.core import losses
+from aepo.data import datasets, tasks
+from aepo.study import results, runs, stages
 
 TASK, HOPPER = "maze2d-umaze", "d4rl-hopper-medium-v2"
 METHODS = ("bc", "aepo", "aepo-support", "iql")
@@ -57,7 +60,7 @@ def finished(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(settings.PROFILES, "smoke", small())
         patch.chdir(folder.parent)  # no checkout, as in the tests: the manifest names no commit
-        patch.setattr("aepo.tasks.TASKS", tasks.TASKS | {TASK: replace(tasks.TASKS[TASK], horizon=20)})
+        patch.setattr("aepo.data.tasks.TASKS", tasks.TASKS | {TASK: replace(tasks.TASKS[TASK], horizon=20)})
         study(runs.open_run(TASK, [0, 1], METHODS, "smoke", "cpu", folder))
     return folder
 
@@ -66,7 +69,7 @@ def finished(data, tmp_path_factory):
 def place(tmp_path, monkeypatch):
     """A temporary working folder; `reproduce` works in this process, with tiny settings and no progress bars."""
     monkeypatch.setitem(settings.PROFILES, "smoke", small())
-    monkeypatch.setattr("aepo.tasks.TASKS", tasks.TASKS | {TASK: replace(tasks.TASKS[TASK], horizon=20)})
+    monkeypatch.setattr("aepo.data.tasks.TASKS", tasks.TASKS | {TASK: replace(tasks.TASKS[TASK], horizon=20)})
     monkeypatch.setattr(batch, "reproduce", study)
     monkeypatch.setattr(progress, "tqdm", functools.partial(progress.tqdm, disable=True))
     monkeypatch.chdir(tmp_path)
@@ -146,7 +149,7 @@ def test_a_bad_parameter(place, capsys, monkeypatch, line, sentence):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "minari"))
     check(capsys, monkeypatch, place, line, sentence)
     assert {path.name for path in place.iterdir()} <= {"minari"}
-    assert samples.files(place) == {}
+    assert samples.written(place) == {}
 
 
 @pytest.mark.parametrize("line", ["reproduce --speed 9", "dance", "data collect", "export", "bench --load many"])
@@ -219,9 +222,9 @@ DATA = {
 def test_bad_data(place, capsys, monkeypatch, spoil, sentence):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "minari"))
     spoil(samples.hopper(dataset_id=tasks.get(HOPPER).dataset_id("smoke")) / "data")
-    before = samples.files(place)
+    before = samples.written(place)
     check(capsys, monkeypatch, place, REPRODUCE + HOPPER, sentence)
-    assert samples.files(place) == before
+    assert samples.written(place) == before
 
 
 FILES = {
@@ -236,7 +239,7 @@ def test_a_bad_file_to_import(place, capsys, monkeypatch, spoil, sentence):
     samples.d4rl(place / "bad.hdf5")
     spoil(place / "bad.hdf5")
     check(capsys, monkeypatch, place, f"data import bad.hdf5 --task {HOPPER}", sentence)
-    assert samples.files(place) == {}
+    assert samples.written(place) == {}
 
 
 # ---- what earlier stages left
@@ -247,10 +250,10 @@ def edit(change, stage="behavior", **more):
 
     def spoil(folder):
         path = folder / f"{stage}.safetensors"
-        tensors, meta = runs.load_tensors(path)
+        tensors, meta = files.load_tensors(path)
         change(tensors)
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | more
-        runs.save_tensors(path, tensors, {key: value for key, value in meta.items() if value is not None})
+        files.save_tensors(path, tensors, {key: value for key, value in meta.items() if value is not None})
 
     return spoil
 

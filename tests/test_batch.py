@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aepo import batch, runs, tasks
+from aepo import batch, files
+from aepo.data import tasks
+from aepo.study import runs
 
 ROOT = Path(__file__).parents[1]
 AEPO = Path(sys.executable).parent / "aepo"
@@ -109,7 +111,7 @@ def test_only_a_failure_lets_the_rest_be_evaluated_without_it(tmp_path, monkeypa
 def test_the_report_is_one_file_of_what_is_finished(tmp_path):
     folder, figures = tmp_path / "runs" / "smoke", tmp_path / "figures" / "smoke" / "maze2d-large"
     for name in ("maze2d-large", "maze2d-medium"):
-        runs.write_json(folder / name / "manifest.json", {"evaluation": {"bc": {}}})
+        files.write_json(folder / name / "manifest.json", {"evaluation": {"bc": {}}})
     (folder / "maze2d-large" / ".done").mkdir()
     (folder / "maze2d-large" / ".done" / "08_results").touch()
     (folder / "maze2d-large" / "returns.csv").write_text("method,return\nbc,1.0\n")

@@ -6,9 +6,9 @@ from dataclasses import replace
 import h5py
 import pytest
 import torch
-from samples import HOPPER, at, files, forbidden, hopper
+from samples import HOPPER, at, forbidden, hopper, written
 
-from aepo import cache, datasets, reading, stored
+from aepo.data import cache, datasets, reading, storage
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -55,17 +55,17 @@ def test_a_cache_of_another_reading_is_not_taken():
 
 def test_loading_works_where_no_cache_can_be_written(folder, monkeypatch, capsys):
     hopper()
-    before = files(folder)
+    before = written(folder)
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     data = datasets.load(HOPPER, "full")
     assert len(data) == 13
     assert "no cache was written (No space left on device)" in capsys.readouterr().out
-    assert files(folder) == before
+    assert written(folder) == before
 
 
 def test_data_in_a_folder_of_others_are_read_without_a_lock(monkeypatch):
     hopper()
-    monkeypatch.setattr(stored, "lock", forbidden)
+    monkeypatch.setattr(storage, "lock", forbidden)
     monkeypatch.setattr(cache, "write", forbidden)
     assert len(datasets.load(HOPPER, "full")) == 13
 

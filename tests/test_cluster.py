@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aepo import cluster, runs
+from aepo import cluster, files
 
 ROOT = Path(__file__).parents[1]
 PLANNED = {"dataset", "behavior", "critic", "energy", "policy", "evaluation", "results", "guidance"}
@@ -53,7 +53,7 @@ def test_a_cluster_is_a_folder_of_profiles():
     assert cluster.profile_folder("") is None
     assert cluster.profile_folder("slurm") == ROOT / "profiles" / "slurm"
     assert cluster.profile_folder(str(ROOT / "profiles" / "slurm")) == ROOT / "profiles" / "slurm"
-    with pytest.raises(runs.StudyError, match="no cluster profile 'moon'"):
+    with pytest.raises(files.StudyError, match="no cluster profile 'moon'"):
         cluster.profile_folder("moon")
 
 
@@ -76,7 +76,7 @@ def test_jobs_of_a_killed_call_are_cancelled_and_no_others(tmp_path, monkeypatch
     assert (tmp_path / "called").read_text() == "7 9\n"
     (tmp_path / "squeue").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(runs.StudyError, match="Slurm does not answer"):
+    with pytest.raises(files.StudyError, match="Slurm does not answer"):
         cluster.cancel(prefix)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from gymnasium_robotics.envs.maze import maps
 
-from aepo import actors, collect, runs, settings, tasks, waypoint
-from aepo.tasks import LOCAL, Task
+from aepo import files, settings
+from aepo.data import behaviors, collect, tasks, waypoint
+from aepo.data.tasks import LOCAL, Task
 
 GOAL_CELLS = {"UMaze": (1, 1), "Medium": (6, 6), "Large": (7, 9)}
 MAPS = {"UMaze": maps.U_MAZE, "Medium": maps.MEDIUM_MAZE, "Large": maps.LARGE_MAZE, "Open": maps.OPEN}
@@ -21,7 +22,7 @@ D4RL_MAPS = {
     "Large": "############ #OOOO#OOOOO# #O##O#O#O#O# #OOOOOO#OOO# #O####O###O# #OO#O#OOOOO# ##O#O#O#O### "
     "#OO#OOO#OGO# ############",
 }
-ENVIRONMENTS = sorted(json.loads(path.read_text())["env_id"] for path in actors.BEHAVIORS.glob("*/training.json"))
+ENVIRONMENTS = sorted(json.loads(path.read_text())["env_id"] for path in behaviors.BEHAVIORS.glob("*/training.json"))
 
 
 def local_task(env_id, recipe, horizon, **more):
@@ -126,7 +127,7 @@ def test_controller_and_random_policy_bracket_the_scores(name):
 
 def test_a_pointmaze_dataset_goes_through_minari(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    from aepo import datasets
+    from aepo.data import datasets
 
     monkeypatch.setattr(waypoint, "REFERENCE_EPISODES", 1)
     task = tasks.get("local-pointmaze-umaze")
@@ -179,20 +180,20 @@ def test_replaying_the_actions_gives_the_recorded_episode():
 @pytest.mark.parametrize("env_id", ["Reacher-v5", "InvertedPendulum-v5"])
 @pytest.mark.parametrize("tier", ["simple", "medium", "expert"])
 def test_tiers_return_what_their_training_measured(env_id, tier):
-    (checkpoint,) = actors.tier_checkpoints(env_id, tier)
-    row = actors.training(env_id)["checkpoints"][str(checkpoint)]
-    returns = actors.episode_returns(env_id, actors.load_checkpoint(env_id, checkpoint), 20, seed=99)
+    (checkpoint,) = behaviors.tier_checkpoints(env_id, tier)
+    row = behaviors.training(env_id)["checkpoints"][str(checkpoint)]
+    returns = behaviors.episode_returns(env_id, behaviors.load_checkpoint(env_id, checkpoint), 20, seed=99)
     error = np.hypot(row["stochastic_std"], returns.std()) / np.sqrt(20)
     assert abs(returns.mean() - row["stochastic_mean"]) < 4 * error + 0.02 * abs(row["stochastic_mean"])
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_tracked_actors_are_whole(env_id):
-    training = actors.training(env_id)
+    training = behaviors.training(env_id)
     assert training["env_id"] == env_id
     tiers = training["tiers"]
     used = {tiers["simple"], tiers["medium"], tiers["expert"], *tiers["mixed"]}
-    folder = actors.BEHAVIORS / env_id.split("-")[0].lower()
+    folder = behaviors.BEHAVIORS / env_id.split("-")[0].lower()
     assert (
         used == {int(path.stem) for path in folder.glob("*.safetensors")} == {int(s) for s in training["checkpoints"]}
     )
@@ -202,7 +203,7 @@ def test_tracked_actors_are_whole(env_id):
     assert training["random_return"] < returns["simple"] < returns["medium"] < returns["expert"]
     space = gym.make(env_id).observation_space
     for checkpoint in used:
-        actor = actors.load_checkpoint(env_id, checkpoint)
+        actor = behaviors.load_checkpoint(env_id, checkpoint)
         actions = actor.act(np.zeros((3, *space.shape)), np.random.default_rng(0))
         assert actions.dtype == np.float32
         assert (actions >= actor.low).all()
@@ -212,7 +213,7 @@ def test_tracked_actors_are_whole(env_id):
 
 @pytest.mark.parametrize("robot", ["halfcheetah", "hopper", "walker2d"])
 def test_an_expert_that_is_none_is_named_so(robot):
-    training = json.loads((actors.BEHAVIORS / robot / "training.json").read_text())
+    training = json.loads((behaviors.BEHAVIORS / robot / "training.json").read_text())
     reached = training["checkpoints"][str(training["tiers"]["expert"])]["stochastic_mean"]
     task = tasks.get(f"local-{robot}-expert")
     share = reached / task.references[1]
@@ -221,36 +222,36 @@ def test_an_expert_that_is_none_is_named_so(robot):
 
 
 def test_tracked_actors_are_small():
-    assert sum(path.stat().st_size for path in actors.BEHAVIORS.rglob("*")) < 10e6
+    assert sum(path.stat().st_size for path in behaviors.BEHAVIORS.rglob("*")) < 10e6
 
 
 def test_medium_expert_is_half_and_half():
     task = actor_task("Reacher-v5", "medium-expert")
-    medium, expert = actors.tier_checkpoints(task.env_id, "medium-expert")
+    medium, expert = behaviors.tier_checkpoints(task.env_id, "medium-expert")
     episodes = collect.RECIPES["sac"](task, 1000, 0, False)
     half = np.cumsum([len(episode) for episode in episodes]).tolist().index(500)
     for checkpoint, part in ((medium, episodes[: half + 1]), (expert, episodes[half + 1 :])):
-        row = actors.training(task.env_id)["checkpoints"][str(checkpoint)]
+        row = behaviors.training(task.env_id)["checkpoints"][str(checkpoint)]
         returns = [episode.rewards.sum() for episode in part]
         assert np.mean(returns) == pytest.approx(row["stochastic_mean"], abs=2 * row["stochastic_std"])
 
 
 def test_unknown_tier_and_missing_actors_are_said_in_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(runs.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of simple, medium"):
+    with pytest.raises(files.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of simple, medium"):
         collect.RECIPES["sac"](actor_task(tier="novice"), 100, 0, False)
-    with pytest.raises(runs.StudyError, match=r"no behavior policies for Humanoid-v5 .*train_behaviors.py humanoid$"):
+    with pytest.raises(files.StudyError, match=r"no behavior policies for Humanoid-v5 .*train_behaviors.py humanoid$"):
         collect.RECIPES["sac"](actor_task("Humanoid-v5"), 100, 0, False)
 
 
 def test_a_changed_actor_is_refused(tmp_path, monkeypatch):
-    source = actors.BEHAVIORS / "reacher"
+    source = behaviors.BEHAVIORS / "reacher"
     target = tmp_path / "reacher"
     target.mkdir()
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
-    checkpoint = actors.tier_checkpoints("Reacher-v5", "expert")[0]
+    checkpoint = behaviors.tier_checkpoints("Reacher-v5", "expert")[0]
     path = target / f"{checkpoint}.safetensors"
     path.write_bytes(path.read_bytes()[:-2] + b"\0\1")
-    monkeypatch.setattr(actors, "BEHAVIORS", tmp_path)
-    with pytest.raises(runs.StudyError, match="is missing or changed: restore it from the repository"):
-        actors.load_checkpoint("Reacher-v5", checkpoint)
+    monkeypatch.setattr(behaviors, "BEHAVIORS", tmp_path)
+    with pytest.raises(files.StudyError, match="is missing or changed: restore it from the repository"):
+        behaviors.load_checkpoint("Reacher-v5", checkpoint)

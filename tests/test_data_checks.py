@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from minari.serialization import serialize_space
-from samples import HOPPER, ID, at, d4rl, entry, files, forbidden, hdf5, hopper, other, rows
+from samples import HOPPER, ID, at, d4rl, entry, forbidden, hdf5, hopper, other, rows, written
 
-from aepo import datasets, importing, reading, runs, stored
+from aepo import files
+from aepo.data import datasets, importing, reading, storage
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -53,11 +54,11 @@ BAD_ROWS = {
 @pytest.mark.parametrize(("change", "sentence"), BAD_ROWS.values(), ids=BAD_ROWS)
 def test_a_bad_d4rl_file(folder, change, sentence):
     d4rl(folder / "bad.hdf5", change)
-    with pytest.raises(runs.StudyError, match=sentence) as raised:
+    with pytest.raises(files.StudyError, match=sentence) as raised:
         importing.import_hdf5(folder / "bad.hdf5", HOPPER, progress=False)
     assert "bad.hdf5" in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert files(folder) == {}
+    assert written(folder) == {}
 
 
 def test_a_file_that_is_none(folder, monkeypatch):
@@ -70,9 +71,9 @@ def test_a_file_that_is_none(folder, monkeypatch):
         (lambda: (path.unlink(), path.mkdir()), "bad.hdf5 is a folder"),
     ):
         make()
-        with pytest.raises(runs.StudyError, match=sentence):
+        with pytest.raises(files.StudyError, match=sentence):
             importing.import_hdf5(path, HOPPER, progress=False)
-    assert files(folder) == {}
+    assert written(folder) == {}
 
 
 def test_actions_are_clipped_on_request_only(folder):
@@ -161,11 +162,11 @@ BAD_DATA = {
 @pytest.mark.parametrize(("change", "sentence"), BAD_DATA.values(), ids=BAD_DATA)
 def test_bad_minari_data(folder, change, sentence):
     change(hopper() / "data")
-    before = files(folder)
-    with pytest.raises(runs.StudyError, match=sentence) as raised:
+    before = written(folder)
+    with pytest.raises(files.StudyError, match=sentence) as raised:
         datasets.load(HOPPER, "full")
     assert "\n" not in str(raised.value)
-    assert files(folder) == before
+    assert written(folder) == before
 
 
 def test_good_data_with_an_episode_of_one_step(folder, capsys):
@@ -196,21 +197,21 @@ def test_equal_rewards_are_a_warning(capsys):
 def test_a_mark_has_actions_clipped_and_the_data_stay_as_they_are(folder):
     data_folder = hopper()
     at("episode_0/actions", (2, 0), -1.25)(data_folder / "data")
-    before = files(folder)
-    stored.clip(ID)
+    before = written(folder)
+    storage.clip(ID)
     data = datasets.load(HOPPER, "full")
     assert data.action[2, 0] == -1
     assert data.warnings == ("1 of 13 actions were outside the box, by 0.25 at most, and are clipped",)
-    assert before.items() <= files(folder).items()
+    assert before.items() <= written(folder).items()
 
 
 def test_an_unreadable_file(folder, monkeypatch):
     hopper()
-    before = files(folder)
+    before = written(folder)
     monkeypatch.setattr(h5py, "File", forbidden)
-    with pytest.raises(runs.StudyError, match=r"main_data.hdf5 cannot be read: no permission"):
+    with pytest.raises(files.StudyError, match=r"main_data.hdf5 cannot be read: no permission"):
         datasets.load(HOPPER, "full")
-    assert files(folder) == before
+    assert written(folder) == before
 
 
 # ---- disk and company
@@ -221,7 +222,7 @@ def test_a_full_disk_leaves_nothing(folder):
     d4rl(folder / "f.hdf5", lambda found: found.update({k: np.repeat(v, 100, 0) for k, v in found.items()}))
     code = """
 import resource, sys
-from aepo import importing, tasks
+from aepo.data import importing, tasks
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     importing.import_hdf5(sys.argv[1], tasks.get("d4rl-hopper-medium-v2"), "aepo/check/hopper-v0", progress=False)
@@ -233,7 +234,7 @@ except importing.StudyError as error:
         r"cannot write the dataset aepo/check/hopper-v0 to .* \(File too large\): free space", out.stdout
     ), out
     assert out.returncode == 0
-    assert files(folder) == {}
+    assert written(folder) == {}
 
 
 def test_of_two_processes_one_works_and_the_other_waits(folder):
@@ -241,7 +242,7 @@ def test_of_two_processes_one_works_and_the_other_waits(folder):
     path = str(folder / "f.hdf5")
     code = f"from aepo import importing, tasks; importing.import_hdf5({path!r}, tasks.get({HOPPER.name!r}), {ID!r})"
     environment = dict(os.environ)
-    with stored.claim(ID) as staging:
+    with storage.claim(ID) as staging:
         other = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
         waiting = other.stdout.readline()
         assert waiting == f"another process works on {ID.replace('/', '-')} in {folder / 'minari'}: waiting for it\n"

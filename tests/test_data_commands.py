@@ -8,7 +8,8 @@ import pytest
 import samples
 from typer.testing import CliRunner
 
-from aepo import cli, collect, data_report, datasets, runs, settings, stored, tasks
+from aepo import cli, files, settings
+from aepo.data import collect, datasets, report, storage, tasks
 
 pytestmark = pytest.mark.usefixtures("folder")
 SMALL = settings.DataSettings(steps=400)
@@ -49,11 +50,11 @@ def test_collect_keeps_what_is_there_and_show_describes_it(aepo):
     code, out, _ = aepo("data", "collect", "maze2d-umaze", "--profile", "smoke")
     assert code == 0
     assert re.match(r"maze2d-umaze: aepo/maze2d/umaze-smoke-v0, 400 transitions in \d+ episodes, mean return", out)
-    stamp = (stored.root() / "aepo/maze2d/umaze-smoke-v0/data/main_data.hdf5").stat().st_mtime_ns
+    stamp = (storage.root() / "aepo/maze2d/umaze-smoke-v0/data/main_data.hdf5").stat().st_mtime_ns
     code, out, _ = aepo("data", "get", "maze2d-umaze", "--profile", "smoke")
     assert code == 0
     assert "is there already and is kept" in out
-    assert (stored.root() / "aepo/maze2d/umaze-smoke-v0/data/main_data.hdf5").stat().st_mtime_ns == stamp
+    assert (storage.root() / "aepo/maze2d/umaze-smoke-v0/data/main_data.hdf5").stat().st_mtime_ns == stamp
     code, out, _ = aepo("data", "show", "maze2d-umaze", "--profile", "smoke")
     rows = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(("on disk", "content hash")))
     assert code == 0
@@ -67,7 +68,7 @@ def test_collect_keeps_what_is_there_and_show_describes_it(aepo):
 def test_a_suite_goes_on_after_a_failure(aepo, monkeypatch):
     def recipe(task, steps, seed, progress):
         if task.name == "maze2d-medium":
-            raise runs.StudyError("no way through the maze")
+            raise files.StudyError("no way through the maze")
         return collect.collect_maze2d(task, steps, seed, progress)
 
     monkeypatch.setitem(collect.RECIPES, "waypoint", recipe)
@@ -80,7 +81,7 @@ def test_a_suite_goes_on_after_a_failure(aepo, monkeypatch):
     assert [line.split(":")[0] for line in out.splitlines()] == ["[1/3] maze2d-umaze", "[3/3] maze2d-umaze-dense"]
     assert "aepo: [2/3] maze2d-medium: no way through the maze" in error
     assert "aepo: 1 of 3 tasks failed: maze2d-medium; call it again for these" in error
-    assert not (stored.root() / "aepo/maze2d/medium-smoke-v0").exists()
+    assert not (storage.root() / "aepo/maze2d/medium-smoke-v0").exists()
 
 
 def test_import_and_clip(aepo, folder):
@@ -107,6 +108,6 @@ def test_get_with_clip_makes_downloaded_data_readable(aepo):
     code, out, _ = aepo("data", "get", task.name, "--clip")
     assert code == 0
     assert "13 transitions in 3 episodes" in out
-    shown = data_report.lines(task, "quick")
+    shown = report.lines(task, "quick")
     assert any("1 of 13 actions were outside the box" in line for line in shown)
     assert np.isclose(float(datasets.load(task, "quick").action[2, 0]), -1)

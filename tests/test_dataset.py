@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from aepo import collect, datasets, environments, runs, settings, tasks, waypoint
+from aepo import environments, files, settings
+from aepo.data import collect, datasets, tasks, waypoint
 
 TASK = tasks.get("maze2d-umaze")
 
@@ -112,14 +113,14 @@ def test_a_broken_off_collection_leaves_nothing(tmp_path, monkeypatch):
         "create_dataset_from_buffers",
         lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
-    with pytest.raises(runs.StudyError, match=r"cannot write the dataset aepo/maze2d/umaze-smoke-v0 .*No space left"):
+    with pytest.raises(files.StudyError, match=r"cannot write the dataset aepo/maze2d/umaze-smoke-v0 .*No space left"):
         datasets.prepare(TASK, "smoke", settings.DataSettings(steps=50), progress=False)
     assert [p.name for p in tmp_path.iterdir()] == [".locks"]
 
 
 def test_a_missing_dataset_says_which_notebook_makes_it():
     with pytest.raises(
-        runs.StudyError, match=r"dataset aepo/maze2d/nowhere-v0 .*run notebook 03_dataset first, or `aepo data collect"
+        files.StudyError, match=r"dataset aepo/maze2d/nowhere-v0 .*run notebook 03_dataset first, or `aepo data collect"
     ):
         datasets.load(replace(TASK, dataset_ids={"smoke": "aepo/maze2d/nowhere-v0"}), "smoke")
 

@@ -15,21 +15,23 @@ import pytest
 import torch
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from aepo import datasets, environments, tasks
-from aepo import download as module
+from aepo import environments
+from aepo.data import datasets, tasks
+from aepo.data import download as module
 
 TASK = tasks.get("pointmaze-umaze-v2")
 ID = TASK.dataset_ids["smoke"]
 WORK = """
 import json, sys, time
 from dataclasses import replace
-from aepo import datasets, settings, tasks
+from aepo.data import datasets, tasks
+from aepo import settings
 for dataset_id in sys.argv[1:]:
     task = replace(tasks.get("pointmaze-umaze-v2"), dataset_ids={"smoke": dataset_id})
     started, error = time.time(), ""
     try:
         datasets.prepare(task, "smoke", settings.SMOKE.data, progress=True)
-    except datasets.runs.StudyError as raised:
+    except datasets.files.StudyError as raised:
         error = str(raised)
     print(json.dumps({"error": error, "seconds": time.time() - started}))
 """

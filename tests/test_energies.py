@@ -7,9 +7,10 @@ import pytest
 import torch
 from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
-from aepo import energies, settings, training
+from aepo import settings
+from aepo.learners import energies, training
 from aepo.methods import METHODS
-from aepo.policy import Actor
+from aepo.study.policy import Actor
 
 
 @pytest.fixture(scope="module")

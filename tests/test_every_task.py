@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from aepo import datasets, environments, importing, results, runs, settings, stages, tasks
+from aepo import environments, settings
+from aepo.data import datasets, importing, tasks
+from aepo.study import results, runs, stages
 
 EPISODES, STEPS = 3, 12
 _recorded = {}

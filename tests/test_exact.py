@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from aepo import exact, guidance, posterior, sampler
-from aepo.exact import Mixture
-from aepo.schedule import VPSchedule
+from aepo.core import guidance, posterior, sampler
+from aepo.core.schedule import VPSchedule
+from aepo.exact import mixtures
+from aepo.exact.mixtures import Mixture
 
 VP = VPSchedule()
 TIMES = [1e-3, 0.05, 0.3, 0.7, 1.0]
@@ -42,7 +43,7 @@ def bounded(a):
     return torch.sin(3 * a[..., 0] + 1) * torch.cos(2 * a[..., 1])
 
 
-MIXTURES = {name: exact.toy_mixture(name) for name in exact.MIXTURES} | {f"d{d}": mixture(d) for d in (1, 2, 6)}
+MIXTURES = {name: mixtures.toy_mixture(name) for name in mixtures.MIXTURES} | {f"d{d}": mixture(d) for d in (1, 2, 6)}
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -53,7 +54,7 @@ def test_score_mean_and_covariance(name, t):
     a_t, t = noisy(mix, t)
     alpha, sigma = VP.alpha(t), VP.sigma(t)
     score, post = mix.score(a_t, t, VP), mix.posterior(a_t, t, VP)
-    assert (score - exact.guidance(mix.noised(t, VP).log_density, a_t)).abs().max() < 1e-9
+    assert (score - mixtures.guidance(mix.noised(t, VP).log_density, a_t)).abs().max() < 1e-9
     assert (post.mean - posterior.mean(a_t, mix.noise(a_t, t, VP), t, VP)).abs().max() < 1e-9
     jacobian = torch.autograd.functional.jacobian(lambda a: mix.score(a, t, VP).sum(0), a_t).movedim(1, 0)
     identity = torch.eye(a_t.shape[-1], dtype=torch.float64)
@@ -67,9 +68,9 @@ def test_a_time_for_each_action_equals_one_time_after_another():
     for function in (
         lambda a, t: mix.noise(a, t, VP),
         lambda a, t: mix.posterior(a, t, VP).covariance,
-        lambda a, t: exact.linear_energy(mix, slope, 0.1, a, t, VP, 2.0),
-        lambda a, t: exact.quadratic_energy(mix, hessian, slope, 0.1, a, t, VP, 2.0),
-        lambda a, t: exact.grid_energy(mix, bounded, a, t, VP, 2.0, points=31),
+        lambda a, t: mixtures.linear_energy(mix, slope, 0.1, a, t, VP, 2.0),
+        lambda a, t: mixtures.quadratic_energy(mix, hessian, slope, 0.1, a, t, VP, 2.0),
+        lambda a, t: mixtures.grid_energy(mix, bounded, a, t, VP, 2.0, points=31),
     ):
         one_by_one = torch.stack([function(a, t) for a, t in zip(a_t, times, strict=True)])
         assert torch.allclose(function(a_t, times), one_by_one, atol=1e-12)
@@ -83,13 +84,13 @@ def test_closed_forms_equal_the_grid(name, beta, t):
     a_t, t = noisy(mix, t, count=2)
     slope, hessian = torch.tensor([1.3, -0.7], dtype=torch.float64), -spd(2, seed=5)
     for curvature in (torch.zeros(2, 2, dtype=torch.float64), hessian):
-        grid = exact.grid_energy(
+        grid = mixtures.grid_energy(
             mix, lambda a, h=curvature: 0.3 + a @ slope + (a @ h * a).sum(-1) / 2, a_t, t, VP, beta
         )
-        quadratic = exact.quadratic_energy(mix, curvature, slope, 0.3, a_t, t, VP, beta)
+        quadratic = mixtures.quadratic_energy(mix, curvature, slope, 0.3, a_t, t, VP, beta)
         assert ((grid - quadratic).abs() < 1e-8 * (1 + grid.abs())).all()
-    linear = exact.linear_energy(mix, slope, 0.3, a_t, t, VP, beta)
-    flat = exact.quadratic_energy(mix, torch.zeros(2, 2).double(), slope, 0.3, a_t, t, VP, beta)
+    linear = mixtures.linear_energy(mix, slope, 0.3, a_t, t, VP, beta)
+    flat = mixtures.quadratic_energy(mix, torch.zeros(2, 2).double(), slope, 0.3, a_t, t, VP, beta)
     assert torch.allclose(linear, flat, rtol=1e-12)
 
 
@@ -97,15 +98,15 @@ def test_energy_is_infinite_where_the_expectation_is():
     mix, t = mixture(2), torch.tensor(0.9, dtype=torch.float64)
     arguments = (normal(2), 0.0, normal(4, 2), t, VP)
     identity = torch.eye(2, dtype=torch.float64)
-    assert (exact.quadratic_energy(mix, identity, *arguments, 100.0) == math.inf).all()
-    assert exact.quadratic_energy(mix, 0.01 * identity, *arguments, 1.0).isfinite().all()
+    assert (mixtures.quadratic_energy(mix, identity, *arguments, 100.0) == math.inf).all()
+    assert mixtures.quadratic_energy(mix, 0.01 * identity, *arguments, 1.0).isfinite().all()
 
 
 @pytest.mark.parametrize("t", TIMES)
 @pytest.mark.parametrize("beta", [0.0, 1.0, 100.0])
 def test_energy_stays_between_the_bounds_of_q(beta, t):
     a_t, t = noisy(MIXTURES["wide"], t, count=4)
-    energy = exact.grid_energy(MIXTURES["wide"], bounded, a_t, t, VP, beta)
+    energy = mixtures.grid_energy(MIXTURES["wide"], bounded, a_t, t, VP, beta)
     assert energy.abs().max() <= beta + 1e-9
 
 
@@ -114,7 +115,7 @@ def test_point_masses_are_allowed():
     mix = Mixture(torch.full((4,), 0.25).double(), normal(4, 2), torch.zeros(4, 2, 2).double())
     a_t, t = normal(3, 2, seed=1), torch.tensor(0.4, dtype=torch.float64)
     support = guidance.support_energy(bounded(mix.means).expand(3, 4), mix.means.expand(3, 4, 2), a_t, t, VP, 2.0)
-    assert torch.allclose(exact.grid_energy(mix, bounded, a_t, t, VP, 2.0, points=11), support, atol=1e-12)
+    assert torch.allclose(mixtures.grid_energy(mix, bounded, a_t, t, VP, 2.0, points=11), support, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["linear", "quadratic", "grid", "grid in chunks"])
@@ -123,11 +124,11 @@ def test_guidance_equals_finite_differences(kind):
     a_t, t = noisy(mix, 0.4, count=20 if kind == "grid in chunks" else 2)
     slope, hessian = normal(2, seed=6), -spd(2, seed=5)
     energy = {
-        "linear": lambda a: exact.linear_energy(mix, slope, 0.0, a, t, VP, 2.0),
-        "quadratic": lambda a: exact.quadratic_energy(mix, hessian, slope, 0.0, a, t, VP, 2.0),
-    }.get(kind, lambda a: exact.grid_energy(mix, bounded, a, t, VP, 2.0))
+        "linear": lambda a: mixtures.linear_energy(mix, slope, 0.0, a, t, VP, 2.0),
+        "quadratic": lambda a: mixtures.quadratic_energy(mix, hessian, slope, 0.0, a, t, VP, 2.0),
+    }.get(kind, lambda a: mixtures.grid_energy(mix, bounded, a, t, VP, 2.0))
     with torch.no_grad():
-        gradient = exact.guidance(energy, a_t)
+        gradient = mixtures.guidance(energy, a_t)
     step = 1e-5 * torch.eye(2, dtype=torch.float64)
     differences = torch.stack([(energy(a_t + h) - energy(a_t - h)) / 2e-5 for h in step], -1)
     assert torch.allclose(gradient, differences, atol=1e-7)
@@ -139,7 +140,7 @@ def test_score_plus_guidance_is_the_score_of_the_target(d, t):
     """grad log pi*_t = grad log mu_t + grad E* with pi* = mu exp(beta Q), Q linear, again a mixture."""
     mix, slope, beta = mixture(d), normal(d, seed=5), 2.0
     a_t, t = noisy(mix, t)
-    gradient = exact.guidance(lambda a: exact.linear_energy(mix, slope, 0.0, a, t, VP, beta), a_t)
+    gradient = mixtures.guidance(lambda a: mixtures.linear_energy(mix, slope, 0.0, a, t, VP, beta), a_t)
     assert (mix.score(a_t, t, VP) + gradient - mix.tilted(slope, beta).score(a_t, t, VP)).abs().max() < 1e-9
 
 
@@ -153,7 +154,7 @@ def test_support_energy_with_200_000_samples(d, times):
     q = support @ slope
     for moment in times:
         a_t, t = noisy(mix, moment, count=4)
-        truth = exact.linear_energy(mix, slope, 0.0, a_t, t, VP, 1.5)
+        truth = mixtures.linear_energy(mix, slope, 0.0, a_t, t, VP, 1.5)
         energy = torch.stack([guidance.support_energy(q, support, a, t, VP, 1.5) for a in a_t])
         assert (energy - truth).abs().max() < 0.05
 
@@ -173,8 +174,8 @@ def test_first_order_reverses_its_sign_below_minus_one(beta, sign):
         m = mix.posterior(a, t, VP).mean
         return guidance.taylor_energy(m @ slope - m.square().sum(-1) / 2, slope - m, cov.expand(len(a), 2, 2), beta)
 
-    truth = exact.guidance(lambda a: exact.quadratic_energy(mix, hessian, slope, 0.0, a, t, VP, beta), a_t)
-    wrong = exact.guidance(first, a_t)
+    truth = mixtures.guidance(lambda a: mixtures.quadratic_energy(mix, hessian, slope, 0.0, a, t, VP, beta), a_t)
+    wrong = mixtures.guidance(first, a_t)
     assert (sign * torch.cosine_similarity(truth, wrong, dim=-1) > 1 - 1e-9).all()
     assert torch.allclose(wrong, (1 + factor) * (1 - factor) * truth, atol=1e-9)
 
@@ -195,8 +196,8 @@ def test_one_reversed_direction_turns_the_mean_guidance(beta, low, high):
             m @ slope + (m @ hessian * m).sum(-1) / 2, slope + m @ hessian, cov.expand(len(a), 2, 2), beta
         )
 
-    truth = exact.guidance(lambda a: exact.quadratic_energy(mix, hessian, slope, 0.0, a, t, VP, beta), a_t)
-    cosine = torch.cosine_similarity(truth, exact.guidance(first, a_t), dim=-1).mean()
+    truth = mixtures.guidance(lambda a: mixtures.quadratic_energy(mix, hessian, slope, 0.0, a, t, VP, beta), a_t)
+    cosine = torch.cosine_similarity(truth, mixtures.guidance(first, a_t), dim=-1).mean()
     assert low <= cosine <= high
 
 
@@ -207,28 +208,28 @@ def test_energy_distance_of_two_normals(shift):
     spread = math.sqrt(2)
     across = spread * math.sqrt(2 / math.pi) * math.exp(-(shift**2) / 4) + shift * math.erf(shift / 2)
     known = 2 * across - 2 * spread * math.sqrt(2 / math.pi)
-    assert exact.energy_distance(x, y) == pytest.approx(known, abs=0.003 + 0.06 * shift)
+    assert mixtures.energy_distance(x, y) == pytest.approx(known, abs=0.003 + 0.06 * shift)
 
 
 def test_sliced_wasserstein_of_shifted_points_is_the_shift():
     x = normal(500, 1)
-    assert exact.sliced_wasserstein(x, x + 0.7, generator()) == pytest.approx(0.7)
-    assert exact.sliced_wasserstein(x, x.repeat(3, 1), generator()) == pytest.approx(0, abs=1e-12)
+    assert mixtures.sliced_wasserstein(x, x + 0.7, generator()) == pytest.approx(0.7)
+    assert mixtures.sliced_wasserstein(x, x.repeat(3, 1), generator()) == pytest.approx(0, abs=1e-12)
     plane = normal(2000, 2)
     shifted = plane + torch.tensor([3.0, 0.0], dtype=torch.float64)
-    assert exact.sliced_wasserstein(plane, shifted, generator(), 2000) == pytest.approx(3 / math.sqrt(2), rel=0.05)
+    assert mixtures.sliced_wasserstein(plane, shifted, generator(), 2000) == pytest.approx(3 / math.sqrt(2), rel=0.05)
 
 
 def test_tilted_samples_have_the_moments_of_the_tilted_mixture():
     mix, slope = MIXTURES["wide"], torch.tensor([2.0, -1.0], dtype=torch.float64)
     target = mix.tilted(slope, 1.5)
-    samples, effective = exact.tilted_samples(mix, lambda a: a @ slope, 1.5, 50_000, generator())
+    samples, effective = mixtures.tilted_samples(mix, lambda a: a @ slope, 1.5, 50_000, generator())
     mean = (target.weights[:, None] * target.means).sum(0)
     assert samples.shape == (50_000, 2)
     assert 1_000 < effective < 200_000
     assert (samples.mean(0) - mean).abs().max() < 0.02
-    assert exact.energy_distance(samples[:3000], target.sample(3000, generator(1))) < 0.002
-    flat, all_of_them = exact.tilted_samples(mix, lambda a: a[..., 0], 0.0, 10, generator(), proposals=1000)
+    assert mixtures.energy_distance(samples[:3000], target.sample(3000, generator(1))) < 0.002
+    flat, all_of_them = mixtures.tilted_samples(mix, lambda a: a[..., 0], 0.0, 10, generator(), proposals=1000)
     assert len(flat) == 10
     assert all_of_them == pytest.approx(1000)
 
@@ -237,21 +238,21 @@ def test_sampling_with_the_exact_noise_and_guidance_reaches_the_target():
     mix, slope = MIXTURES["wide"], torch.tensor([1.0, 1.0], dtype=torch.float64)
 
     def gradient(a, t):
-        return exact.guidance(lambda x: exact.linear_energy(mix, slope, 0.0, x, t, VP, 1.0), a)
+        return mixtures.guidance(lambda x: mixtures.linear_energy(mix, slope, 0.0, x, t, VP, 1.0), a)
 
     samples = sampler.sample(lambda a, t: mix.noise(a, t, VP), normal(2000, 2), VP, 20, gradient)
-    assert exact.energy_distance(samples, mix.tilted(slope, 1.0).sample(2000, generator(1))) < 0.004
+    assert mixtures.energy_distance(samples, mix.tilted(slope, 1.0).sample(2000, generator(1))) < 0.004
 
 
-@pytest.mark.parametrize("name", exact.TOYS)
+@pytest.mark.parametrize("name", mixtures.TOYS)
 def test_toys_are_seeded_and_in_the_box(name):
-    x = exact.toy(name, 5000, generator(4))
+    x = mixtures.toy(name, 5000, generator(4))
     assert x.shape == (5000, 2)
     assert x.abs().max() <= 1
     assert (x.abs() == 1).double().mean() < 1e-3
     assert x.std(0).min() > 0.2
-    assert torch.equal(x, exact.toy(name, 5000, generator(4)))
-    assert not torch.equal(x, exact.toy(name, 5000, generator(5)))
+    assert torch.equal(x, mixtures.toy(name, 5000, generator(4)))
+    assert not torch.equal(x, mixtures.toy(name, 5000, generator(5)))
 
 
 def test_noise_keeps_the_dtype_of_the_action():
@@ -264,10 +265,10 @@ def test_noise_keeps_the_dtype_of_the_action():
     [
         (lambda: Mixture(torch.ones(1), torch.zeros(1, 2), torch.zeros(1, 3, 3)), "covariances.*1, 3, 3"),
         (lambda: Mixture(torch.ones(2), torch.zeros(2, 2), torch.zeros(2, 2, 2)), "sum to 1"),
-        (lambda: exact.toy("moon", 3, generator()), "name must be one of 8gaussians"),
-        (lambda: exact.toy_mixture("rings"), "name must be one of 8gaussians"),
+        (lambda: mixtures.toy("moon", 3, generator()), "name must be one of 8gaussians"),
+        (lambda: mixtures.toy_mixture("rings"), "name must be one of 8gaussians"),
         (
-            lambda: exact.grid_energy(mixture(3), bounded, torch.zeros(1, 3), torch.tensor(0.5), VP, 1.0),
+            lambda: mixtures.grid_energy(mixture(3), bounded, torch.zeros(1, 3), torch.tensor(0.5), VP, 1.0),
             r"expected \(\.\.\., 2\)",
         ),
     ],

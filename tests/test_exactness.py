@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from aepo import diagnostics, exact, guidance, losses, models, networks, posterior, sampler, toys
-from aepo.schedule import VPSchedule
+from aepo.core import guidance, losses, models, networks, posterior, sampler
+from aepo.core.schedule import VPSchedule
+from aepo.exact import diagnostics, mixtures, toys
 
 VP = VPSchedule()
 
@@ -240,8 +241,8 @@ def test_exact_toy_energy_lies_in_the_range_of_q(rows):
     for t in (0.05, 0.5, 1.0):
         energy = toys.exact_energy(rows, noisy, torch.tensor(t))
         assert (energy.abs() <= rows.beta * 4).all()
-    finer = exact.grid_energy(
-        exact.toy_mixture("wide"),
+    finer = mixtures.grid_energy(
+        mixtures.toy_mixture("wide"),
         lambda a: (toys.raw_q(a) - rows.loc[1]) / rows.scale[1],
         noisy[1].double(),
         torch.tensor(0.5).double(),

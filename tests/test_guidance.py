@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from aepo import guidance, posterior
-from aepo.schedule import VPSchedule
+from aepo.core import guidance, posterior
+from aepo.core.schedule import VPSchedule
 
 VP = VPSchedule()
 torch.set_default_dtype(torch.float32)

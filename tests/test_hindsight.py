@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aepo import critics, settings, stages, training
-from aepo.hindsight import Hindsight
-from aepo.runs import StudyError
+from aepo import settings
+from aepo.files import StudyError
+from aepo.learners import critics, training
+from aepo.learners.hindsight import Hindsight
 from aepo.settings import CriticSettings
+from aepo.study import stages
 
 WALK = 40
 

@@ -7,7 +7,7 @@ import minari
 import numpy as np
 import torch
 
-from aepo import datasets, importing, stored, tasks
+from aepo.data import datasets, importing, storage, tasks
 
 TASK = replace(
     tasks.get("d4rl-hopper-medium-v2"),
@@ -111,4 +111,4 @@ def test_an_existing_dataset_is_kept(folder, capsys):
     importing.import_hdf5(write(folder / "g.hdf5", recording(1)), TASK, progress=False)
     assert "is there already and is kept" in capsys.readouterr().out
     assert datasets.load(TASK, "quick").content_hash == before
-    assert stored.complete("aepo/d4rl/test-v0")
+    assert storage.complete("aepo/d4rl/test-v0")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from aepo import critics, losses, models
-from aepo.networks import EnergyNet, NoiseNet, TwinQ, ValueNet, initialize
+from aepo.core import losses, models
+from aepo.core.networks import EnergyNet, NoiseNet, TwinQ, ValueNet, initialize
+from aepo.learners import critics
 
 S, B, N, D = 3, 5, 4, 2
 SEEDS = (0, 1, 2)

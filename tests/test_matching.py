@@ -5,9 +5,10 @@ import pytest
 import torch
 from gaussian import SEEDS, SLOPE, VARIANCE, LinearCritic
 
-from aepo import matching, runs, stages
-from aepo.models import ClosedForm
-from aepo.policy import Actor
+from aepo import files
+from aepo.core.models import ClosedForm
+from aepo.study import matching, stages
+from aepo.study.policy import Actor
 
 
 def test_exact_guidance_is_matched_by_scale_one_and_half_of_it_by_two():
@@ -34,11 +35,11 @@ def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch)
     scales = matching.matched_scales(run, "aepo", 3.0, data)
     assert len(scales) == len(run.seeds)
     assert set(scales) <= set(matching.SCALES)
-    kept = runs.read_json(run.folder / "evaluation" / "scale-aepo-b3.json")
+    kept = files.read_json(run.folder / "evaluation" / "scale-aepo-b3.json")
     assert len(kept["reached"]) == len(matching.SCALES)
     monkeypatch.setattr(matching, "_match", lambda *_: pytest.fail("chosen again"))
     assert matching.matched_scales(run, "aepo", 3.0, data) == scales
-    with pytest.raises(runs.StudyError, match=r"energy-aepo-b1\.safetensors is missing"):
+    with pytest.raises(files.StudyError, match=r"energy-aepo-b1\.safetensors is missing"):
         matching.matched_scales(run, "aepo", 1.0, data)
 
 
@@ -46,10 +47,10 @@ def test_a_method_is_matched_by_the_critic_that_guides_it(run, data, tiny, monke
     behavior = stages.train_behavior(run, data, tiny.behavior)
     stages.train_critic(run, data, tiny.critic)
     monkeypatch.setattr(matching, "STATES", 20)
-    with pytest.raises(runs.StudyError, match=r"critic-softmax\.safetensors is missing"):
+    with pytest.raises(files.StudyError, match=r"critic-softmax\.safetensors is missing"):
         matching.matched_scales(run, "aepo-direct-softmax", 3.0, data)
     stages.train_critic(run, data, tiny.critic, "softmax", behavior)
     matching.matched_scales(run, "aepo-direct-softmax", 3.0, data)
-    kept = runs.read_json(run.folder / "evaluation" / "scale-aepo-direct-softmax-b3.json")
+    kept = files.read_json(run.folder / "evaluation" / "scale-aepo-direct-softmax-b3.json")
     assert set(kept["networks"]) == {"behavior", "critic-softmax"}
     assert kept["noise_scale"] == 0.25

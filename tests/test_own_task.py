@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from aepo import Policy, environments, results, runs, settings, tasks
+from aepo import Policy, environments, files, settings
+from aepo.data import tasks
+from aepo.study import results, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "my-task.yaml"
@@ -126,7 +128,7 @@ def test_wrong_environments_are_said(tmp_path):
         (GOOD.replace("Pendulum-v1", "CartPole-v1"), "only boxes of numbers can be acted in"),
         (GOOD.replace("Pendulum-v1", "null"), "train-only"),
     ):
-        with pytest.raises(runs.StudyError, match=sentence):
+        with pytest.raises(files.StudyError, match=sentence):
             environments.make(tasks.get(write(tmp_path, text)))
 
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
-from aepo import batch, critics, energies, losses, policies, results, runs, settings, stages, training
+from aepo import batch, files, settings
+from aepo.core import losses
+from aepo.core.models import CLOSED_FORMS, ClosedForm
+from aepo.learners import critics, energies, policies, training
 from aepo.methods import METHODS
-from aepo.models import CLOSED_FORMS, ClosedForm
-from aepo.policy import Actor, Policy, make_actor
+from aepo.study import results, stages
+from aepo.study.policy import Actor, Policy, make_actor
 
 BETA = 1.0
 TILTED = MEAN + BETA * VARIANCE * SLOPE  # of pi* = N(mean + beta S slope, S)
@@ -176,5 +179,5 @@ def test_an_exported_policy_with_a_critic_of_its_own_acts_as_the_run_does(run, d
         Policy.load(folder, method, seed=1).act(state, g.manual_seed(0)) for folder in (run.folder, target)
     )
     assert (own == exported).all()
-    with pytest.raises(runs.StudyError, match="is the run itself"):
+    with pytest.raises(files.StudyError, match="is the run itself"):
         batch.export(run.folder, run.folder, 1, [method])

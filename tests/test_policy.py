@@ -8,9 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from aepo import Policy, copies, critics, evaluation, models, results, runs, settings, stages, tasks
+from aepo import Policy, files, settings
+from aepo.core import models
+from aepo.data import tasks
+from aepo.learners import critics
 from aepo.methods import CORE, METHODS
-from aepo.policy import Actor, load_actor
+from aepo.study import copies, evaluation, results, runs, stages
+from aepo.study.policy import Actor, load_actor
 
 EXAMPLE = Path(__file__).parents[1] / "runs" / "example" / "maze2d-umaze"
 
@@ -175,15 +179,15 @@ def test_wrong_observations_are_refused(observations, said):
 
 
 def test_load_says_what_is_missing(run):
-    with pytest.raises(runs.StudyError, match="unknown method 'sac'"):
+    with pytest.raises(files.StudyError, match="unknown method 'sac'"):
         Policy.load(EXAMPLE, "sac")
-    with pytest.raises(runs.StudyError, match="there is no run folder"):
+    with pytest.raises(files.StudyError, match="there is no run folder"):
         Policy.load("runs/quick/nowhere")
-    with pytest.raises(runs.StudyError, match=r"holds seeds \[0\], not \[8\]"):
+    with pytest.raises(files.StudyError, match=r"holds seeds \[0\], not \[8\]"):
         Policy.load(EXAMPLE, "aepo", seed=8)
-    with pytest.raises(runs.StudyError, match=r"energy-aepo-b7\.safetensors is missing"):
+    with pytest.raises(files.StudyError, match=r"energy-aepo-b7\.safetensors is missing"):
         Policy.load(EXAMPLE, "aepo", beta=7.0)
-    with pytest.raises(runs.StudyError, match="no evaluation of 'aepo'"):
+    with pytest.raises(files.StudyError, match="no evaluation of 'aepo'"):
         Policy.load(run.folder, "aepo")
 
 
@@ -232,7 +236,7 @@ def test_results_keep_what_other_runs_of_the_task_made(run):
 
 def test_a_table_that_is_none_of_the_study_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "results.csv").write_text("return,success,score,method\n1,1,1,bc\n")
-    with pytest.raises(runs.StudyError, match="has no column 'profile'"):
+    with pytest.raises(files.StudyError, match="has no column 'profile'"):
         results.read_results(tmp_path / "results.csv")
 
 

@@ -12,8 +12,11 @@ import nbformat
 import pytest
 import yaml
 
-from aepo import cli, models, runs, settings, tasks
+from aepo import cli, files, settings
+from aepo.core import models
+from aepo.data import tasks
 from aepo.methods import CORE, METHODS
+from aepo.study import runs
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -112,7 +115,7 @@ def aepo(capsys, monkeypatch, *arguments):
 
 @pytest.mark.parametrize("seeds", [[-1], [], [0, 0], [1.5], [True]])
 def test_notebook_seeds_are_checked(tmp_path, seeds):
-    with pytest.raises(runs.StudyError, match="seeds must be distinct integers >= 0"):
+    with pytest.raises(files.StudyError, match="seeds must be distinct integers >= 0"):
         runs.open_run("maze2d-umaze", seeds, ["bc"], "smoke", "cpu", tmp_path)
 
 
@@ -121,7 +124,7 @@ def test_a_missing_gpu_is_said(tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(runs.StudyError, match="device 'cuda' was asked for but torch sees no GPU"):
+    with pytest.raises(files.StudyError, match="device 'cuda' was asked for but torch sees no GPU"):
         runs.open_run("maze2d-umaze", [0], ["bc"], "smoke", "cuda", tmp_path)
 
 

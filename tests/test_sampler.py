@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from aepo import sampler
-from aepo.schedule import VPSchedule
+from aepo.core import sampler
+from aepo.core.schedule import VPSchedule
 
 VP = VPSchedule()
 MEANS = torch.tensor([[-0.5, -0.5], [0.6, 0.3]], dtype=torch.float64)

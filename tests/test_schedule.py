@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aepo.schedule import GRIDS, T_MIN, VPSchedule
+from aepo.core.schedule import GRIDS, T_MIN, VPSchedule
 
 VP = VPSchedule()
 T = torch.linspace(T_MIN, 1, 101, dtype=torch.float64)

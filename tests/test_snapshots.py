@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from aepo import policy, results, runs, settings, stages
-from aepo.datasets import record
+from aepo import files, settings
+from aepo.data.datasets import record
+from aepo.study import policy, results, runs, stages
 
 
 def energy_of(run, data, tiny, snapshots):
@@ -24,7 +25,7 @@ def same(one, other):
 
 def test_snapshots_are_earlier_states_of_the_same_training(run, data, tiny, monkeypatch):
     kept = energy_of(run, data, tiny, 3)
-    stored = runs.load_tensors(run.artifact("energy-aepo-b3"))[0]
+    stored = files.load_tensors(run.artifact("energy-aepo-b3"))[0]
     assert sum(key.startswith("snapshots.1.") for key in stored) == len(own(kept))
     plain = energy_of(replace(run, folder=run.folder.parent / "plain"), data, tiny, 1)
     assert same(own(plain), own(kept))

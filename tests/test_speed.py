@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import bench, bench_report, capture, networks, runs, settings, training
-from aepo.models import VP
-from aepo.policy import Actor
-from aepo.runs import StudyError
+from aepo import bench, bench_report, files, settings
+from aepo.core import networks
+from aepo.core.models import VP
+from aepo.files import StudyError
+from aepo.learners import capture, training
+from aepo.study.policy import Actor
 
 SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
 
@@ -223,7 +225,7 @@ def test_cases_that_take_too_long_are_left_out_with_a_word(monkeypatch, capsys):
 
 
 def test_the_comparison_with_the_public_code_asks_for_its_folder(tmp_path):
-    script = runs.project_root() / "scripts" / "time_qgpo.py"
+    script = files.project_root() / "scripts" / "time_qgpo.py"
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"{tmp_path} has no importable diffusion_SDE")
@@ -367,7 +369,7 @@ def test_sampling_neither_waits_for_the_device_nor_copies_to_or_from_it(data, ac
 
 def test_every_notebook_of_the_study_runs_on_one_thread():
     """Snakemake then runs as many at once as there are cores, and none fights for another's."""
-    snakefile = (runs.project_root() / "Snakefile").read_text()
+    snakefile = (files.project_root() / "Snakefile").read_text()
     assert "OMP_NUM_THREADS={{threads}}" in snakefile
     rules = [part for part in re.split(r"^rule ", snakefile, flags=re.MULTILINE)[1:] if "papermill(" in part]
     assert len(rules) >= 9

@@ -6,22 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aepo import (
-    critics,
-    datasets,
-    energies,
-    losses,
-    methods,
-    models,
-    networks,
-    policies,
-    runs,
-    settings,
-    stages,
-    training,
-)
+from aepo import files, methods, settings
+from aepo.core import losses, models, networks
+from aepo.data import datasets
+from aepo.learners import critics, energies, policies, training
 from aepo.methods import METHODS
-from aepo.policy import Actor, load_networks
+from aepo.study import runs, stages
+from aepo.study.policy import Actor, load_networks
 
 STEPS = 50
 ENERGIES = methods.energies(METHODS)
@@ -164,7 +155,7 @@ def test_what_an_older_version_wrote_is_trained_again(run, data, tiny, monkeypat
         stages.train_behavior(run, data, tiny.behavior)
     stages.train_behavior(run, data, tiny.behavior)
     assert "behavior: settings have changed (format 1 -> 2), so it is trained again" in capsys.readouterr().out
-    assert runs.load_tensors(run.artifact("behavior"))[1]["format"] == runs.FORMAT
+    assert files.load_tensors(run.artifact("behavior"))[1]["format"] == files.FORMAT
 
 
 def test_a_stage_is_trained_once_and_missing_seeds_are_added(run, data, tiny, capsys):
@@ -196,12 +187,12 @@ def test_changed_settings_train_again_and_keep_the_old(run, data, tiny, capsys):
 
 def test_energy_without_its_earlier_stages_says_which_file_is_missing(run, data, tiny):
     behavior = stages.train_behavior(run, data, tiny.behavior)
-    with pytest.raises(runs.StudyError, match=r"critic\.safetensors is missing: run the notebook"):
+    with pytest.raises(files.StudyError, match=r"critic\.safetensors is missing: run the notebook"):
         stages.train_energy(run, data, behavior, None, "aepo", settings=tiny.energy)
 
 
 def test_a_loss_that_is_not_finite_stops_and_says_where(run, data, tiny):
     broken = replace(data, action=data.action * float("nan"))
-    with pytest.raises(runs.StudyError, match="behavior: the loss of seed 0, 1 is not finite between steps 0 and 20"):
+    with pytest.raises(files.StudyError, match="behavior: the loss of seed 0, 1 is not finite between steps 0 and 20"):
         stages.train_behavior(run, broken, tiny.behavior)
     assert not run.artifact("behavior").exists()

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from aepo import lifeline, results, runs, settings, stages, training, watch
+from aepo import files, lifeline, settings, watch
+from aepo.learners import training
+from aepo.study import results, runs, stages
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,9 +42,9 @@ def rewrite(change, **more):
     """A checkpoint with other tensors, its checksum right."""
 
     def spoil(path):
-        tensors, meta = runs.load_tensors(path)
+        tensors, meta = files.load_tensors(path)
         change(tensors)
-        runs.save_tensors(path, tensors, {k: v for k, v in meta.items() if k not in ("format", "sha256")} | more)
+        files.save_tensors(path, tensors, {k: v for k, v in meta.items() if k not in ("format", "sha256")} | more)
 
     return spoil
 
@@ -121,13 +123,13 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(run, data, tin
         if steps == 13:
             next(iter(learner.trained)).data[1].fill_(float("nan"))
 
-    with pytest.raises(runs.StudyError) as said:
+    with pytest.raises(files.StudyError) as said:
         training.fit(replace(learner, after_step=after_step), 20, 1e-3, 5, checkpoints=folder)
     kept = folder / "behavior.000002.safetensors"
     assert str(said.value).startswith(
         f"behavior: the loss of seed 1 is not finite between steps 10 and 15; the last good checkpoint is kept, {kept}: try"
     )
-    assert torch.isfinite(runs.load_tensors(kept)[0]["log"]).all()
+    assert torch.isfinite(files.load_tensors(kept)[0]["log"]).all()
 
 
 def test_what_a_kill_between_two_files_left_is_mended(run, data, tiny):
@@ -165,9 +167,9 @@ def test_temporary_files_of_the_dead_are_swept(tmp_path):
         path.write_text("half")
     with open(alive) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        runs.write_json(tmp_path / "a.json", 1)
+        files.write_json(tmp_path / "a.json", 1)
         assert sorted(path.name for path in tmp_path.iterdir()) == [".a.json.2.tmp", ".b.json.1.tmp", "a.json"]
-    runs.write_json(tmp_path / "a.json", 2)
+    files.write_json(tmp_path / "a.json", 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.1.tmp", "a.json"]
 
 
@@ -240,15 +242,15 @@ def test_a_command_that_ends_gives_its_code():
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.json"
-    runs.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        runs.write_json(path, {"a": object()})
+        files.write_json(path, {"a": object()})
 
     def fail(temporary):
         temporary.write_text("half")
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), runs.atomic_path(path) as temporary:
+    with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
         fail(temporary)
     assert path.read_text() == '{\n "a": 1\n}\n'
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
@@ -256,19 +258,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_damaged_artifacts_are_named(tmp_path):
     path = tmp_path / "critic.safetensors"
-    runs.save_tensors(path, {"w": torch.ones(1000)}, {})
+    files.save_tensors(path, {"w": torch.ones(1000)}, {})
     good = path.read_bytes()
     for damage, said in ((good[:50], "cannot be read"), (good[:-4] + b"abcd", "is damaged"), (b"", "cannot be read")):
         path.write_bytes(damage)
-        with pytest.raises(runs.StudyError, match=f"critic.safetensors {said}"):
-            runs.load_tensors(path)
+        with pytest.raises(files.StudyError, match=f"critic.safetensors {said}"):
+            files.load_tensors(path)
     path.write_bytes(good)
-    assert runs.load_tensors(path)[0]["w"].sum() == 1000
+    assert files.load_tensors(path)[0]["w"].sum() == 1000
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
     meta = {"settings": {"b": 1, "a": 2}, "stage": "x"}
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
-    runs.save_tensors(tmp_path / "one.safetensors", tensors, meta)
-    runs.save_tensors(tmp_path / "two.safetensors", dict(reversed(tensors.items())), dict(reversed(meta.items())))
+    files.save_tensors(tmp_path / "one.safetensors", tensors, meta)
+    files.save_tensors(tmp_path / "two.safetensors", dict(reversed(tensors.items())), dict(reversed(meta.items())))
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()

@@ -4,8 +4,10 @@ import functools
 
 import pytest
 
-from aepo import copies, environments, observations, runs, settings, tasks
-from aepo.suites import SUITES
+from aepo import environments, files, observations, settings
+from aepo.data import tasks
+from aepo.data.suites import SUITES
+from aepo.study import copies, runs
 
 TASKS = list(tasks.TASKS.values())
 
@@ -48,7 +50,7 @@ def test_local_small_is_six_tasks_of_three_families():
 def test_environments_are_what_the_table_says(suite):
     for task in tasks.suite(suite):
         if task.env_id is None:
-            with pytest.raises(runs.StudyError, match="train-only"):
+            with pytest.raises(files.StudyError, match="train-only"):
                 environments.make(task)
             continue
         env = made(environment_key(task))
@@ -124,8 +126,10 @@ def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
     import numpy as np
     import torch
 
-    from aepo import Policy, models, results
+    from aepo import Policy
+    from aepo.core import models
     from aepo.settings import BehaviorSettings
+    from aepo.study import results
 
     task = tasks.get("pointmaze-umaze-v2")
     run = runs.open_run(task.name, [0], ["bc"], "smoke", "cpu", tmp_path / "runs")
@@ -133,7 +137,7 @@ def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
     behavior = models.Behavior(1, 6, 2, settings)
     behavior.state_std.fill_(1.0)
     behavior.low.fill_(-1.0), behavior.high.fill_(1.0)
-    runs.write_artifact(
+    files.write_artifact(
         run.artifact("behavior"), behavior.state_dict(), {"settings": vars(settings), "seeds": [0], "settings_hash": ""}
     )
     rollouts = results.evaluate(run, "bc")

@@ -8,7 +8,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from aepo import cli, datasets, results, runs, stages, status, verify
+from aepo import cli, files, status, verify
+from aepo.data import datasets
+from aepo.study import results, runs, stages
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,10 @@ def copied(finished, tmp_path):
 
 def rewrite(path, change):
     """Write an artefact again, whole and with a fitting checksum, after a change of its tensors and metadata."""
-    tensors, meta = runs.load_tensors(path)
+    tensors, meta = files.load_tensors(path)
     meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")}
     change(tensors, meta)
-    runs.save_tensors(path, tensors, meta)
+    files.save_tensors(path, tensors, meta)
 
 
 def edit(path, change):
@@ -148,8 +150,8 @@ def executed(path, methods, error=None, ended=True):
 def test_status_tells_runs_apart(copied, capsys, monkeypatch):
     methods, folder = ["bc", "aepo"], copied.parent
     assert status.of_run(copied).state == "evaluated"
-    for name, files in runs.products(copied, copied, methods, status.settings.SMOKE).items():
-        executed(files[0], methods)
+    for name, paths in runs.products(copied, copied, methods, status.settings.SMOKE).items():
+        executed(paths[0], methods)
         (copied / ".done").mkdir(exist_ok=True)
         (copied / ".done" / name).touch()
     executed(folder / "maze2d-large" / "03_dataset.ipynb", methods, error="the disk is full")
@@ -164,7 +166,7 @@ def test_status_tells_runs_apart(copied, capsys, monkeypatch):
         "pid": 1,
         "host": platform.node(),
     }
-    runs.write_json(busy / "progress" / "critic.json", bar)
+    files.write_json(busy / "progress" / "critic.json", bar)
     (folder.parent / "quick").mkdir()
     found = {run.name: run for run in status.of_runs(folder.parent)["smoke"]}
     assert {name: run.state for name, run in found.items()} == {
@@ -180,13 +182,13 @@ def test_status_tells_runs_apart(copied, capsys, monkeypatch):
     assert found["maze2d-large"].failures[0].startswith("03_dataset stopped with StudyError: the disk is full.")
     assert "did not end" in found["maze2d-medium"].failures[0]
 
-    runs.write_json(busy / "progress" / "critic.json", bar | {"pid": 2**22 + 1})  # above any process id
+    files.write_json(busy / "progress" / "critic.json", bar | {"pid": 2**22 + 1})  # above any process id
     assert status.of_run(busy).now == ()
 
     (folder / "maze2d-medium" / ".done").mkdir()
     (folder / "maze2d-medium" / ".done" / "03_dataset").touch()
     assert status.of_run(folder / "maze2d-medium").state == "stopped"
-    with runs.lock(folder, "reproduce-maze2d-medium"):
+    with files.lock(folder, "reproduce-maze2d-medium"):
         assert status.of_run(folder / "maze2d-medium").state == "running"
 
     monkeypatch.setattr("sys.argv", ["aepo", "status", "--profile", "smoke", "--runs-dir", str(folder.parent)])

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from aepo import datasets, figures, models, networks, oddities, results, tasks, views
-from aepo.datasets import Dataset
-from aepo.policy import Actor, Policy
+from aepo.core import models, networks
+from aepo.data import datasets, oddities, tasks
+from aepo.data.datasets import Dataset
 from aepo.settings import BehaviorSettings, CriticSettings
+from aepo.study import figures, results, views
+from aepo.study.policy import Actor, Policy
 
 
 def dataset(n=5, d=3, episodes=4, steps=30):

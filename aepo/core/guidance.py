@@ -1,0 +1,297 @@
+"""Targets for the intermediate energy E(s, a_t, t) = log E_{mu_{0|t}(a | a_t, s)} exp(beta Q(s, a))."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aepo.core.schedule import VPSchedule, check_time, expand_time
+
+
+def _check_beta(beta: float) -> None:
+    if not (isinstance(beta, int | float) and math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta must be a finite number >= 0, got {beta!r}")
+
+
+class _Spectral(torch.autograd.Function):
+    """f(A) of a symmetric matrix through its eigenvalues, differentiated by divided differences.
+
+    `image(values)` is f at the eigenvalues, `divided(values)` `(..., d, d)` is (f_i - f_j)/(l_i - l_j), with f' where
+    eigenvalues meet: unlike the gradient of an eigendecomposition it is finite at repeated eigenvalues.
+    """
+
+    @staticmethod
+    def forward(ctx, matrix: Tensor, image: Callable[[Tensor], Tensor], divided: Callable[[Tensor], Tensor]) -> Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        ctx.save_for_backward(values, vectors)
+        ctx.divided = divided
+        return (vectors * image(values).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        values, vectors = ctx.saved_tensors
+        inner = vectors.transpose(-1, -2) @ grad @ vectors
+        return vectors @ (ctx.divided(values) * inner) @ vectors.transpose(-1, -2), None, None
+
+
+def _square_root(values: Tensor) -> Tensor:
+    return values.clamp(min=0).sqrt()
+
+
+def _square_root_divided(values: Tensor) -> Tensor:
+    root = _square_root(values)
+    total = root.unsqueeze(-1) + root.unsqueeze(-2)
+    return torch.where(total > 0, 1 / total.masked_fill(total == 0, 1.0), 0.0)
+
+
+def _negative_part(values: Tensor) -> Tensor:
+    return values.clamp(max=0)
+
+
+def _negative_part_divided(values: Tensor) -> Tensor:
+    part, below = _negative_part(values), (values < 0).to(values)
+    gap = values.unsqueeze(-1) - values.unsqueeze(-2)
+    near = gap.abs() < 1e-12
+    divided = (part.unsqueeze(-1) - part.unsqueeze(-2)) / gap.masked_fill(near, 1.0)
+    return torch.where(near, (below.unsqueeze(-1) + below.unsqueeze(-2)) / 2, divided)
+
+
+def _kind(covariance: Tensor, gradient: Tensor) -> int:
+    """Axes that C has beyond the leading ones, told against `gradient` `(..., d)`: 0 isotropic, 1 diagonal, 2 full."""
+    kind = covariance.ndim - gradient.ndim + 1
+    d = gradient.shape[-1]
+    fits = kind in (0, 1, 2) and covariance.shape[covariance.ndim - kind :] == (d,) * kind
+    if fits:
+        lead = zip(covariance.shape[: covariance.ndim - kind], gradient.shape[:-1], strict=True)
+        fits = all(c in (1, g) or g == 1 for c, g in lead)
+    if not fits:
+        raise ValueError(
+            f"covariance has shape {tuple(covariance.shape)}; with a gradient or mean of shape {tuple(gradient.shape)} "
+            f"expected (...,) isotropic, (..., {d}) diagonal or (..., {d}, {d}) full; leading axes may be 1 but not missing"
+        )
+    return kind
+
+
+def _factor(covariance: Tensor, kind: int) -> Tensor:
+    """L with C = L L': square root, of a full covariance the symmetric one, which moves smoothly with C."""
+    if kind < 2:
+        return covariance.clamp(min=0).sqrt()
+    return _Spectral.apply(covariance, _square_root, _square_root_divided)
+
+
+def _transform(factor: Tensor, kind: int, vector: Tensor) -> Tensor:
+    """L' v for a vector `(..., d)`."""
+    if kind == 0:
+        return factor.unsqueeze(-1) * vector
+    return factor * vector if kind == 1 else (factor.transpose(-1, -2) @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _quadratic_form(covariance: Tensor, kind: int, vector: Tensor) -> Tensor:
+    """v'Cv for a vector `(..., d)`."""
+    if kind == 0:
+        return covariance * vector.square().sum(-1)
+    if kind == 1:
+        return (covariance * vector.square()).sum(-1)
+    return (vector * (covariance @ vector.unsqueeze(-1)).squeeze(-1)).sum(-1)
+
+
+def _full(factor: Tensor, kind: int, d: int) -> Tensor:
+    """L as a matrix `(..., d, d)`."""
+    if kind == 2:
+        return factor
+    return torch.diag_embed(factor if kind == 1 else factor.unsqueeze(-1).expand(*factor.shape, d))
+
+
+def taylor_energy(
+    q: Tensor,
+    gradient: Tensor,
+    covariance: Tensor,
+    beta: float,
+    hessian: Tensor | None = None,
+    offset: Tensor | None = None,
+    curvature: str = "keep",
+    bounds: tuple[Tensor | float, Tensor | float] | None = None,
+    check: bool = True,
+) -> Tensor:
+    """AEPO's closed form: E = beta Q(b) + beta g.(m - b) + beta^2/2 g'Cg, with g = grad Q(b) (Gaussian moments).
+
+    With `hessian`: E = beta q + beta^2/2 g'L(I-A)^-1 L'g - 1/2 logdet(I-A), A = beta L'HL, C = LL', exact for a
+    quadratic Q; q and g are first carried from the reference b to the mean m = b + offset.
+    q `(...,)`, gradient `(..., d)`, hessian `(..., d, d)`; covariance `(...,)`, `(..., d)` or `(..., d, d)`.
+    `curvature` "negative" drops positive eigenvalues of A; "keep" returns +inf where I - A is not positive
+    definite (the expectation is infinite there). `bounds` (low, high) of Q clamp E to beta * bounds.
+    Returns `(...,)`. ValueError for wrong shapes, beta < 0 or an unknown `curvature`.
+    """
+    if check:
+        _check_beta(beta)
+        if curvature not in ("keep", "negative"):
+            raise ValueError(f"curvature must be 'keep' or 'negative', got {curvature!r}")
+        for name, value, tail in (("offset", offset, 1), ("hessian", hessian, 2)):
+            if value is not None and value.shape[-tail:] != gradient.shape[-1:] * tail:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, gradient has {tuple(gradient.shape)}")
+        if q.ndim != gradient.ndim - 1:
+            raise ValueError(f"q has shape {tuple(q.shape)}, expected one axis fewer than {tuple(gradient.shape)}")
+    kind = _kind(covariance, gradient)
+    if offset is not None:
+        q = q + (gradient * offset).sum(-1)
+        if hessian is not None:
+            carried = (hessian @ offset.unsqueeze(-1)).squeeze(-1)
+            q = q + 0.5 * (carried * offset).sum(-1)
+            gradient = gradient + carried
+    if hessian is None:
+        energy = beta * q + 0.5 * beta**2 * _quadratic_form(covariance, kind, gradient)
+    else:
+        factor = _factor(covariance, kind)
+        matrix = _full(factor, kind, gradient.shape[-1])
+        scaled_hessian = beta * matrix.transpose(-1, -2) @ hessian @ matrix
+        energy = beta * q + _quadratic_correction(_transform(factor, kind, gradient), scaled_hessian, beta, curvature)
+    if bounds is not None:
+        low, high = (torch.as_tensor(b, dtype=energy.dtype, device=energy.device) * beta for b in bounds)
+        energy = torch.minimum(torch.maximum(energy, low), high)
+    return energy
+
+
+def _quadratic_correction(slope: Tensor, scaled_hessian: Tensor, beta: float, curvature: str) -> Tensor:
+    """beta^2/2 u'(I-A)^-1 u - 1/2 logdet(I-A) for u = L'g; +inf where I - A is not positive definite."""
+    scaled_hessian = (scaled_hessian + scaled_hessian.transpose(-1, -2)) / 2
+    if curvature == "negative":
+        scaled_hessian = _Spectral.apply(scaled_hessian, _negative_part, _negative_part_divided)
+    identity = torch.eye(slope.shape[-1], dtype=slope.dtype, device=slope.device)
+    system = identity - scaled_hessian
+    infinite = torch.linalg.cholesky_ex(system.detach()).info > 0
+    factor = torch.linalg.cholesky_ex(torch.where(infinite[..., None, None], identity, system)).L
+    solved = torch.linalg.solve_triangular(factor, slope.unsqueeze(-1), upper=False).squeeze(-1)
+    half_logdet = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
+    correction = 0.5 * beta**2 * solved.square().sum(-1) - half_logdet
+    return torch.where(infinite, torch.inf, correction)
+
+
+RULES = ("auto", "gauss-hermite")
+
+
+def cubature_points(
+    d: int, dtype: torch.dtype, device: torch.device, rule: str = "auto", nodes: int = 7
+) -> tuple[Tensor, Tensor]:
+    """Points z_k `(K, d)` and log weights `(K,)` that integrate N(0, I) exactly to the third degree or higher.
+
+    "auto", d <= 2 (unscented): centre with weight kappa/3 and 2d points of radius sqrt(3) with weight 1/6, kappa = 3 - d
+    (degree 5 for d = 1); beyond: 2d points of radius sqrt(d) with weight 1/2d. "gauss-hermite", d <= 3: the tensor
+    rule of `nodes` points an axis, exact to degree 2 nodes - 1 in each.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if rule == "gauss-hermite":
+        if d > 3:
+            raise ValueError(f"rule 'gauss-hermite' is for at most 3 dimensions, got {d}: use 'auto'")
+        axis, weight = np.polynomial.hermite_e.hermegauss(nodes)
+        points = np.stack(np.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
+        weights = np.stack(np.meshgrid(*[weight / weight.sum()] * d, indexing="ij"), -1).reshape(-1, d).prod(-1)
+        return tuple(torch.as_tensor(x, dtype=dtype, device=device) for x in (points, np.log(weights)))
+    axes = torch.eye(d, dtype=dtype, device=device)
+    pairs = torch.cat([axes, -axes])
+    if d <= 2:
+        points = torch.cat([torch.zeros(1, d, dtype=dtype, device=device), math.sqrt(3) * pairs])
+        weights = torch.tensor([(3 - d) / 3] + [1 / 6] * (2 * d), dtype=dtype, device=device)
+    else:
+        points = math.sqrt(d) * pairs
+        weights = torch.full((2 * d,), 1 / (2 * d), dtype=dtype, device=device)
+    return points, weights.log()
+
+
+def cubature_energy(
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    covariance: Tensor,
+    beta: float,
+    low: Tensor | float | None = None,
+    high: Tensor | float | None = None,
+    rule: str = "auto",
+    nodes: int = 7,
+    check: bool = True,
+) -> Tensor:
+    """E = logsumexp_k(beta Q(m + L z_k) + log w_k) over `cubature_points`, clipped to the box [low, high].
+
+    mean `(..., d)`; covariance as in `taylor_energy`; `q_function` is called once with `(..., K, d)` -> `(..., K)`.
+    Returns `(...,)`.
+    """
+    if check:
+        _check_beta(beta)
+    d = mean.shape[-1]
+    kind = _kind(covariance, mean)
+    factor = _factor(covariance, kind)
+    points, log_weights = cubature_points(d, mean.dtype, mean.device, rule, nodes)
+    if kind == 0:
+        spread = factor[..., None, None] * points
+    elif kind == 1:
+        spread = factor.unsqueeze(-2) * points
+    else:
+        spread = points @ factor.transpose(-1, -2)
+    candidates = mean.unsqueeze(-2) + spread
+    if low is not None or high is not None:
+        candidates = candidates.clamp(low, high)
+    q = q_function(candidates)
+    if check and q.shape != candidates.shape[:-1]:
+        raise ValueError(f"q_function returned shape {tuple(q.shape)}, expected {tuple(candidates.shape[:-1])}")
+    return torch.logsumexp(beta * q + log_weights, -1)
+
+
+def support_energy(
+    q_values: Tensor,
+    support: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    beta: float,
+    check: bool = True,
+) -> Tensor:
+    """Self-normalised E = logsumexp_j(l_j + beta Q_j) - logsumexp_j(l_j), l_j = -|a_t - alpha_t a_j|^2 / 2 sigma_t^2.
+
+    q_values `(..., M)` and support `(..., M, d)`: behavior samples a_j of one state and their Q;
+    noisy_action `(..., d)`; t 0-d or `(...,)`. Returns `(...,)`.
+    """
+    t = torch.as_tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
+    if check:
+        _check_beta(beta)
+        check_time(t)
+        if q_values.shape[-1] != support.shape[-2] or support.shape[-1] != noisy_action.shape[-1]:
+            raise ValueError(
+                f"support has shape {tuple(support.shape)}; q_values {tuple(q_values.shape)} and noisy_action "
+                f"{tuple(noisy_action.shape)} need (..., M, d)"
+            )
+    alpha, sigma = (expand_time(v, noisy_action) for v in (vp.alpha(t), vp.sigma(t)))
+    distance = noisy_action.unsqueeze(-2) - (alpha.unsqueeze(-1) if alpha.ndim else alpha) * support
+    log_likelihood = -distance.square().sum(-1) / (2 * sigma**2)
+    return torch.logsumexp(log_likelihood + beta * q_values, -1) - torch.logsumexp(log_likelihood, -1)
+
+
+def hessian(gradient: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
+    """Hessian `(..., d, d)` by d vector products: gradient `(..., d)` of a function at `at`, with its graph; 0 if linear."""
+    if not gradient.requires_grad:
+        return gradient.new_zeros(*gradient.shape, gradient.shape[-1])
+    rows = [
+        torch.autograd.grad(gradient[..., i].sum(), at, retain_graph=True, create_graph=create_graph)[0]
+        for i in range(gradient.shape[-1])
+    ]
+    return torch.stack(rows, -2)
+
+
+def curvature(
+    q_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, beta: float, direction: Tensor
+) -> Tensor:
+    """beta c_t |H v| with H the Hessian of Q at the posterior mean and v a unit vector: one Hessian-vector product.
+
+    First order multiplies an eigendirection by 1 + lambda where the truth is 1/(1 - lambda), lambda = beta c_t eig(H):
+    above 1 it is not to be trusted. mean, direction `(..., d)` (direction of any length), variance `(...,)` -> `(...,)`.
+    """
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    with torch.enable_grad():
+        reference = mean.detach().requires_grad_(True)
+        gradient = torch.autograd.grad(q_function(reference).sum(), reference, create_graph=True)[0]
+        if not gradient.requires_grad:  # Q is linear
+            return torch.zeros_like(gradient[..., 0])
+        product = torch.autograd.grad(gradient, reference, direction)[0]
+    return beta * variance * product.norm(dim=-1)

@@ -1,0 +1,294 @@
+"""Losses as pure functions: noise, times and batches are arguments; each returns `(loss per seed (S,), info)`.
+
+A loss is a mean over the batch; the sum over seeds is what is differentiated, so that each seed's gradient is that
+of its own separate run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from aepo.core import guidance, posterior
+from aepo.core.networks import EnergyNet, NoiseNet, TwinQ, ValueNet
+from aepo.core.schedule import VPSchedule
+
+Info = dict[str, Tensor]
+LINEAR_BEYOND = 6.0
+LOG_STD = (-5.0, 1.0)
+
+
+def diffuse(action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule) -> Tensor:
+    """Forward process a_t = alpha_t a + sigma_t eps: action, noise `(S, B, d)`, t `(S, B)`."""
+    return vp.alpha(t).unsqueeze(-1) * action + vp.sigma(t).unsqueeze(-1) * noise
+
+
+def behavior_loss(
+    noise_net: NoiseNet, state: Tensor, action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule
+) -> tuple[Tensor, Info]:
+    """Denoising loss mean |eps - eps_theta|^2 / alpha_t^2: with the velocity inside, its plain squared error."""
+    predicted = noise_net(state, diffuse(action, noise, t, vp), t)
+    error = (noise - predicted) / vp.alpha(t).unsqueeze(-1)
+    loss = error.square().mean((-2, -1))
+    return loss, {"loss": loss.detach()}
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """Asymmetric square |expectile - 1(u < 0)| u^2 of u = target - prediction (Kostrikov et al. 2022), shape of u."""
+    weight = torch.abs(expectile - (difference < 0).to(difference))
+    return weight * difference.square()
+
+
+def value_loss(value_net: ValueNet, state: Tensor, q: Tensor, expectile: float) -> tuple[Tensor, Info]:
+    """V(s) as the expectile of Q(s, a) over recorded actions: state `(S, B, n)`, q `(S, B)`."""
+    value = value_net(state)
+    advantage = q - value
+    loss = expectile_loss(advantage, expectile).mean(-1)
+    info = {"value_loss": loss, "value": value.mean(-1), "advantage_std": advantage.std(-1)}
+    return loss, {key: x.detach() for key, x in info.items()}
+
+
+def td_loss(
+    q_net: TwinQ,
+    state: Tensor,
+    action: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+    next_value: Tensor,
+    discount: float,
+    floor: Tensor | None = None,
+) -> tuple[Tensor, Info]:
+    """Twin temporal-difference error against r + discount (1 - terminated) V(s'); a truncation does not stop it.
+
+    `floor` `(S, B)`: a lower bound of Q that the target does not fall below (`datasets.return_floor`).
+    """
+    target = reward + discount * (1 - terminated) * next_value
+    if floor is not None:
+        target = torch.maximum(target, floor)
+    q = q_net(state, action)
+    loss = (q - target).square().mean(-1).sum(0)
+    return loss, {"td_loss": loss.detach(), "q": q.detach().mean((0, 2))}
+
+
+def taylor_target(
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    beta: float,
+    bounds: tuple[Tensor, Tensor],
+    second_order: bool = False,
+) -> Tensor:
+    """AEPO's closed form at the posterior mean `(S, B, d)` with variance `(S, B)`, clamped: one Q gradient.
+
+    `second_order`: with the curvature of Q where it is not positive, d Hessian-vector products.
+    """
+    with torch.enable_grad():
+        reference = mean.detach().requires_grad_(True)
+        q = q_function(reference)
+        gradient = torch.autograd.grad(q.sum(), reference, create_graph=second_order)[0]
+        hessian = guidance.hessian(gradient, reference).detach() if second_order else None
+    moments = (q.detach(), gradient.detach(), variance, beta, hessian)
+    return guidance.taylor_energy(*moments, curvature="negative", bounds=bounds, check=False)
+
+
+def cubature_target(
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    beta: float,
+    bounds: tuple[Tensor, Tensor],
+    low: float | None = -1.0,
+    high: float | None = 1.0,
+) -> Tensor:
+    """Cubature target around the posterior mean, clamped to beta * bounds. mean `(S, B, d)`, variance `(S, B)`."""
+
+    def flat(candidates: Tensor) -> Tensor:
+        seeds, batch, count, d = candidates.shape
+        return q_function(candidates.reshape(seeds, batch * count, d)).view(seeds, batch, count)
+
+    energy = guidance.cubature_energy(flat, mean, variance, beta, low, high, check=False)
+    return torch.minimum(torch.maximum(energy, beta * bounds[0]), beta * bounds[1])
+
+
+TARGETS = {
+    "taylor": taylor_target,
+    "taylor-2": partial(taylor_target, second_order=True),
+    "cubature": cubature_target,
+}
+
+
+@torch.no_grad()
+def _posterior(
+    noise_net: NoiseNet,
+    variance_table: Tensor,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor]:
+    """Boxed posterior mean `(S, B, d)` and isotropic variance `(S, B)` of the behavior model."""
+    noise = noise_net(state, noisy_action, t)
+    mean = posterior.mean(noisy_action, noise, t, vp, low, high, check=False)
+    return mean, posterior.isotropic_variance(variance_table, t)
+
+
+@torch.no_grad()
+def energy_target(
+    kind: str,
+    noise_net: NoiseNet,
+    q_function: Callable[[Tensor, Tensor], Tensor],
+    variance_table: Tensor,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    beta: float,
+    bounds: tuple[Tensor, Tensor],
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Tensor:
+    """The regression target of the energy network `(S, B)`: a `TARGETS` entry at the boxed posterior mean.
+
+    q_function(state, action) is the normalised advantage (Q - V)/std of K actions a state `(S, B K, d)`; `bounds` its
+    range `(S, 1)` over the data.
+    """
+    mean, variance = _posterior(noise_net, variance_table, state, noisy_action, t, vp, low, high)
+
+    return TARGETS[kind](lambda a: q_function(state, a), mean, variance, beta, bounds)
+
+
+def curvature_info(
+    noise_net: NoiseNet,
+    q_function: Callable[[Tensor, Tensor], Tensor],
+    variance_table: Tensor,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    beta: float,
+    direction: Tensor,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Info:
+    """How curved Q is for the closed form: median of beta c_t |H v| and the share above 1, `(S,)` each.
+
+    Above 1 first order is not to be trusted (see `guidance.curvature`). direction `(S, B, d)`.
+    """
+    mean, variance = _posterior(noise_net, variance_table, state, noisy_action, t, vp, low, high)
+    bend = guidance.curvature(lambda action: q_function(state, action), mean, variance, beta, direction)
+    return {"curvature": bend.median(-1).values, "curved": (bend > 1).to(bend).mean(-1)}
+
+
+def energy_loss(
+    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
+) -> tuple[Tensor, Info]:
+    """Squared error of the energy network in units of its target's standard deviation (1: no better than a constant)."""
+    error = (energy_net(state, noisy_action, t) - target) / energy_net.scale
+    loss = error.square().mean(-1)
+    return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+
+
+def robust_energy_loss(
+    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
+) -> tuple[Tensor, Info]:
+    """Huber loss of the energy network in units of its target's scale, twice that of the quadratic part.
+
+    For targets that are functions of (s, a_t, t), as closed forms are: any loss has the same optimum, and this one is not
+    ruled by the few states whose advantages are extreme.
+    """
+    error = (energy_net(state, noisy_action, t) - target) / energy_net.scale
+    size = error.abs()
+    loss = torch.where(size < 1, error.square(), 2 * size - 1).mean(-1)
+    return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+
+
+def bregman_loss(
+    energy_net: EnergyNet,
+    state: Tensor,
+    noisy_action: Tensor,
+    t: Tensor,
+    target: Tensor,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Info]:
+    """exp(E - s) - exp(T - s) (E - s) with any s that a_0 has no part in: its minimiser is E = log E[exp(T) | a_t].
+
+    The Bregman divergence of y log y. Squared error fits the mean of T, which lies below where T is the logarithm of
+    an unbiased estimate; and the weight exp(E - s) puts the accuracy where guided samples go. `shift` s `(S, B)`: about
+    log E[exp(beta Q) | s], so that no state outweighs the others; None, where all states are one: the log of the batch's
+    mean exp(T). Beyond 6 above s the exponential of E goes on as its tangent and T is cut. target `(S, B)`, finite.
+    """
+    if shift is None:
+        shift = torch.logsumexp(target, -1, keepdim=True) - math.log(target.shape[-1])
+    else:
+        target = torch.minimum(target, shift + LINEAR_BEYOND)
+    energy, weight = energy_net(state, noisy_action, t) - shift, torch.exp(target - shift)
+    low = energy.clamp(max=LINEAR_BEYOND)
+    loss = (torch.exp(low) * (1 + energy - low) - weight * energy).mean(-1)
+    floor = (weight - weight * (target - shift)).mean(-1)
+    info = {"loss": (loss - floor).detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+    return loss, info
+
+
+def flow_loss(velocity_net: nn.Module, state: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Info]:
+    """Flow matching mean |u(s, a_t, t) - (eps - a)|^2 along a_t = (1 - t) a + t eps (Lipman et al. 2023)."""
+    time = t.unsqueeze(-1)
+    error = velocity_net(state, (1 - time) * action + time * noise, t) - (noise - action)
+    loss = error.square().mean((-2, -1))
+    return loss, {"loss": loss.detach()}
+
+
+def awr_loss(
+    mean: Tensor, log_std: Tensor, action: Tensor, advantage: Tensor, beta: float, cap: float
+) -> tuple[Tensor, Info]:
+    """Policy extraction of IQL: -min(exp(beta A), cap) log N(a; mean, diag std^2), in units of its mean weight.
+
+    mean, action `(S, B, d)`, log_std `(S, 1, d)`, advantage `(S, B)`.
+    """
+    log_std = log_std.clamp(*LOG_STD)
+    weight = torch.exp((beta * advantage).clamp(max=math.log(cap)))
+    error = ((action - mean) * torch.exp(-log_std)).square()
+    loss = (weight * (0.5 * error + log_std).sum(-1)).mean(-1) / weight.mean(-1)
+    return loss, {"loss": loss.detach(), "weight": weight.mean(-1)}
+
+
+def td3bc_loss(proposed: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, Info]:
+    """TD3+BC (Fujimoto and Gu 2021): |pi(s) - a|^2 - lambda Q(s, pi(s)), lambda = alpha / mean |Q|.
+
+    proposed = pi(s) and the recorded action `(S, B, d)`, q = Q(s, pi(s)) `(S, B)`.
+    """
+    cloning = (proposed - action).square().mean((-2, -1))
+    gain = alpha * q.mean(-1) / q.detach().abs().mean(-1).clamp(min=1e-6)
+    return cloning - gain, {"cloning": cloning.detach(), "policy_q": q.detach().mean(-1)}
+
+
+def in_support_value(q: Tensor, temperature: float) -> Tensor:
+    """Softmax backup of QGPO over M behavior samples: sum_j softmax(q_j / (temperature std))_j q_j, `(S, B, M)` -> `(S, B)`.
+
+    std: the spread of Q among the samples of one state, over the batch, so that the temperature means the same anywhere.
+    """
+    spread = (q - q.mean(-1, keepdim=True)).square().mean((-2, -1), keepdim=True).sqrt().clamp(min=1e-6)
+    return (torch.softmax(q / (temperature * spread), -1) * q).sum(-1)
+
+
+def contrastive_loss(
+    energy_net: EnergyNet, state: Tensor, support: Tensor, noise: Tensor, t: Tensor, scaled_q: Tensor, vp: VPSchedule
+) -> tuple[Tensor, Info]:
+    """Contrastive energy prediction (Lu et al. 2023): cross-entropy of softmax(beta Q_j) under softmax(E(a_t^j)).
+
+    state `(S, B, n)`, support and noise `(S, B, M, d)`, t `(S, B)` shared by the M noised actions of a state,
+    scaled_q = beta Q of the support `(S, B, M)`.
+    """
+    seeds, batch, count, d = support.shape
+    times = t.repeat_interleave(count, 1)
+    noisy = diffuse(support.reshape(seeds, -1, d), noise.reshape(seeds, -1, d), times, vp)
+    energy = energy_net(state.repeat_interleave(count, 1), noisy, times).view(seeds, batch, count)
+    target = torch.softmax(scaled_q, -1)
+    loss = -(target * torch.log_softmax(energy, -1)).sum(-1).mean(-1)
+    entropy = -(target * torch.log_softmax(scaled_q, -1)).sum(-1).mean(-1)
+    return loss, {"loss": loss.detach(), "excess": (loss - entropy).detach()}

@@ -1,0 +1,121 @@
+"""Guided samplers for a VP diffusion: free functions over `(noise_model, energy_gradient)`, no hidden state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aepo.core.schedule import T_MIN, VPSchedule
+
+NoiseModel = Callable[[Tensor, Tensor], Tensor]
+
+
+@lru_cache(256)
+def _grid(
+    vp: VPSchedule, steps: int, grid: str, t_start: float, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, ...], list[float], list[float], list[float]]:
+    """Times on the device, and alpha, sigma, log-SNR there: made once, so that a captured sampler copies nothing."""
+    times = vp.grid(steps, grid, t_start)
+    alphas, sigmas, logsnrs = (f(times).tolist() for f in (vp.alpha, vp.sigma, vp.logsnr))
+    return times.to(device, dtype).unbind(), alphas, sigmas, logsnrs
+
+
+def solve(
+    noise_model: NoiseModel,
+    initial_noise: Tensor,
+    vp: VPSchedule,
+    steps: int = 15,
+    energy_gradient: NoiseModel | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    low: Tensor | float | None = None,
+    high: Tensor | float | None = None,
+    order: int = 2,
+    grid: str = "logsnr",
+    t_start: float = 1.0,
+    callback: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """DPM-Solver++ (order 2 multistep, or 1 = DDIM; Lu et al. 2022) from a_{t_start} = initial_noise to an action.
+
+    The guided noise is eps - w sigma_t grad E with w = guidance_scale (a number, or a tensor that broadcasts over the
+    action); with w = 0 or without `energy_gradient` no energy is evaluated. The predicted action is clipped to
+    [low, high] at each step. noise_model(noisy_action, t), energy_gradient(noisy_action, t): `(..., d)`, t 0-d.
+    callback(step, t, noisy_action, predicted_action) sees each step. Returns `(..., d)`, differentiable: `sample` is the
+    same without a graph.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, got {order}")
+    if not T_MIN < t_start <= 1:
+        raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
+    boxed = low is not None or high is not None
+    if isinstance(guidance_scale, int | float) and guidance_scale == 0:
+        energy_gradient = None
+    times, alphas, sigmas, logsnrs = _grid(vp, steps, grid, t_start, initial_noise.dtype, initial_noise.device)
+    x, previous = initial_noise, None
+    for i in range(steps):
+        t = times[i]
+        noise = noise_model(x, t)
+        if energy_gradient is not None:
+            noise = noise - guidance_scale * sigmas[i] * energy_gradient(x, t)
+        predicted = (x - sigmas[i] * noise) / alphas[i]
+        if boxed:
+            predicted = predicted.clamp(low, high)
+        if callback is not None:
+            callback(i, t, x, predicted)
+        h = logsnrs[i + 1] - logsnrs[i]
+        direction = predicted
+        if order == 2 and previous is not None:
+            ratio = 0.5 * h / (logsnrs[i] - logsnrs[i - 1])
+            direction = predicted + ratio * (predicted - previous)
+        decay = -math.expm1(-h)
+        x = (sigmas[i + 1] / sigmas[i]) * x + (alphas[i + 1] * decay) * direction
+        previous = predicted
+    return x.clamp(low, high) if boxed else x
+
+
+@wraps(solve)
+@torch.no_grad()
+def sample(*args: Any, **kwargs: Any) -> Tensor:
+    return solve(*args, **kwargs)
+
+
+@torch.no_grad()
+def ancestral(
+    noise_model: NoiseModel,
+    noisy_action: Tensor,
+    vp: VPSchedule,
+    t_start: float,
+    steps: int = 40,
+    generator: torch.Generator | None = None,
+    low: Tensor | float | None = None,
+    high: Tensor | float | None = None,
+) -> Tensor:
+    """Draw a_0 from the model's own posterior mu_{0|t}(a | a_t): the reverse SDE from a_t at t_start (SDE-DPM-Solver++ 2M).
+
+    With h = lambda_s - lambda_t and k = 1 - exp(-2h) a step is
+    a_s = sigma_s/sigma_t exp(-h) a_t + alpha_s k D + sigma_s sqrt(k) z, where D extrapolates the last two predicted
+    actions (without that it is the ancestral step of DDPM, whose draws have too little variance).
+    noisy_action `(..., d)`: repeat it for several draws. Returns `(..., d)`.
+    """
+    if not T_MIN < t_start <= 1:
+        raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
+    times, alphas, sigmas, logsnrs = _grid(vp, steps, "logsnr", t_start, noisy_action.dtype, noisy_action.device)
+    x, previous = noisy_action, None
+    for i in range(steps):
+        predicted = (x - sigmas[i] * noise_model(x, times[i])) / alphas[i]
+        if low is not None or high is not None:
+            predicted = predicted.clamp(low, high)
+        h = logsnrs[i + 1] - logsnrs[i]
+        gain = -math.expm1(-2 * h)
+        direction = predicted
+        if previous is not None:
+            direction = predicted + 0.5 * h / (logsnrs[i] - logsnrs[i - 1]) * (predicted - previous)
+        draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        x = (sigmas[i + 1] / sigmas[i] * math.exp(-h)) * x
+        x = x + alphas[i + 1] * gain * direction + sigmas[i + 1] * math.sqrt(gain) * draw
+        previous = predicted
+    return x if low is None and high is None else x.clamp(low, high)

@@ -1,0 +1,193 @@
+"""A task's transitions as tensors: made where they are missing, read through Minari, checked, scaled."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import minari
+import numpy as np
+import torch
+from torch import Tensor
+
+from aepo import faults, files
+from aepo.data import cache, collect, download, importing, reading, storage
+from aepo.data.tasks import D4RL, LOCAL, MINARI, Task
+from aepo.settings import DataSettings
+from aepo.study import runs
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N transitions; states raw, actions scaled to [-1, 1]. `episode` tells which recorded segment a row is from.
+
+    state, next_state `(N, n)`, action `(N, d)`, reward, terminated, truncated, episode `(N,)`;
+    state_mean, state_std `(n,)`; action_low, action_high `(d,)` of the environment's box. `reference_scores`: returns of
+    score 0 and 100, the task's own where it has some, else those stored with the data, else None. `warnings`: what is odd
+    about the data, a sentence each.
+    """
+
+    dataset_id: str
+    content_hash: str
+    state: Tensor
+    action: Tensor
+    reward: Tensor
+    next_state: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    episode: Tensor
+    state_mean: Tensor
+    state_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
+    reference_scores: tuple[float, float] | None
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Dataset:
+        """The same data on a device, floating-point tensors in `dtype`."""
+        moved = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def standardize(self, state: Tensor) -> Tensor:
+        """(state - mean) / std."""
+        return (state - self.state_mean) / self.state_std
+
+
+def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True) -> str:
+    """Download, import or collect the task's Minari dataset where it is not on disk yet; returns its id.
+
+    A second process waits for the first. StudyError where it cannot be had, with the next step, and nothing is written.
+    """
+    dataset_id = task.dataset_id(profile)
+    if storage.complete(dataset_id):
+        return dataset_id
+    if task.source == MINARI:
+        return download.fetch(task, dataset_id, progress)
+    if task.source == D4RL and task.file:
+        return importing.import_hdf5(task.file, task, dataset_id, progress=progress)
+    if task.source == D4RL:
+        raise files.StudyError(
+            f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study: "
+            f"fetch the HDF5 file yourself, then run {command(task, profile)}{download.instead(task)}"
+        )
+    with storage.claim(dataset_id) as staging:
+        if staging is not None:
+            _collect(task, dataset_id, data, staging, progress)
+            cache.build(staging / dataset_id, dataset_id, task)
+    return dataset_id
+
+
+def command(task: Task, profile: str) -> str:
+    """The command that puts the task's dataset on disk."""
+    if task.source == D4RL and not task.file:
+        return f"`aepo data import FILE --task {task.argument}`"
+    verb = "collect" if task.source == LOCAL else "get"
+    return f"`aepo data {verb} {task.argument} --profile {profile}`"
+
+
+def _collect(task: Task, dataset_id: str, data: DataSettings, staging: Path, progress: bool) -> None:
+    """Run the task's recipe and write what it recorded as a Minari dataset."""
+    storage.reserve(staging, data.steps, data.steps // task.horizon, task.dimensions)
+    episodes = collect.RECIPES[task.recipe](task, data.steps, data.seed, progress)
+    env, eval_env = collect.environment_specs(task)
+    storage.reserve(staging, data.steps, len(episodes), task.dimensions)
+    low, high, origin = collect.reference_scores(task, data.seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is set to None", module="minari")
+        minari.create_dataset_from_buffers(
+            dataset_id,
+            buffer=episodes,
+            env=env,
+            eval_env=eval_env,
+            algorithm_name=f"{collect.describe(task)}, seed {data.seed}",
+            author="AEPO study contributors",
+            ref_min_score=low,
+            ref_max_score=high,
+            description=f"{data.steps} steps, collected by the AEPO study. Scores: {origin}.",
+            requirements=storage.requirements(),
+        )
+
+
+def load(task: Task, profile: str) -> Dataset:
+    """The task's dataset of a profile as float32 tensors on the CPU, memory-mapped; no transition spans two episodes.
+
+    The first load reads and checks the data (StudyError) and leaves a cache beside them, later ones take that:
+    `aepo.cache` says what is verified when.
+    """
+    dataset_id = task.dataset_id(profile)
+    if not storage.complete(dataset_id):
+        raise files.StudyError(
+            f"dataset {dataset_id} is not on disk: run notebook 03_dataset first, or {command(task, profile)}"
+        )
+    folder = storage.root() / dataset_id
+    metadata = reading.metadata(folder, dataset_id)
+    with faults.memory(f"dataset {dataset_id}", "use a machine with more memory"):
+        tensors, made = cache.fetch(folder, dataset_id, task)
+    return Dataset(
+        dataset_id=dataset_id,
+        content_hash=made["content_hash"],
+        reference_scores=task.references or storage.references(metadata),
+        warnings=tuple(made["warnings"]),
+        **tensors,
+    )
+
+
+def record(folder: Path, data: Dataset) -> None:
+    """Write what the data are into the manifest of a run folder."""
+    entry = {
+        "content_hash": data.content_hash,
+        "transitions": len(data),
+        "episodes": int(data.episode.max()) + 1,
+        "reference_scores": None if data.reference_scores is None else list(data.reference_scores),
+    }
+    runs.update_manifest(folder, "data", data.dataset_id, entry)
+
+
+def recorded_returns(data: Dataset, horizon: int, continuing: bool, how: str = "sum") -> np.ndarray:
+    """Returns of the recorded behavior: of whole windows of `horizon` steps where one walk was cut into segments
+    (`continuing`), else of the recorded episodes. `how`: the "sum" of the rewards, or their "max" where a reward
+    counts what is achieved so far."""
+    reward = data.reward.double().cpu()
+    if continuing:
+        windows = len(reward) // horizon
+        return reward[: windows * horizon].view(windows, horizon).sum(1).numpy()
+    episodes = torch.zeros(int(data.episode.max()) + 1, dtype=torch.float64)
+    reduce = {"sum": "sum", "max": "amax"}[how]
+    return episodes.scatter_reduce_(0, data.episode.cpu(), reward, reduce, include_self=how == "sum").numpy()
+
+
+def collected_next(data: Dataset, discount: float, along: bool = False) -> Tensor:
+    """Discounted reward `(N,)` that the recorded behavior collected from each step on, to the end of its episode.
+
+    `along`: on through the episodes that follow, where these are segments of one walk.
+    """
+    total, running, after = [0.0] * len(data), 0.0, None
+    episodes, rewards = data.episode.tolist(), data.reward.tolist()
+    for i in range(len(data) - 1, -1, -1):
+        running = rewards[i] + discount * (running if along or episodes[i] == after else 0.0)
+        after = episodes[i]
+        total[i] = running
+    return torch.tensor(total)
+
+
+def return_floor(data: Dataset, discount: float) -> Tensor:
+    """A lower bound of Q(s, a) `(N,)` where dynamics are deterministic: what the recorded behavior collected from there.
+
+    -inf where an episode was cut off so soon after that what is missing could matter: negative rewards, and less than 98%
+    of the discount's weight seen.
+    """
+    lengths = torch.bincount(data.episode)
+    last = lengths.cumsum(0) - 1
+    left = last[data.episode] - torch.arange(len(data), device=last.device) + 1
+    whole = data.terminated[last][data.episode] > 0
+    seen = 1 - discount ** left.double() > 0.98
+    known = whole | seen | bool((data.reward >= 0).all())
+    return torch.where(known, collected_next(data, discount).to(data.reward), -torch.inf)

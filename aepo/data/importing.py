@@ -1,0 +1,152 @@
+"""D4RL's HDF5 files as Minari datasets with the same transitions."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import minari
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from minari.data_collector.episode_buffer import EpisodeBuffer
+
+from aepo.data import cache, checks, reading, storage
+from aepo.data.tasks import Task
+from aepo.files import StudyError
+from aepo.progress import Progress
+
+NEEDED = ("observations", "actions", "rewards", "terminals")
+OPTIONAL = ("timeouts", "next_observations")
+
+
+def import_hdf5(
+    path: str | os.PathLike, task: Task, dataset_id: str | None = None, clip: bool = False, progress: bool = True
+) -> str:
+    """Make a Minari dataset of a D4RL file, the task's where no id is given; returns its id. One that exists is kept.
+
+    Every transition keeps its action, reward, flags and next observation; `infos` and `metadata` are not copied. Without
+    `timeouts` (v0 files) episodes are cut at the task's horizon. With `next_observations` all transitions are there: an
+    episode is also cut where the next observation is not the observation of the following row. Without them the last
+    step before a timeout has none in the file and is dropped, as D4RL's qlearning_dataset does; a step that terminates
+    is kept, its own observation standing in for the next one, which nothing learns from.
+    `clip` moves actions into the box; without it an action outside is a StudyError.
+    """
+    path, dataset_id = Path(path), dataset_id or task.dataset_ids["full"]
+    with storage.claim(dataset_id) as staging:
+        if staging is None:
+            print(f"dataset {dataset_id} is there already and is kept: delete its folder to import it again")
+            return dataset_id
+        arrays = read(path)
+        spec, box = _environment(task, arrays, str(path))
+        if clip:
+            np.clip(arrays["actions"], box.low, box.high, out=arrays["actions"])
+        checks.inside_box(arrays["actions"], box, str(path), "import it with --clip to move them into the box")
+        first, last = segments(arrays, task.horizon)
+        _say_cuts(arrays, last, str(path))
+        steps = int((last - first).sum())
+        storage.reserve(staging, steps, len(first), (arrays["observations"].shape[1], arrays["actions"].shape[1]))
+        bar = Progress("import", steps) if progress else None
+        observations = arrays["observations"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", module="minari")
+            minari.create_dataset_from_buffers(
+                dataset_id,
+                buffer=_episodes(arrays, first, last, bar),
+                eval_env=spec,
+                observation_space=gym.spaces.Box(-np.inf, np.inf, observations.shape[1:], observations.dtype),
+                action_space=box,
+                algorithm_name="as recorded by D4RL",
+                author="D4RL",
+                ref_min_score=None if task.references is None else task.references[0],
+                ref_max_score=None if task.references is None else task.references[1],
+                description=f"{steps} of the {len(observations)} transitions of {path.name}, imported by the AEPO study.",
+            )
+        if bar:
+            bar.close()
+        cache.build(staging / dataset_id, dataset_id, task)
+    return dataset_id
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a D4RL file, checked: `observations (N, n), actions (N, d), rewards (N,)`, flags as bool `(N,)`."""
+    name = str(path)
+    with reading.open_hdf5(path) as file:
+        checks.keys(file, NEEDED, name)
+        try:
+            arrays = {key: file[key][()] for key in (*NEEDED, *OPTIONAL) if key in file}
+        except OSError as error:
+            raise StudyError(f"{name} is damaged ({storage.reason(error)}): get it again") from None
+    for key in ("rewards", "terminals", "timeouts"):
+        if key in arrays:
+            arrays[key] = arrays[key].reshape(-1)
+    checks.lengths(arrays, name)
+    for key in ("observations", "next_observations"):
+        if key in arrays:
+            checks.observation_vectors(arrays[key].shape[1:], arrays[key].dtype, name)
+    checks.action_vectors(arrays["actions"].shape[1:], arrays["actions"].dtype, name)
+    checks.finite(arrays, name)
+    return arrays | {key: arrays[key].astype(bool) for key in ("terminals", "timeouts") if key in arrays}
+
+
+def segments(arrays: Mapping[str, np.ndarray], horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """First row and the row after the last, of each episode's transitions `(E,)`, `(E,)`."""
+    terminal = arrays["terminals"]
+    rows = np.arange(len(terminal))
+    if "timeouts" in arrays:
+        timeout = arrays["timeouts"]
+    else:
+        start = np.maximum.accumulate(np.where(np.roll(terminal, 1) | (rows == 0), rows, 0))
+        timeout = (rows - start) % horizon == horizon - 1
+    end = terminal | timeout | (rows == rows[-1])
+    if "next_observations" in arrays:
+        end[:-1] |= (arrays["next_observations"][:-1] != arrays["observations"][1:]).any(1)
+    last = np.flatnonzero(end)
+    first = np.concatenate([[0], last[:-1] + 1])
+    if "next_observations" in arrays:
+        return first, last + 1
+    after = last + terminal[last]
+    return first[after > first], after[after > first]
+
+
+def _say_cuts(arrays: Mapping[str, np.ndarray], last: np.ndarray, name: str) -> None:
+    """Tell where `next_observations` cut episodes that the file's flags do not end."""
+    if "next_observations" in arrays and "timeouts" in arrays:
+        more = int((~(arrays["terminals"] | arrays["timeouts"])[last[:-1] - 1]).sum())
+        if more:
+            print(
+                f"{name}: {more} episodes more than its flags tell, cut where the next observation is not the next row's"
+            )
+
+
+def _episodes(
+    arrays: Mapping[str, np.ndarray], first: np.ndarray, last: np.ndarray, bar: Progress | None
+) -> Iterator[EpisodeBuffer]:
+    observations, terminal = arrays["observations"], arrays["terminals"]
+    final = arrays.get("next_observations")
+    for i, (a, b) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        after = final[b - 1] if final is not None else observations[b - 1 if terminal[b - 1] else b]
+        truncated = (np.arange(b - a) == b - a - 1) & ~terminal[a:b]
+        yield EpisodeBuffer(
+            id=i,
+            observations=np.concatenate([observations[a:b], after[None]]),
+            actions=arrays["actions"][a:b],
+            rewards=arrays["rewards"][a:b],
+            terminations=terminal[a:b],
+            truncations=truncated | arrays["timeouts"][a:b] if "timeouts" in arrays else truncated,
+        )
+        if bar:
+            bar.update(b - a)
+
+
+def _environment(task: Task, arrays: Mapping[str, np.ndarray], name: str) -> tuple[EnvSpec | None, gym.spaces.Box]:
+    """The spec of the environment that evaluates the task, and its action box; [-1, 1]^d where there is none."""
+    sizes = arrays["observations"].shape[1], arrays["actions"].shape[1]
+    box = reading.check_task(task, sizes, name)
+    if box is None:
+        return None, gym.spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
+    spec = gym.spec(task.env_id)
+    return replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon), box

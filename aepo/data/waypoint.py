@@ -1,0 +1,216 @@
+"""The way-point controller of the point mazes: walks between random goals, as D4RL's Maze2D and Minari's PointMaze do."""
+
+from __future__ import annotations
+
+import os
+
+import gymnasium as gym
+import numpy as np
+from minari.data_collector.episode_buffer import EpisodeBuffer
+
+from aepo import environments  # noqa: F401  (registers the mazes)
+from aepo.data.tasks import Task
+from aepo.progress import Progress
+
+POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0
+ACTION_NOISE = 0.5
+WAYPOINT_RADIUS, REACHED_RADIUS = 0.3, 0.1
+GOAL_NOISE = 0.25
+POINTMAZE_RADIUS, POINTMAZE_JITTER, PATIENCE = 0.1, 0.2, 200
+POINTMAZE_WALK = {"continuing_task": True, "reset_target": True}
+REFERENCE_EPISODES = 100
+
+
+def value_iteration(free: np.ndarray, goal: tuple[int, int], discount: float = 0.95) -> np.ndarray:
+    """Optimal value of each free cell `(rows, columns)`: reward 1 at `goal`, moves to 4 neighbors; walls get -inf."""
+    value = np.where(free, 0.0, -np.inf)
+    for _ in range(free.size):
+        padded = np.pad(value, 1, constant_values=-np.inf)
+        best = np.max([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:], value], axis=0)
+        updated = np.where(free, discount * best, -np.inf)
+        updated[goal] = 1.0
+        if np.array_equal(updated, value):
+            break
+        value = updated
+    return value
+
+
+class WaypointController:
+    """Drives a point mass through the cells that value iteration prefers, with a PD law toward the next way-point.
+
+    A way-point counts as reached within `radius`. With `jitter`, way-points are moved by U(-jitter, 0) of `rng`.
+    """
+
+    def __init__(
+        self, maze, radius: float = WAYPOINT_RADIUS, jitter: float = 0.0, rng: np.random.Generator | None = None
+    ):
+        self.maze, self.radius, self.jitter, self.rng = maze, radius, jitter, rng
+        self.free = np.array([[cell != 1 for cell in row] for row in maze.maze_map])
+        self.cells = [tuple(int(i) for i in cell) for cell in np.argwhere(self.free)]
+        self._values = {goal: value_iteration(self.free, goal) for goal in self.cells}
+        self.waypoints: list[np.ndarray] = []
+
+    def cell(self, position: np.ndarray) -> tuple[int, int]:
+        """(row, column) of the cell around xy."""
+        row, column = self.maze.cell_xy_to_rowcol(position)
+        return int(row), int(column)
+
+    def center(self, cell: tuple[int, int]) -> np.ndarray:
+        """xy of a cell's center."""
+        return np.asarray(self.maze.cell_rowcol_to_xy(np.array(cell)), dtype=np.float64)
+
+    def set_goal(self, position: np.ndarray, goal: np.ndarray) -> None:
+        """Plan from `position` to `goal` (both xy): the centers of the cells between, then the goal itself."""
+        cell, goal_cell = self.cell(position), self.cell(goal)
+        value = self._values[goal_cell]
+        self.waypoints = []
+        while cell != goal_cell:
+            row, column = cell
+            neighbors = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
+            cell = max(neighbors, key=lambda c: value[c])
+            if cell != goal_cell:
+                moved = self.jitter * self.rng.uniform(size=2) if self.jitter and self.rng and self.waypoints else 0.0
+                self.waypoints.append(self.center(cell) - moved)
+        self.waypoints.append(np.array(goal, dtype=np.float64))
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        """PD action 10 (target - x) - v, clipped to the box; state (x, y, vx, vy)."""
+        position, velocity = state[:2], state[2:]
+        while len(self.waypoints) > 1 and np.hypot(*(self.waypoints[0] - position)) < self.radius:
+            self.waypoints.pop(0)
+        action = POSITION_GAIN * (self.waypoints[0] - position) + VELOCITY_GAIN * velocity
+        return np.clip(action, -1.0, 1.0)
+
+    def noisy(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """`act` plus N(0, 0.5^2), clipped again; float32 as the action box."""
+        return np.clip(self.act(state) + ACTION_NOISE * rng.standard_normal(2), -1.0, 1.0).astype(np.float32)
+
+
+def make_maze(env_id: str, **arguments) -> gym.Env:
+    """A maze environment; the scratch file that the library leaves behind is removed."""
+    env = gym.make(env_id, disable_env_checker=True, **arguments)
+    scratch = getattr(env.unwrapped, "tmp_xml_file_path", None)
+    if scratch and os.path.exists(scratch):
+        os.unlink(scratch)
+    return env
+
+
+def _segment(number: int, seed: int, observations, actions: list, rewards: list) -> EpisodeBuffer:
+    """One piece of the walk, truncated at its end."""
+    count = len(actions)
+    return EpisodeBuffer(
+        id=number,
+        seed=seed,
+        observations=observations,
+        actions=np.array(actions),
+        rewards=np.array(rewards),
+        terminations=np.zeros(count, dtype=bool),
+        truncations=np.arange(count) == count - 1,
+    )
+
+
+def collect_maze2d(task: Task, steps: int, seed: int, progress: bool = True) -> list[EpisodeBuffer]:
+    """One long walk between random goals, cut into segments where the controller's goal changes (truncated).
+
+    The ball is never reset: a segment starts where the last one ended. Goals are random cells other than the current
+    one, plus U(-0.25, 0.25); a new goal comes when the ball is within 0.1 of it, or after `task.horizon` steps.
+    """
+    env = make_maze(task.env_id, **task.env_kwargs).unwrapped
+    rng = np.random.default_rng([seed, 0])
+    controller = WaypointController(env.maze)
+    state, _ = env.reset(seed=seed)
+    segments: list[EpisodeBuffer] = []
+    bar = Progress("collect", steps) if progress else None
+    done = 0
+    while done < steps:
+        here = controller.cell(state[:2])
+        choices = [cell for cell in controller.cells if cell != here]
+        goal = controller.center(choices[rng.integers(len(choices))]) + rng.uniform(-GOAL_NOISE, GOAL_NOISE, 2)
+        controller.set_goal(state[:2], goal)
+        observations, actions, rewards = [state], [], []
+        while True:
+            action = controller.noisy(state, rng)
+            state, reward, *_ = env.step(action)
+            observations.append(state)
+            actions.append(action)
+            rewards.append(reward)
+            reached = np.hypot(*(goal - state[:2])) < REACHED_RADIUS
+            if reached or len(actions) == task.horizon or done + len(actions) == steps:
+                break
+        done += len(actions)
+        if bar:
+            bar.update(len(actions))
+        segments.append(_segment(len(segments), seed, np.array(observations), actions, rewards))
+    if bar:
+        bar.close()
+    env.close()
+    return segments
+
+
+def collect_pointmaze(task: Task, steps: int, seed: int, progress: bool = True) -> list[EpisodeBuffer]:
+    """One long walk through the environment's own goals, redrawn at each success; there the segment is truncated.
+
+    Minari's official recipe: goals all over the maze, whatever the one goal of the task's evaluation (`env_kwargs`).
+    Every observation of a segment carries the goal of that segment, the last one too: `step` returns the goal that
+    was just reached and draws the next one afterwards, so the next segment starts with the same ball and the new goal.
+    """
+    env = make_maze(task.env_id, **POINTMAZE_WALK).unwrapped
+    rng = np.random.default_rng([seed, 0])
+    controller = WaypointController(env.maze, POINTMAZE_RADIUS, POINTMAZE_JITTER, rng)
+    observation, _ = env.reset(seed=seed)
+    state = observation["observation"]
+    segments: list[EpisodeBuffer] = []
+    bar = Progress("collect", steps) if progress else None
+    done = 0
+    while done < steps:
+        goal, states, actions, rewards = env.goal.copy(), [state], [], []
+        success = False
+        while not success and done + len(actions) < steps:
+            if len(actions) % PATIENCE == 0:
+                controller.set_goal(state[:2], goal)
+            action = controller.noisy(state, rng)
+            observation, reward, _, _, info = env.step(action)
+            state, success = observation["observation"], info["success"]
+            states.append(state)
+            actions.append(action)
+            rewards.append(reward)
+        done += len(actions)
+        if bar:
+            bar.update(len(actions))
+        stacked = np.array(states)
+        observations = {
+            "achieved_goal": stacked[:, :2].copy(),
+            "desired_goal": np.tile(goal, (len(stacked), 1)),
+            "observation": stacked,
+        }
+        segments.append(_segment(len(segments), seed, observations, actions, rewards))
+    if bar:
+        bar.close()
+    env.close()
+    return segments
+
+
+def maze_references(task: Task, seed: int, episodes: int | None = None) -> tuple[float, float, str]:
+    """Mean returns of the random policy and of the noiseless controller sent to whatever goal the environment has."""
+    episodes = episodes or REFERENCE_EPISODES
+    env = make_maze(task.env_id, **task.env_kwargs)
+    controller = WaypointController(env.unwrapped.maze)
+    means = []
+    for kind in ("random", "controller"):
+        returns = np.zeros(episodes)
+        env.action_space.seed(seed)
+        for episode in range(episodes):
+            observation, _ = env.reset(seed=seed + episode)
+            goal, truncated = None, False
+            while not truncated:
+                state = observation["observation"] if isinstance(observation, dict) else observation
+                if goal is None or not np.array_equal(goal, env.unwrapped.goal):
+                    goal = env.unwrapped.goal.copy()
+                    controller.set_goal(state[:2], goal)
+                action = env.action_space.sample() if kind == "random" else controller.act(state)
+                observation, reward, _, truncated, _ = env.step(action)
+                returns[episode] += reward
+        means.append(float(returns.mean()))
+    env.close()
+    origin = f"0: random policy, 100: noiseless way-point controller, both measured here over {episodes} episodes"
+    return means[0], means[1], origin

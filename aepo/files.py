@@ -1,0 +1,177 @@
+"""Errors, atomic files, locks, checked tensors, and what made them: what everything else of the package stands on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import glob
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
+READABLE = (1, 2)  # formats whose networks can still be read
+REMAKE = "move it away and run the notebooks again, finished stages are kept"
+
+
+class StudyError(RuntimeError):
+    """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+
+def project_root() -> Path:
+    """The nearest folder at or above the working directory that holds the Snakefile; else the working directory."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "Snakefile").exists()), here)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that replaces `path` when the block ends well: fsync, rename, fsync folder.
+
+    It is locked meanwhile; what killed processes left of their own attempts, locked by nobody, is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
+        with open(temporary, "wb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except OSError as error:
+        raise StudyError(
+            f"cannot write {path} ({error.strerror or error}): free space or choose another runs_dir"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Remove the temporary files of `name` (and of what begins with it and a dot) that killed processes have left."""
+    for left in folder.glob(f".{glob.escape(name)}.*.tmp"):
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def lock(folder: Path, name: str) -> Iterator[int]:
+    """Exclusive lock that the system releases when its process ends, however it ends; a second process waits.
+
+    Yields the descriptor that holds it: a child that inherits it (`pass_fds`) holds the lock too.
+    """
+    path = folder / ".locks" / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise StudyError(f"cannot write {path} ({error.strerror}): free space or choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process works on {name} in {folder}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors with their metadata and checksum as safetensors, atomically; equal content gives equal bytes."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    header = {"format": FORMAT, "sha256": _content_hash(tensors), **meta}
+    payload = save(tensors, metadata={"aepo": json.dumps(header, sort_keys=True)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(payload)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote and check format and checksum; StudyError names the file and what to do."""
+    if not path.exists():
+        raise StudyError(f"{path} is missing: run the notebook that makes it first (README lists them in order)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("aepo", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta = meta if isinstance(meta, dict) else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read ({error}): delete it and run its stage again") from None
+    if meta.get("format") not in READABLE:
+        raise StudyError(
+            f"{path} has format {meta.get('format')}, this version reads {READABLE}: delete it and run its stage again"
+        )
+    if meta.get("sha256") != _content_hash(tensors):
+        raise StudyError(f"{path} is damaged (its checksum does not match): delete it and run its stage again")
+    return tensors, meta
+
+
+def write_artifact(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """A finished stage: the same metadata as JSON for people, and the networks with their metadata."""
+    write_json(path.with_suffix(".json"), meta)
+    save_tensors(path, tensors, meta)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that `write_json` wrote, empty where there is none; StudyError where it is something else."""
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read ({error}): {REMAKE}") from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{path} is no file of this study: {REMAKE}")
+    return content
+
+
+PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "safetensors")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@functools.cache
+def git_commit(root: Path) -> str | None:
+    """Commit of the project that runs, with `+` where files differ from it; None outside a checkout."""
+    call = functools.partial(subprocess.run, capture_output=True, text=True, cwd=root)
+    try:
+        head = call(["git", "rev-parse", "--short=12", "HEAD"])
+        dirty = call(["git", "status", "--porcelain", "--untracked-files=no"])
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None

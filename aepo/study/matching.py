@@ -1,0 +1,91 @@
+"""The guidance scale by a rule that needs no environment: guided actions as good, by Q, as those of the target policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from aepo import files
+from aepo import settings as settings_table
+from aepo.core.models import Behavior, Critic
+from aepo.core.networks import generator
+from aepo.data.datasets import Dataset, load
+from aepo.learners.energies import sample_actions
+from aepo.learners.training import stack_draws
+from aepo.methods import METHODS
+from aepo.study import runs
+from aepo.study.policy import Actor, load_actor, load_networks
+from aepo.study.runs import Run
+
+SCALES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+STATES, SAMPLES = 1_000, 64
+
+
+@torch.no_grad()
+def target_advantage(critic: Critic, state: Tensor, support: Tensor, beta: float) -> Tensor:
+    """Mean advantage of pi* ∝ mu exp(beta Q), self-normalised over behavior samples `(S, B, M, d)`: `(S,)`."""
+    q = critic.advantage(state, support.flatten(1, 2)).view(support.shape[:-1])
+    return (torch.softmax(beta * q, -1) * q).sum(-1).mean(-1)
+
+
+@torch.no_grad()
+def reached_advantage(actor: Actor, critic: Critic, state: Tensor, noise: Tensor, scales: Sequence[float]) -> Tensor:
+    """Mean advantage of an actor's actions at each guidance scale: state `(S, B, n)`, noise `(S, B, 1, d)` -> `(W, S)`."""
+    proposals = (replace(actor, guidance_scale=scale).propose(state, noise) for scale in scales)
+    return torch.stack([critic.advantage(state, action).mean(-1) for action in proposals])
+
+
+def choose(reached: Tensor, target: Tensor, scales: Sequence[float]) -> Tensor:
+    """The scale of each seed whose mean advantage is nearest to the target's: `(W, S)`, `(S,)` -> `(S,)`."""
+    return torch.tensor(scales)[(reached - target).abs().argmin(0).cpu()]
+
+
+def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = None) -> list[float]:
+    """One guidance scale a seed of the run, kept in evaluation/scale-<method>-b<beta>.json with what it was chosen by."""
+    critic = runs.critic_stage(METHODS[method].critic)
+    used = sorted({"behavior", critic, *runs.stages_of(method, beta).values()})
+    content = {
+        "networks": {stage: files.load_tensors(run.artifact(stage))[1]["sha256"] for stage in used},
+        "seeds": list(run.seeds),
+        "solver_steps": run.profile.evaluation.solver_steps,
+        "scales": list(SCALES),
+        "states": STATES,
+        "samples": SAMPLES,
+    }
+    noise_scale = run.profile.evaluation.noise_scale[method]
+    if noise_scale != 1:
+        content["noise_scale"] = noise_scale
+    digest = settings_table.digest(content)
+    path = run.folder / "evaluation" / f"scale-{method}-b{beta:g}.json"
+    with files.lock(run.folder, path.stem):
+        kept = files.read_json(path)
+        if kept.get("settings_hash") != digest:
+            kept = content | _match(run, method, beta, data or load(run.task, run.profile_name))
+            files.write_json(path, kept | {"settings_hash": digest})
+    return kept["chosen"]
+
+
+def _match(run: Run, method: str, beta: float, data: Dataset) -> dict[str, list]:
+    steps, data = run.profile.evaluation.solver_steps, data.to(run.device)
+    stages = ("behavior", runs.critic_stage(METHODS[method].critic))
+    behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in stages)
+    noise_scale = run.profile.evaluation.noise_scale[method]
+    actor = load_actor(run.folder, method, run.seeds, beta, 1.0, steps, 1, run.device, noise_scale)
+    state, support, noise = _starts(behavior, data, run.seeds, steps)
+    target = target_advantage(critic, state, support, beta)
+    reached = reached_advantage(actor, critic, state, noise, SCALES)
+    return {"target": target.tolist(), "reached": reached.tolist(), "chosen": choose(reached, target, SCALES).tolist()}
+
+
+def _starts(behavior: Behavior, data: Dataset, seeds: Sequence[int], steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Recorded states, behavior samples of them, and initial noise, of each seed's own generator."""
+    generators = [generator(seed, "scale", device=data.state.device) for seed in seeds]
+    count = min(STATES, len(data))
+    index = torch.stack([torch.randperm(len(data), generator=g, device=g.device)[:count] for g in generators])
+    state = data.standardize(data.state)[index]
+    d = data.action.shape[1]
+    noise = stack_draws(generators, lambda g: torch.randn(count, 1, d, generator=g, device=g.device), 0).to(state)
+    return state, sample_actions(behavior, state, SAMPLES, steps, generators), noise
