@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from aepo import faults, files, lifeline, settings
+from aepo import files, lifeline, settings
 from aepo.cluster import Place, cancel, machine_memory
 from aepo.core.networks import select_seeds
 from aepo.files import StudyError
@@ -265,11 +265,11 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
     for stage in sorted(used):
         path = folder / f"{stage}.safetensors"
         tensors, meta = files.load_tensors(path)
-        seeds = faults.known(meta, path)["seeds"]
+        seeds = files.known(meta, path)["seeds"]
         if seed not in seeds:
             raise StudyError(f"{folder} holds seeds {seeds}, not {seed}")
         row, count = seeds.index(seed), len(seeds)
-        faults.check_tensors(tensors, count, path)
+        files.check_tensors(tensors, count, path)
         chosen = {key: select_seeds(t, [row], count) for key, t in tensors.items() if not key.startswith("q_target.")}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         files.write_artifact(target / f"{stage}.safetensors", chosen, meta)

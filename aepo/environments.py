@@ -6,21 +6,23 @@ import contextlib
 import copy
 import os
 import warnings
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import gymnasium_robotics
 import numpy as np
 
-from aepo.data import mazes
-from aepo.data.tasks import Task
 from aepo.files import StudyError
-from aepo.observations import flatten
+
+if TYPE_CHECKING:
+    from aepo.data.tasks import Task
 
 gym.register_envs(gymnasium_robotics)
 
 GOAL_RADIUS = 0.45
-HORIZON = 300
+# Steps of an episode and goal cell (row, column): D4RL's Maze2D and the official evaluation of PointMaze have the same.
+MAZES = {"open": (300, (2, 3)), "umaze": (300, (1, 1)), "medium": (600, (6, 6)), "large": (800, (7, 9))}
 
 
 class Maze2D(gym.Env):
@@ -69,17 +71,17 @@ class Maze2D(gym.Env):
         self._point.close()
 
 
-for _size, _title, _horizon in (("umaze", "UMaze", HORIZON), ("medium", "Medium", 600), ("large", "Large", 800)):
+for _size, _title in (("umaze", "UMaze"), ("medium", "Medium"), ("large", "Large")):
     for _dense in (False, True):
         gym.register(
             f"aepo/Maze2D-{_title}{'Dense' * _dense}-v0",
             entry_point="aepo.environments:Maze2D",
             kwargs={
                 "maze": f"PointMaze_{_title}-v3",
-                "goal_cell": mazes.GOAL_CELLS[_size],
+                "goal_cell": MAZES[_size][1],
                 **({"dense": True} if _dense else {}),
             },
-            max_episode_steps=_horizon,
+            max_episode_steps=MAZES[_size][0],
         )
 
 
@@ -194,3 +196,32 @@ def _check_spaces(task: Task, env: gym.Env) -> None:
     found = (sum(part.shape[0] for part in parts), env.action_space.shape[0])
     if task.dimensions and found != tuple(task.dimensions):
         raise StudyError(f"{where} has {found[0]} observations and {found[1]} actions, the task {task.dimensions}")
+
+
+def flatten(observation: Any, keys: Sequence[str]) -> np.ndarray:
+    """The parts `keys` of a dict observation joined along the last axis in that order; one observation, or a batch.
+
+    Arrays pass as they are. ValueError names the parts that are missing, says that there should be none, or that shapes
+    do not fit together.
+    """
+    if not isinstance(observation, Mapping):
+        return _array(observation, "the observation")
+    missing = [key for key in keys if key not in observation]
+    if missing or not keys:
+        raise ValueError(
+            f"the observation is a dict of {', '.join(map(str, observation))}: "
+            + (f"it lacks {', '.join(missing)}" if missing else "an array is needed here")
+        )
+    parts = {key: _array(observation[key], f"the observation's part {key}") for key in keys}
+    shapes = {key: part.shape for key, part in parts.items()}
+    if len({shape[:-1] for shape in shapes.values()}) > 1 or () in shapes.values():
+        shown = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+        raise ValueError(f"the parts of the observation do not fit together: {shown}")
+    return np.concatenate(list(parts.values()), axis=-1)
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} is a list of unequal lengths: an array is needed") from None

@@ -47,7 +47,7 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
     watch.enter("collect")
     datasets.prepare(run.task, PROFILE, run.profile.data, progress=False)
     data = datasets.load(run.task, PROFILE)
-    datasets.record(run.folder, data)
+    runs.record_data(run.folder, data)
     watch.enter("behavior")
     behavior = stages.train_behavior(run, data)
     watch.enter("critic")

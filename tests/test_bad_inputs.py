@@ -29,7 +29,7 @@ def study(run, *_):
     run = run if isinstance(run, runs.Run) else run[0]
     datasets.prepare(run.task, run.profile_name, run.profile.data, progress=False)
     data = datasets.load(run.task, run.profile_name)
-    datasets.record(run.folder, data)
+    runs.record_data(run.folder, data)
     behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
     for method in methods.energies(run.methods):
         stages.train_energy(run, data, behavior, critic, method)

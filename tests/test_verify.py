@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from aepo import cli, files, status, verify
-from aepo.data import datasets
 from aepo.study import results, runs, stages
 
 
@@ -27,7 +26,7 @@ def finished(tmp_path_factory, data):
         "critic": replace(settings.SMOKE.critic, width=16, steps=20),
         "energy": replace(settings.SMOKE.energy, width=16, steps=20, target_batches=2),
     }
-    datasets.record(run.folder, data)
+    runs.record_data(run.folder, data)
     behavior = stages.train_behavior(run, data, small["behavior"])
     critic = stages.train_critic(run, data, small["critic"])
     stages.train_energy(run, data, behavior, critic, "aepo", settings=small["energy"])

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aepo import faults, files
+from aepo import files
 from aepo.data import cache, collect, download, importing, reading, storage
 from aepo.data.tasks import D4RL, LOCAL, MINARI, Task
 from aepo.settings import DataSettings
-from aepo.study import runs
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def load(task: Task, profile: str) -> Dataset:
         )
     folder = storage.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
-    with faults.memory(f"dataset {dataset_id}", "use a machine with more memory"):
+    with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
         tensors, made = cache.fetch(folder, dataset_id, task)
     return Dataset(
         dataset_id=dataset_id,
@@ -138,17 +137,6 @@ def load(task: Task, profile: str) -> Dataset:
         warnings=tuple(made["warnings"]),
         **tensors,
     )
-
-
-def record(folder: Path, data: Dataset) -> None:
-    """Write what the data are into the manifest of a run folder."""
-    entry = {
-        "content_hash": data.content_hash,
-        "transitions": len(data),
-        "episodes": int(data.episode.max()) + 1,
-        "reference_scores": None if data.reference_scores is None else list(data.reference_scores),
-    }
-    runs.update_manifest(folder, "data", data.dataset_id, entry)
 
 
 def recorded_returns(data: Dataset, horizon: int, continuing: bool, how: str = "sum") -> np.ndarray:

@@ -6,6 +6,8 @@ for its U-maze the script's map is turned by 180 degrees against the one the dat
 
 from __future__ import annotations
 
+from aepo.environments import MAZES
+
 G, R = "g", "r"
 Map = list[list[int | str]]
 
@@ -44,8 +46,7 @@ LARGE: Map = [
     [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1],
     [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
 ]
-# Goal cells (row, column): D4RL's Maze2D and the official evaluation of PointMaze have the same.
-GOAL_CELLS = {"open": (2, 3), "umaze": (1, 1), "medium": (6, 6), "large": (7, 9)}
+GOAL_CELLS = {size: goal for size, (_, goal) in MAZES.items()}
 
 
 def _marked(maze: Map, **cells: tuple[int, int]) -> Map:

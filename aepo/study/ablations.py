@@ -163,7 +163,7 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
         raise StudyError(f"task {run.task.name} is train-only: its variants have no environment to be evaluated in")
     own, data = folder_of(run, variant), datasets.load(run.task, run.profile_name)
     own.folder.mkdir(parents=True, exist_ok=True)
-    datasets.record(own.folder, data)
+    runs.record_data(own.folder, data)
     again = tuple(name for stage in variant.changes for name in TOUCHES[stage])
     shared = [stage for stage in _used(own) if not stage.startswith(again)]
     for stage in shared:  # support has no log; the artefact comes last: where it is, the others are

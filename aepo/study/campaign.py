@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aepo.data import datasets
 from aepo.methods import METHODS
-from aepo.study import results, stages
+from aepo.study import results, runs, stages
 from aepo.study.runs import Run
 
 
@@ -12,7 +12,7 @@ def run_task(run: Run) -> None:
     """What notebooks 03 to 08 compute for the run's task and methods: networks, returns.csv, the rows of results.csv."""
     datasets.prepare(run.task, run.profile_name, run.profile.data)
     data = datasets.load(run.task, run.profile_name)
-    datasets.record(run.folder, data)
+    runs.record_data(run.folder, data)
     behavior = stages.train_behavior(run, data)
     for method in run.methods:
         train(run, data, behavior, method)

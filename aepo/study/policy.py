@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aepo import faults, files
+from aepo import files
 from aepo.core.models import VP, ActionModel, Behavior, ClosedForm, Critic, Energy, Trained
 from aepo.core.networks import TIME_FEATURES, EnergyNet, select_seeds
+from aepo.environments import flatten
 from aepo.files import StudyError
 from aepo.learners.capture import CapturedCalls
 from aepo.methods import METHODS, Method
-from aepo.observations import flatten
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs
 
@@ -111,19 +111,19 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
     """Networks of a finished stage for the given seeds; StudyError where the file or a seed is missing."""
     path = Path(folder) / f"{stage}.safetensors"
     tensors, meta = files.load_tensors(path)
-    known = faults.known(meta, path)["seeds"]
+    known = files.known(meta, path)["seeds"]
     absent = [seed for seed in seeds if seed not in known]
     if absent:
         raise StudyError(f"{path} holds seeds {known}, not {absent}: train them first")
-    faults.check_tensors(tensors, len(known), path)
+    files.check_tensors(tensors, len(known), path)
     rows = [known.index(seed) for seed in seeds]
     tensors = {key: select_seeds(v, rows, len(known)).float() for key, v in tensors.items()}
     try:
         module = _networks(stage, tensors, meta["settings"], len(seeds))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise StudyError(f"{path} does not hold the networks of {stage} ({reason[:200]}): {faults.REMEDY}") from None
-    faults.fill(module, tensors, path)
+        raise StudyError(f"{path} does not hold the networks of {stage} ({reason[:200]}): {files.REMEDY}") from None
+    files.fill(module, tensors, path)
     return module.to(device).requires_grad_(False)
 
 

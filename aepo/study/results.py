@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aepo import faults, files
+from aepo import files
 from aepo import settings as settings_table
 from aepo.data.datasets import Dataset, recorded_returns
 from aepo.methods import DATASET, METHODS, NAMES
@@ -59,7 +59,7 @@ def _kept(run: Run, name: str, content: dict, roll: Callable[[], Rollouts], note
         rollouts = _stored(path, digest)
         if rollouts is None:
             started = time.time()
-            with faults.memory(f"evaluate {name}", FEWER):
+            with files.memory(f"evaluate {name}", FEWER):
                 rollouts = roll()
             if noted:
                 entry = content | {"seconds": round(time.time() - started, 1)} | entry

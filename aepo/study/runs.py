@@ -15,6 +15,7 @@ from aepo import files
 from aepo import methods as methods_table
 from aepo import settings as settings_table
 from aepo.data import tasks
+from aepo.data.datasets import Dataset
 from aepo.files import REMAKE, StudyError, lock, project_root, read_json, write_json
 from aepo.methods import METHODS
 
@@ -174,6 +175,17 @@ def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, A
         manifest = read_manifest(folder) | made_with
         manifest.setdefault(section, {})[name] = dict(entry) | made_with
         write_json(folder / "manifest.json", manifest)
+
+
+def record_data(folder: Path, data: Dataset) -> None:
+    """Write what the data are into the manifest of a run folder."""
+    entry = {
+        "content_hash": data.content_hash,
+        "transitions": len(data),
+        "episodes": int(data.episode.max()) + 1,
+        "reference_scores": None if data.reference_scores is None else list(data.reference_scores),
+    }
+    update_manifest(folder, "data", data.dataset_id, entry)
 
 
 FIGURES = {

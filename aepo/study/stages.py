@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from aepo import faults, files
+from aepo import files
 from aepo import settings as settings_table
 from aepo.core import losses, posterior
 from aepo.core.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Flow, Trained, take_seeds
@@ -96,13 +96,13 @@ def _stage(
     remedy = (
         "make batch or width smaller, take fewer seeds, or more memory; a training goes on from its last checkpoint"
     )
-    with files.lock(run.folder, name), faults.memory(name, remedy):
+    with files.lock(run.folder, name), files.memory(name, remedy):
         tensors, seeds = {}, ()
         if path.exists():
             tensors, stored = files.load_tensors(path)
             if stored.get("settings_hash") == meta["settings_hash"]:
-                seeds = tuple(faults.known(stored, path)["seeds"])
-                faults.check_tensors(tensors, len(seeds), path)
+                seeds = tuple(files.known(stored, path)["seeds"])
+                files.check_tensors(tensors, len(seeds), path)
             else:
                 aside = path.with_name(f"{path.stem}.{stored.get('settings_hash')}.old")
                 print(
@@ -172,7 +172,7 @@ def train_behavior(run: Run, data: Dataset, settings: BehaviorSettings | None = 
         lambda module, seeds: finish_behavior(module, data, seeds, settings),
     )
     behavior = Behavior(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
-    faults.fill(behavior, tensors, run.artifact("behavior"))
+    files.fill(behavior, tensors, run.artifact("behavior"))
     return behavior.requires_grad_(False)
 
 
@@ -209,7 +209,7 @@ def train_critic(
         lambda module, seeds: finish_critic(module, data),
     )
     critic = Critic(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
-    faults.fill(critic, tensors, run.artifact(runs.critic_stage(kind)))
+    files.fill(critic, tensors, run.artifact(runs.critic_stage(kind)))
     return critic.requires_grad_(False)
 
 
@@ -238,7 +238,7 @@ def train_support(
 
     tensors, _ = _stage(run, name, content, 0, 0.0, lambda seeds: (None, draw(seeds)), lambda module, seeds: None)
     if set(tensors) != {"index", "action"}:
-        raise StudyError(f"{run.artifact(name)} lacks index or action: {faults.REMEDY}")
+        raise StudyError(f"{run.artifact(name)} lacks index or action: {files.REMEDY}")
     return Support(tensors["index"], tensors["action"])
 
 
@@ -306,7 +306,7 @@ def _train_policy(
     tensors, _ = _stage(run, name, content, steps, settings.learning_rate, build, lambda module, seeds: None)
     n, d = data.state.shape[1], data.action.shape[1]
     module = Trained(kind, len(run.seeds), n, d, settings, critic_settings).to(run.device)
-    faults.fill(module, tensors, run.artifact(name))
+    files.fill(module, tensors, run.artifact(name))
     return module.requires_grad_(False)
 
 
@@ -352,7 +352,7 @@ def train_energy(
         lambda module, seeds: None,
     )
     net = make_net(data, len(run.seeds), entry, settings)
-    faults.fill(net, tensors, run.artifact(name))
+    files.fill(net, tensors, run.artifact(name))
     curved = runs.read_metrics(run, name).groupby("seed")["curved"].last().max()
     if entry.energy == "taylor" and curved > TRUSTED_SHARE:
         print(
