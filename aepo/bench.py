@@ -34,12 +34,14 @@ from aepo.core.networks import EnergyNet, generator
 from aepo.data import datasets, tasks
 from aepo.data.datasets import Dataset
 from aepo.learners import critics
-from aepo.learners.energies import SUPPORTED, energy_learner, sample_support
+from aepo.learners.actor import Actor
+from aepo.learners.behavior import behavior_learner
+from aepo.learners.energies import SUPPORTED, energy_learner
+from aepo.learners.support import sample_support
 from aepo.learners.training import Draws, EagerSteps, Learner, adam, step, steps_of
 from aepo.methods import METHODS
 from aepo.settings import Profile
 from aepo.study import stages
-from aepo.study.policy import Actor
 
 HOPPER = (11, 3)
 STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo")
@@ -62,7 +64,7 @@ def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile
     """The learner of a stage of STAGES with untrained networks below it."""
     seeds = tuple(seeds)
     if stage == "behavior":
-        return stages.behavior_learner(data, seeds, replace(profile.behavior, batch=batch))[0]
+        return behavior_learner(data, seeds, replace(profile.behavior, batch=batch))[0]
     if stage == "critic":
         return critics.critic_learner(data, seeds, replace(profile.critic, batch=batch))[0]
     behavior, critic = networks_of(data, seeds, profile)
@@ -75,7 +77,7 @@ def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile
 
 def networks_of(data: Dataset, seeds: Sequence[int], profile: Profile) -> tuple[Behavior, Critic]:
     """Untrained behavior model and critic."""
-    behavior = stages.behavior_learner(data, tuple(seeds), profile.behavior)[1]
+    behavior = behavior_learner(data, tuple(seeds), profile.behavior)[1]
     critic = critics.critic_learner(data, tuple(seeds), profile.critic)[1]
     return behavior, critic.requires_grad_(False)
 

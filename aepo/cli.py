@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from aepo import cli_data, settings
-from aepo import methods as method_table
 from aepo.data import tasks
 from aepo.files import StudyError
 from aepo.methods import CORE, METHODS
@@ -300,13 +299,8 @@ def verify(
 
 
 @app.command("methods")
-def list_methods(
-    details: Annotated[bool, typer.Option(help="Also what each source leaves open, and what was chosen.")] = False,
-) -> None:
-    """List the methods, one a line: name, label, source; with --details as the page docs/methods.md."""
-    if details:
-        print(method_table.page(), end="")
-        return
+def list_methods() -> None:
+    """List the methods, one a line: name, label, source."""
     width = max(map(len, METHODS))
     for method in METHODS.values():
         print(f"{method.name.ljust(width)}  {method.label}: {method.source}")

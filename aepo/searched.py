@@ -30,9 +30,7 @@ def _settings(
 MAZE2D = _settings(
     {
         "qgpo": 4.0,
-        "qgpo-softmax": 4.0,
         "aepo-direct": 4.0,
-        "aepo-direct-softmax": 4.0,
         "mean-q": 0.5,
         "aepo": 0.5,
         "aepo-cubature": 4.0,
@@ -44,9 +42,7 @@ MAZE2D = _settings(
 POINTMAZE = _settings(
     {
         "qgpo": 2.0,
-        "qgpo-softmax": 2.0,
         "aepo-direct": 2.0,
-        "aepo-direct-softmax": 0.5,
         "mean-q": 2.0,
         "aepo": 2.0,
         "aepo-cubature": 4.0,
@@ -57,11 +53,8 @@ POINTMAZE = _settings(
 )
 ROBOTS = _settings(
     {
-        "qgpo-softmax": 2.0,
-        "aepo-direct-softmax": 2.0,
         "mean-q": 0.5,
         "aepo": 2.0,
-        "aepo-support-softmax": 2.0,
     },
     iql=1.5,
     qipo=6.0,

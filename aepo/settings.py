@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from aepo.methods import METHODS
 
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
-LOW_NOISE = tuple(name for name in GUIDED if not METHODS[name].pick)
+LOW_NOISE = tuple(name for name in GUIDED if not METHODS[name].best)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
-
-# Of a field that older artefacts lack: left out of hashes at its default, so that they stay valid.
-LATER = {"later": True}
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,15 @@ class BehaviorSettings:
 
 @dataclass(frozen=True)
 class CriticSettings:
-    """Expectile critic (IQL). `target_rate` moves the target; `return_floor`: no target below the return that followed.
+    """The shared critic, of `kind` "expectile" (IQL) or "softmax" (QGPO's, in-support).
 
-    `reward_scale` multiplies rewards so that Q is about 1; None: (1 - discount) / mean |r|. The in-support softmax critic:
-    `support` behavior samples a next state in `support_steps` solver steps, `temperature` in units of their spread of Q.
+    `target_rate` moves the target; `return_floor`: no target below the return that followed. `reward_scale` multiplies
+    rewards so that Q is about 1; None: (1 - discount) / mean |r|. The softmax critic: `support` behavior samples a next
+    state in `support_steps` solver steps, `temperature` in units of their spread of Q.
     `hindsight`: share of a batch with hindsight goals, reached within `goal_radius` (see `hindsight.Hindsight`).
     """
 
+    kind: str = "expectile"
     width: int = 128
     depth: int = 2
     steps: int = 10_000
@@ -62,8 +61,8 @@ class CriticSettings:
     support: int = 8
     support_steps: int = 5
     temperature: float = 1.0
-    hindsight: float = field(default=0.0, metadata=LATER)
-    goal_radius: float = field(default=0.45, metadata=LATER)
+    hindsight: float = 0.0
+    goal_radius: float = 0.45
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,9 @@ class EnergySettings:
     """Energy network. `target_batches`: batches whose statistics standardise the regression target.
 
     `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
-    a batch of the contrastive loss. `snapshots`: networks kept at equal parts of the training, the last among them; where
-    there are more than one, the best in the environment is evaluated beside the last, and named so.
+    a batch of the contrastive loss. Switches, for ablations; None is the method's own: `form`, what is learned, or of a
+    method without a network the closed form; `gate` by alpha_t, `bregman` loss. `clamp`: closed forms stay within beta times
+    the range of recorded advantages.
     """
 
     width: int = 128
@@ -85,7 +85,10 @@ class EnergySettings:
     support_states: int = 16_384
     support_steps: int = 10
     groups: int = 64
-    snapshots: int = field(default=1, metadata=LATER)
+    form: str | None = None
+    gate: bool | None = None
+    bregman: bool | None = None
+    clamp: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,14 @@ class EvaluationSettings:
 
     A scale that is None is chosen by `matching`, for each seed, times `scale_factor`. `noise_scale`: factor on the initial
     noise by method, 0 for one action a state: guided samples start near the middle of the behavior, those that are picked
-    from need its spread.
+    from need its spread. `pick`: those take the "best" by Q, or one drawn by "softmax" of beta Q.
     `curve_scales`: where `curve_episodes` of the first seed show the return over the scale.
     """
 
     episodes: int = 20
     solver_steps: int = 10
     candidates: int = 16
+    pick: str = "best"
     noise_scale: Mapping[str, float] = field(
         default_factory=lambda: {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS}
     )
@@ -172,7 +176,7 @@ FULL = Profile(
     data=DataSettings(steps=1_000_000),
     behavior=replace(QUICK.behavior, width=256, steps=100_000),
     critic=replace(QUICK.critic, width=256, steps=100_000),
-    energy=replace(QUICK.energy, width=256, steps=50_000, snapshots=3),
+    energy=replace(QUICK.energy, width=256, steps=50_000),
     policy=replace(QUICK.policy, width=256, steps=100_000, critic_steps=100_000),
     evaluation=replace(QUICK.evaluation, episodes=100, solver_steps=15, curve_episodes=20),
     chunk=1_000,
@@ -231,10 +235,8 @@ def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profil
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as plain JSON data, without fields of `LATER` that have their default."""
-    later = {f.name: f.default for f in fields(settings) if f.metadata.get("later")}
-    kept = {key: value for key, value in asdict(settings).items() if later.get(key, LATER) != value}
-    return json.loads(json.dumps(kept))
+    """A settings dataclass as plain JSON data."""
+    return json.loads(json.dumps(asdict(settings)))
 
 
 def digest(content: Any) -> str:

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from aepo import settings
 from aepo.core import models, posterior
 from aepo.data import datasets
 
@@ -44,7 +43,7 @@ def problem():
     data = datasets.Dataset(
         "g", "g", state, action, zeros, state, zeros, zeros, zeros.long(), torch.zeros(1), torch.ones(1), *ends, None
     )
-    behavior = models.Behavior(len(SEEDS), 1, 2, settings.BehaviorSettings(width=4, depth=1, variance_times=257))
+    behavior = models.Behavior(len(SEEDS), 1, 2, 4, 1, 257)
     behavior.noise_net = ExactNoise()
     behavior.state_std.fill_(1.0), behavior.low.fill_(-1.0), behavior.high.fill_(1.0)
     times = posterior.variance_times(257)

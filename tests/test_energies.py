@@ -9,8 +9,9 @@ from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
 from aepo import settings
 from aepo.learners import energies, training
+from aepo.learners.actor import Actor
+from aepo.learners.support import sample_support
 from aepo.methods import METHODS
-from aepo.study.policy import Actor
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_guided_samples_have_the_mean_of_the_tilted_gaussian(problem, method):
     data, behavior = problem
     chosen = settings.EnergySettings(width=64, depth=2, steps=800, batch=256, target_batches=4, support_states=1_024)
     critic, entry, beta = LinearCritic(), METHODS[method], 1.0
-    support = energies.sample_support(behavior, data, SEEDS, chosen) if entry.energy in energies.SUPPORTED else None
+    support = sample_support(behavior, data, SEEDS, chosen) if entry.energy in energies.SUPPORTED else None
     learner, net = energies.energy_learner(data, behavior, critic, entry, beta, SEEDS, chosen, support=support)
     training.fit(learner, chosen.steps, 2e-3, 400)
     noise = torch.randn(len(SEEDS), 4_000, 1, 2, generator=torch.Generator().manual_seed(3))
@@ -47,14 +48,16 @@ class TwoLevels(LinearCritic):
         )
 
 
-@pytest.mark.parametrize(("method", "steps"), [("aepo-support", 800), ("exp-q", 3_000)])
+@pytest.mark.parametrize(("method", "steps"), [("aepo-support", 800), ("mean-q", 3_000)])
 def test_no_state_outweighs_the_others(problem, method, steps):
     """With one weight exp(E) for all states, states of low advantage are not learned (Hopper: a return of 5)."""
     data, behavior = problem
     state = (torch.arange(len(data)) % 10 == 0).float().unsqueeze(1)
     data = replace(data, state=state, next_state=state)
-    chosen = settings.EnergySettings(width=64, depth=2, steps=steps, batch=256, target_batches=4, support_states=2_048)
-    support = energies.sample_support(behavior, data, SEEDS, chosen) if method == "aepo-support" else None
+    chosen = settings.EnergySettings(
+        width=64, depth=2, steps=steps, batch=256, target_batches=4, support_states=2_048, bregman=True
+    )
+    support = sample_support(behavior, data, SEEDS, chosen) if method == "aepo-support" else None
     learner, net = energies.energy_learner(
         data, behavior, TwoLevels(), METHODS[method], 1.0, SEEDS, chosen, support=support
     )
@@ -70,13 +73,13 @@ def test_no_state_outweighs_the_others(problem, method, steps):
 def test_support_actions_come_from_the_behavior(problem):
     data, behavior = problem
     chosen = settings.EnergySettings(support=8, support_states=500, support_steps=15)
-    drawn = energies.sample_support(behavior, data, SEEDS, chosen)
+    drawn = sample_support(behavior, data, SEEDS, chosen)
     assert drawn.action.shape == (2, 500, 8, 2)
     assert all(len(set(row.tolist())) == 500 for row in drawn.index)
     for row in drawn.action.flatten(1, 2):
         assert torch.allclose(row.mean(0), MEAN, atol=0.02)
         assert torch.allclose(torch.cov(row.T), VARIANCE * torch.eye(2), atol=0.01)
-    again = energies.sample_support(behavior, data, SEEDS, chosen, batch=64)
+    again = sample_support(behavior, data, SEEDS, chosen, batch=64)
     assert torch.allclose(drawn.action, again.action, atol=1e-4)
 
 

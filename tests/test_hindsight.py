@@ -7,10 +7,10 @@ import torch
 
 from aepo import settings
 from aepo.files import StudyError
+from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics, training
 from aepo.learners.hindsight import Hindsight
 from aepo.settings import CriticSettings
-from aepo.study import stages
 
 WALK = 40
 
@@ -91,7 +91,7 @@ def test_a_critic_reaches_goals_that_no_recorded_reward_names(data, tiny, kind):
     chosen = replace(
         CriticSettings(), width=32, depth=1, steps=300, hindsight=0.5, reward_scale=1.0, discount=0.9, support=2
     )
-    behavior = stages.behavior_learner(data, (0,), tiny.behavior)[1]
+    behavior = behavior_stage.behavior_learner(data, (0,), tiny.behavior)[1]
     state = torch.tensor([[[1.0, 0.0, 1.2, 0.0], [1.0, 0.0, 3.8, 0.0]]]) - data.state_mean
     found = []
     for settings_ in (chosen, replace(chosen, hindsight=0.0)):

@@ -1,13 +1,14 @@
 """Each loss against a plain loop over seeds and samples that is written from its formula."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from scipy.optimize import brentq
 
-from aepo.core import losses, models
+from aepo.core import guidance, losses, models
 from aepo.core.networks import EnergyNet, NoiseNet, TwinQ, ValueNet, initialize
 from aepo.learners import critics
 
@@ -136,7 +137,10 @@ def test_energy_target(batch, kind):
         return torch.tanh(action @ weight) + 0.1 * state[..., 0] * action[..., 1] ** 2
 
     noisy = losses.diffuse(batch["action"], batch["noise"], batch["t"], VP)
-    target = losses.energy_target(kind, noise_net, q, table, batch["state"], noisy, batch["t"], VP, beta, bounds)
+    behavior = SimpleNamespace(noise_net=noise_net, variance=table)
+    moments = models.gaussian_posterior(behavior, batch["state"], noisy, batch["t"])
+    q_function = models.advantage_at(SimpleNamespace(advantage=q), batch["state"])
+    target = guidance.closed_form(kind, q_function, *moments, beta, bounds, -1.0, 1.0)
     clamped = 0
     for s in range(S):
         single = alone(noise_net, s)

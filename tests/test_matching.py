@@ -7,8 +7,8 @@ from gaussian import SEEDS, SLOPE, VARIANCE, LinearCritic
 
 from aepo import files
 from aepo.core.models import ClosedForm
+from aepo.learners.actor import Actor
 from aepo.study import matching, stages
-from aepo.study.policy import Actor
 
 
 def test_exact_guidance_is_matched_by_scale_one_and_half_of_it_by_two():
@@ -41,16 +41,3 @@ def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch)
     assert matching.matched_scales(run, "aepo", 3.0, data) == scales
     with pytest.raises(files.StudyError, match=r"energy-aepo-b1\.safetensors is missing"):
         matching.matched_scales(run, "aepo", 1.0, data)
-
-
-def test_a_method_is_matched_by_the_critic_that_guides_it(run, data, tiny, monkeypatch):
-    behavior = stages.train_behavior(run, data, tiny.behavior)
-    stages.train_critic(run, data, tiny.critic)
-    monkeypatch.setattr(matching, "STATES", 20)
-    with pytest.raises(files.StudyError, match=r"critic-softmax\.safetensors is missing"):
-        matching.matched_scales(run, "aepo-direct-softmax", 3.0, data)
-    stages.train_critic(run, data, tiny.critic, "softmax", behavior)
-    matching.matched_scales(run, "aepo-direct-softmax", 3.0, data)
-    kept = files.read_json(run.folder / "evaluation" / "scale-aepo-direct-softmax-b3.json")
-    assert set(kept["networks"]) == {"behavior", "critic-softmax"}
-    assert kept["noise_scale"] == 0.25

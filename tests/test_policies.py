@@ -9,11 +9,14 @@ from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
 from aepo import batch, files, settings
 from aepo.core import losses
-from aepo.core.models import CLOSED_FORMS, ClosedForm
-from aepo.learners import critics, energies, policies, training
+from aepo.core.guidance import KINDS
+from aepo.core.models import ClosedForm
+from aepo.learners import critics, policies, training
+from aepo.learners.actor import Actor, make_actor
+from aepo.learners.support import sample_support
 from aepo.methods import METHODS
 from aepo.study import results, stages
-from aepo.study.policy import Actor, Policy, make_actor
+from aepo.study.policy import Policy
 
 BETA = 1.0
 TILTED = MEAN + BETA * VARIANCE * SLOPE  # of pi* = N(mean + beta S slope, S)
@@ -44,7 +47,7 @@ def sampled(model, count=4_000, steps=15):
     return Actor(model, None, None, 0.0, steps, 1).act(states(count), noise(count))
 
 
-@pytest.mark.parametrize("kind", CLOSED_FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_closed_forms_at_sampling_are_exact_for_a_linear_q(problem, kind):
     _, behavior = problem
     actor = Actor(behavior, None, ClosedForm(kind, behavior, LinearCritic(), BETA), 1.0, 15, 1)
@@ -55,7 +58,7 @@ def test_closed_forms_at_sampling_are_exact_for_a_linear_q(problem, kind):
 @pytest.mark.parametrize("kind", ["weighted", "flow"])
 def test_energy_weighted_training_tilts_the_behavior(problem, kind):
     data, behavior = problem
-    drawn = energies.sample_support(behavior, data, SEEDS, settings.EnergySettings(support=32, support_states=2_048))
+    drawn = sample_support(behavior, data, SEEDS, settings.EnergySettings(support=32, support_states=2_048))
     module, _ = train(kind, data, critic=LinearCritic(), support=drawn)
     for row in sampled(module.average):
         assert torch.allclose(row.mean(0), TILTED, atol=0.025), row.mean(0)
@@ -128,7 +131,7 @@ def test_best_of_n_is_the_greatest_of_n_and_softmax_the_tilted_mean(problem):
     advantage = LinearCritic().advantage(None, best.act(states(4_000), noise(4_000, 16)))
     spread = (VARIANCE * SLOPE.square().sum()) ** 0.5
     assert torch.allclose(advantage.mean(1), 1.766 * spread.expand(2), atol=0.03)  # mean of the greatest of 16 normals
-    softmax = make_actor(METHODS["best-of-n-softmax"], behavior, LinearCritic(), None, BETA, 0.0, 15, 16)
+    softmax = make_actor(METHODS["best-of-n"], behavior, LinearCritic(), None, BETA, 0.0, 15, 16, pick="softmax")
     assert softmax.draws == 17
     for row in softmax.act(states(4_000), noise(4_000, 17)):
         assert torch.allclose(row.mean(0), TILTED, atol=0.025), row.mean(0)

@@ -11,17 +11,19 @@ import torch
 from aepo import Policy, files, settings
 from aepo.core import models
 from aepo.data import tasks
+from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics
+from aepo.learners.actor import Actor
 from aepo.methods import CORE, METHODS
 from aepo.study import copies, evaluation, results, runs, stages
-from aepo.study.policy import Actor, load_actor
+from aepo.study.policy import load_actor
 
 EXAMPLE = Path(__file__).parents[1] / "runs" / "example" / "maze2d-umaze"
 
 
 @pytest.fixture
 def behavior(data, tiny):
-    _, behavior = stages.behavior_learner(data, (0, 3), tiny.behavior)
+    _, behavior = behavior_stage.behavior_learner(data, (0, 3), tiny.behavior)
     return behavior
 
 
@@ -139,7 +141,7 @@ def test_a_loaded_policy_starts_from_the_noise_that_it_was_evaluated_with(run, d
 
 def test_guided_samples_start_from_little_noise_and_picked_ones_from_all():
     noise = settings.QUICK.evaluation.noise_scale
-    assert {noise[m] for m in ("bc", "best-of-n", "best-of-n-softmax", "qipo", "aepo-best")} == {1.0}
+    assert {noise[m] for m in ("bc", "best-of-n", "qipo", "aepo-best")} == {1.0}
     assert {noise[m] for m in settings.GUIDED if m != "aepo-best"} == {0.25}
     assert set(noise) == set(METHODS)
 

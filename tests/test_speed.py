@@ -16,7 +16,7 @@ from aepo.core import networks
 from aepo.core.models import VP
 from aepo.files import StudyError
 from aepo.learners import capture, training
-from aepo.study.policy import Actor
+from aepo.learners.actor import Actor
 
 SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
 

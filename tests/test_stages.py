@@ -9,10 +9,13 @@ import torch
 from aepo import files, methods, settings
 from aepo.core import losses, models, networks
 from aepo.data import datasets
+from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics, energies, policies, training
+from aepo.learners.actor import Actor
+from aepo.learners.support import sample_support
 from aepo.methods import METHODS
 from aepo.study import runs, stages
-from aepo.study.policy import Actor, load_networks
+from aepo.study.policy import load_networks
 
 STEPS = 50
 ENERGIES = methods.energies(METHODS)
@@ -23,16 +26,16 @@ STAGES = ["behavior", "critic", *ENERGIES, *POLICIES, "critic-softmax"]
 def stage_learner(stage, data, tiny, seeds):
     """The learner of a stage for `seeds`, on behavior and critic networks that depend on the seed alone."""
     if stage == "behavior":
-        return stages.behavior_learner(data, seeds, tiny.behavior)
+        return behavior_stage.behavior_learner(data, seeds, tiny.behavior)
     if stage == "critic":
         return critics.critic_learner(data, seeds, tiny.critic)
-    _, behavior = stages.behavior_learner(data, seeds, tiny.behavior)
-    stages.finish_behavior(behavior, data, seeds, tiny.behavior)
+    _, behavior = behavior_stage.behavior_learner(data, seeds, tiny.behavior)
+    behavior_stage.finish_behavior(behavior, data, seeds, tiny.behavior)
     if stage == "critic-softmax":
         return critics.softmax_critic_learner(data, behavior, seeds, tiny.critic)
     _, critic = critics.critic_learner(data, seeds, tiny.critic)
     critics.finish_critic(critic, data)
-    drawn = energies.sample_support(behavior, data, seeds, tiny.energy)
+    drawn = sample_support(behavior, data, seeds, tiny.energy)
     if stage in POLICIES:
         more = {"critic": critic, "support": drawn, "start": behavior if stage == "weighted" else None}
         return policies.policy_learner(stage, data, seeds, tiny.policy, tiny.critic, 2.0, **more)
@@ -82,9 +85,9 @@ def gaussian_data(count=20_000):
 def test_behavior_recovers_a_known_gaussian():
     data, covariance = gaussian_data()
     chosen = settings.BehaviorSettings(width=64, depth=2, steps=1500, batch=256, variance_times=9)
-    learner, behavior = stages.behavior_learner(data, (0, 1), chosen)
+    learner, behavior = behavior_stage.behavior_learner(data, (0, 1), chosen)
     training.fit(learner, chosen.steps, chosen.learning_rate, 500)
-    stages.finish_behavior(behavior, data, (0, 1), chosen)
+    behavior_stage.finish_behavior(behavior, data, (0, 1), chosen)
     noise = torch.randn(2, 8000, 1, 2, generator=torch.Generator().manual_seed(3))
     sample = Actor(behavior, None, None, 0.0, 15, 1).act(torch.zeros(2, 8000, 1), noise)
     for row in sample:
@@ -146,16 +149,6 @@ def test_critic_finds_the_value_of_a_chain():
     training.fit(learner, chosen.steps, 3e-3, 500)
     q = critic.q.minimum(torch.eye(3)[None], torch.zeros(1, 3, 1)).flatten()
     assert q.tolist() == pytest.approx([0.25, 0.5, 1.0], abs=0.05)
-
-
-def test_what_an_older_version_wrote_is_trained_again(run, data, tiny, monkeypatch, capsys):
-    """Metrics of an older format lack columns: networks and metrics are made again together."""
-    with monkeypatch.context() as older:
-        older.setattr(runs, "FORMAT", 1)
-        stages.train_behavior(run, data, tiny.behavior)
-    stages.train_behavior(run, data, tiny.behavior)
-    assert "behavior: settings have changed (format 1 -> 2), so it is trained again" in capsys.readouterr().out
-    assert files.load_tensors(run.artifact("behavior"))[1]["format"] == files.FORMAT
 
 
 def test_a_stage_is_trained_once_and_missing_seeds_are_added(run, data, tiny, capsys):

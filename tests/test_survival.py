@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from aepo import files, lifeline, settings, watch
+from aepo.learners import behavior as behavior_stage
 from aepo.learners import training
 from aepo.study import results, runs, stages
 
@@ -34,7 +35,7 @@ def test_ten_kills_change_nothing():
 
 def trained(run, data, tiny, **more):
     """The log of a behavior training with checkpoints every 5 of 20 steps."""
-    learner, _ = stages.behavior_learner(data, (0,), tiny.behavior)
+    learner, _ = behavior_stage.behavior_learner(data, (0,), tiny.behavior)
     return training.fit(learner, 20, 1e-3, 5, **more)
 
 
@@ -115,7 +116,7 @@ def test_checkpoints_of_a_longer_name_are_left_alone(tmp_path):
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(run, data, tiny):
     folder, steps = run.checkpoints(), 0
-    learner, _ = stages.behavior_learner(data, (0, 1), tiny.behavior)
+    learner, _ = behavior_stage.behavior_learner(data, (0, 1), tiny.behavior)
 
     def after_step():
         nonlocal steps
@@ -195,6 +196,7 @@ def test_a_notebook_that_was_cut_off_did_not_end(tmp_path):
 STARTER = """
 import sys, time
 from aepo import lifeline
+from aepo.learners import behavior as behavior_stage
 sleep = "import subprocess, sys; subprocess.run(['sleep', sys.argv[1]])"
 process = lifeline.start([sys.executable, "-c", sleep, sys.argv[1]])
 print(process.pid, flush=True)

@@ -10,9 +10,10 @@ import torch
 from aepo.core import models, networks
 from aepo.data import datasets, oddities, tasks
 from aepo.data.datasets import Dataset
+from aepo.learners.actor import Actor
 from aepo.settings import BehaviorSettings, CriticSettings
 from aepo.study import figures, results, views
-from aepo.study.policy import Actor, Policy
+from aepo.study.policy import Policy
 
 
 def dataset(n=5, d=3, episodes=4, steps=30):

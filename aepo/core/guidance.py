@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -170,27 +169,12 @@ def _quadratic_correction(slope: Tensor, scaled_hessian: Tensor, beta: float, cu
     return torch.where(infinite, torch.inf, correction)
 
 
-RULES = ("auto", "gauss-hermite")
+def cubature_points(d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Points z_k `(K, d)` and log weights `(K,)` that integrate N(0, I) exactly to the third degree (fifth for d = 1).
 
-
-def cubature_points(
-    d: int, dtype: torch.dtype, device: torch.device, rule: str = "auto", nodes: int = 7
-) -> tuple[Tensor, Tensor]:
-    """Points z_k `(K, d)` and log weights `(K,)` that integrate N(0, I) exactly to the third degree or higher.
-
-    "auto", d <= 2 (unscented): centre with weight kappa/3 and 2d points of radius sqrt(3) with weight 1/6, kappa = 3 - d
-    (degree 5 for d = 1); beyond: 2d points of radius sqrt(d) with weight 1/2d. "gauss-hermite", d <= 3: the tensor
-    rule of `nodes` points an axis, exact to degree 2 nodes - 1 in each.
+    d <= 2 (unscented): centre with weight kappa/3 and 2d points of radius sqrt(3) with weight 1/6, kappa = 3 - d; beyond:
+    2d points of radius sqrt(d) with weight 1/2d.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-    if rule == "gauss-hermite":
-        if d > 3:
-            raise ValueError(f"rule 'gauss-hermite' is for at most 3 dimensions, got {d}: use 'auto'")
-        axis, weight = np.polynomial.hermite_e.hermegauss(nodes)
-        points = np.stack(np.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
-        weights = np.stack(np.meshgrid(*[weight / weight.sum()] * d, indexing="ij"), -1).reshape(-1, d).prod(-1)
-        return tuple(torch.as_tensor(x, dtype=dtype, device=device) for x in (points, np.log(weights)))
     axes = torch.eye(d, dtype=dtype, device=device)
     pairs = torch.cat([axes, -axes])
     if d <= 2:
@@ -209,8 +193,6 @@ def cubature_energy(
     beta: float,
     low: Tensor | float | None = None,
     high: Tensor | float | None = None,
-    rule: str = "auto",
-    nodes: int = 7,
     check: bool = True,
 ) -> Tensor:
     """E = logsumexp_k(beta Q(m + L z_k) + log w_k) over `cubature_points`, clipped to the box [low, high].
@@ -223,7 +205,7 @@ def cubature_energy(
     d = mean.shape[-1]
     kind = _kind(covariance, mean)
     factor = _factor(covariance, kind)
-    points, log_weights = cubature_points(d, mean.dtype, mean.device, rule, nodes)
+    points, log_weights = cubature_points(d, mean.dtype, mean.device)
     if kind == 0:
         spread = factor[..., None, None] * points
     elif kind == 1:
@@ -266,6 +248,45 @@ def support_energy(
     distance = noisy_action.unsqueeze(-2) - (alpha.unsqueeze(-1) if alpha.ndim else alpha) * support
     log_likelihood = -distance.square().sum(-1) / (2 * sigma**2)
     return torch.logsumexp(log_likelihood + beta * q_values, -1) - torch.logsumexp(log_likelihood, -1)
+
+
+KINDS = ("point", "taylor", "taylor-2", "cubature")
+
+
+def closed_form(
+    kind: str,
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    beta: float,
+    bounds: tuple[Tensor | float, Tensor | float] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Tensor:
+    """A closed form of the energy of a posterior N(mean, variance I), by kind; the one place where Q is asked for it.
+
+    "point": beta Q(m). "taylor", "taylor-2": `taylor_energy` of first order, or of second without positive curvature.
+    "cubature": `cubature_energy`, in the box [low, high]. mean `(..., d)`, variance `(...,)`; q_function `(..., d)` or
+    `(..., K, d)` -> without the last axis. `bounds` of Q clamp E. Returns `(...,)`, with a graph where mean has one.
+    """
+    through = mean.requires_grad
+    with torch.enable_grad():
+        at = mean if through else mean.detach().requires_grad_(kind.startswith("taylor"))
+        if kind == "cubature":
+            energy = cubature_energy(q_function, at, variance, beta, low, high, check=False)
+        else:
+            q = q_function(at)
+            energy = beta * q
+        if kind.startswith("taylor"):
+            second = kind == "taylor-2"
+            gradient = torch.autograd.grad(q.sum(), at, create_graph=through or second)[0]
+            curved = hessian(gradient, at, create_graph=through) if second else None
+            energy = taylor_energy(q, gradient, variance, beta, curved, curvature="negative", check=False)
+    if bounds is not None:
+        energy = torch.minimum(
+            torch.maximum(energy, beta * torch.as_tensor(bounds[0])), beta * torch.as_tensor(bounds[1])
+        )
+    return energy if through else energy.detach()
 
 
 def hessian(gradient: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:

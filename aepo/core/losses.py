@@ -7,13 +7,10 @@ of its own separate run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from aepo.core import guidance, posterior
 from aepo.core.networks import EnergyNet, NoiseNet, TwinQ, ValueNet
 from aepo.core.schedule import VPSchedule
 
@@ -74,137 +71,16 @@ def td_loss(
     return loss, {"td_loss": loss.detach(), "q": q.detach().mean((0, 2))}
 
 
-def taylor_target(
-    q_function: Callable[[Tensor], Tensor],
-    mean: Tensor,
-    variance: Tensor,
-    beta: float,
-    bounds: tuple[Tensor, Tensor],
-    second_order: bool = False,
-) -> Tensor:
-    """AEPO's closed form at the posterior mean `(S, B, d)` with variance `(S, B)`, clamped: one Q gradient.
-
-    `second_order`: with the curvature of Q where it is not positive, d Hessian-vector products.
-    """
-    with torch.enable_grad():
-        reference = mean.detach().requires_grad_(True)
-        q = q_function(reference)
-        gradient = torch.autograd.grad(q.sum(), reference, create_graph=second_order)[0]
-        hessian = guidance.hessian(gradient, reference).detach() if second_order else None
-    moments = (q.detach(), gradient.detach(), variance, beta, hessian)
-    return guidance.taylor_energy(*moments, curvature="negative", bounds=bounds, check=False)
-
-
-def cubature_target(
-    q_function: Callable[[Tensor], Tensor],
-    mean: Tensor,
-    variance: Tensor,
-    beta: float,
-    bounds: tuple[Tensor, Tensor],
-    low: float | None = -1.0,
-    high: float | None = 1.0,
-) -> Tensor:
-    """Cubature target around the posterior mean, clamped to beta * bounds. mean `(S, B, d)`, variance `(S, B)`."""
-
-    def flat(candidates: Tensor) -> Tensor:
-        seeds, batch, count, d = candidates.shape
-        return q_function(candidates.reshape(seeds, batch * count, d)).view(seeds, batch, count)
-
-    energy = guidance.cubature_energy(flat, mean, variance, beta, low, high, check=False)
-    return torch.minimum(torch.maximum(energy, beta * bounds[0]), beta * bounds[1])
-
-
-TARGETS = {
-    "taylor": taylor_target,
-    "taylor-2": partial(taylor_target, second_order=True),
-    "cubature": cubature_target,
-}
-
-
-@torch.no_grad()
-def _posterior(
-    noise_net: NoiseNet,
-    variance_table: Tensor,
-    state: Tensor,
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    low: float,
-    high: float,
-) -> tuple[Tensor, Tensor]:
-    """Boxed posterior mean `(S, B, d)` and isotropic variance `(S, B)` of the behavior model."""
-    noise = noise_net(state, noisy_action, t)
-    mean = posterior.mean(noisy_action, noise, t, vp, low, high, check=False)
-    return mean, posterior.isotropic_variance(variance_table, t)
-
-
-@torch.no_grad()
-def energy_target(
-    kind: str,
-    noise_net: NoiseNet,
-    q_function: Callable[[Tensor, Tensor], Tensor],
-    variance_table: Tensor,
-    state: Tensor,
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
-    bounds: tuple[Tensor, Tensor],
-    low: float = -1.0,
-    high: float = 1.0,
-) -> Tensor:
-    """The regression target of the energy network `(S, B)`: a `TARGETS` entry at the boxed posterior mean.
-
-    q_function(state, action) is the normalised advantage (Q - V)/std of K actions a state `(S, B K, d)`; `bounds` its
-    range `(S, 1)` over the data.
-    """
-    mean, variance = _posterior(noise_net, variance_table, state, noisy_action, t, vp, low, high)
-
-    return TARGETS[kind](lambda a: q_function(state, a), mean, variance, beta, bounds)
-
-
-def curvature_info(
-    noise_net: NoiseNet,
-    q_function: Callable[[Tensor, Tensor], Tensor],
-    variance_table: Tensor,
-    state: Tensor,
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
-    direction: Tensor,
-    low: float = -1.0,
-    high: float = 1.0,
-) -> Info:
-    """How curved Q is for the closed form: median of beta c_t |H v| and the share above 1, `(S,)` each.
-
-    Above 1 first order is not to be trusted (see `guidance.curvature`). direction `(S, B, d)`.
-    """
-    mean, variance = _posterior(noise_net, variance_table, state, noisy_action, t, vp, low, high)
-    bend = guidance.curvature(lambda action: q_function(state, action), mean, variance, beta, direction)
-    return {"curvature": bend.median(-1).values, "curved": (bend > 1).to(bend).mean(-1)}
-
-
 def energy_loss(
-    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
+    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor, huber: bool = False
 ) -> tuple[Tensor, Info]:
-    """Squared error of the energy network in units of its target's standard deviation (1: no better than a constant)."""
-    error = (energy_net(state, noisy_action, t) - target) / energy_net.scale
-    loss = error.square().mean(-1)
-    return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+    """Squared error of the energy network in units of its target's scale (1: no better than a constant).
 
-
-def robust_energy_loss(
-    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
-) -> tuple[Tensor, Info]:
-    """Huber loss of the energy network in units of its target's scale, twice that of the quadratic part.
-
-    For targets that are functions of (s, a_t, t), as closed forms are: any loss has the same optimum, and this one is not
-    ruled by the few states whose advantages are extreme.
+    `huber`: twice the Huber loss, for targets that are functions of (s, a_t, t), as closed forms are: any loss has the same
+    optimum, and this one is not ruled by the few states whose advantages are extreme.
     """
-    error = (energy_net(state, noisy_action, t) - target) / energy_net.scale
-    size = error.abs()
-    loss = torch.where(size < 1, error.square(), 2 * size - 1).mean(-1)
+    size = ((energy_net(state, noisy_action, t) - target) / energy_net.scale).abs()
+    loss = (torch.where(size < 1, size.square(), 2 * size - 1) if huber else size.square()).mean(-1)
     return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
 
 
@@ -263,7 +139,17 @@ def td3bc_loss(proposed: Tensor, action: Tensor, q: Tensor, alpha: float) -> tup
     proposed = pi(s) and the recorded action `(S, B, d)`, q = Q(s, pi(s)) `(S, B)`.
     """
     cloning = (proposed - action).square().mean((-2, -1))
-    gain = alpha * q.mean(-1) / q.detach().abs().mean(-1).clamp(min=1e-6)
+    return _climbing(cloning, q, alpha)
+
+
+def diffusion_ql_loss(cloning: Tensor, q: Tensor, eta: float) -> tuple[Tensor, Info]:
+    """Diffusion-QL (Wang et al. 2023): `behavior_loss` `(S,)` - eta Q / mean |Q| of sampled actions, q `(S, B)`."""
+    return _climbing(cloning, q, eta)
+
+
+def _climbing(cloning: Tensor, q: Tensor, weight: float) -> tuple[Tensor, Info]:
+    """cloning - weight mean Q / mean |Q|, the size of Q held fixed."""
+    gain = weight * q.mean(-1) / q.detach().abs().mean(-1).clamp(min=1e-6)
     return cloning - gain, {"cloning": cloning.detach(), "policy_q": q.detach().mean(-1)}
 
 

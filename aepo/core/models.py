@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,6 @@ from torch import Tensor, nn
 from aepo.core import guidance, posterior, sampler
 from aepo.core.networks import MLP, NoiseNet, TwinQ, ValueNet, VelocityNet, select_seeds
 from aepo.core.schedule import VPSchedule
-from aepo.settings import BehaviorSettings, CriticSettings, PolicySettings
-
-if TYPE_CHECKING:
-    from aepo.data.datasets import Dataset
 
 VP = VPSchedule()
 
@@ -36,20 +32,19 @@ class ActionModel(nn.Module):
 
     def __init__(self, seeds: int, state_dim: int, action_dim: int):
         super().__init__()
-        for name, size in (
-            ("state_mean", state_dim),
-            ("state_std", state_dim),
-            ("low", action_dim),
-            ("high", action_dim),
-        ):
+        sizes = {"state_mean": state_dim, "state_std": state_dim, "low": action_dim, "high": action_dim}
+        for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(seeds, 1, size))
 
-    def scale_as(self, data: Dataset) -> None:
-        """Take the scales of the data."""
-        for name in ("state_mean", "state_std"):
-            getattr(self, name).copy_(getattr(data, name))
-        self.low.copy_(data.action_low)
-        self.high.copy_(data.action_high)
+    def scale(self, state_mean: Tensor, state_std: Tensor, low: Tensor, high: Tensor) -> None:
+        """Set mean and standard deviation of states `(n,)` and the action box `(d,)`, those of the data."""
+        for buffer, value in (
+            (self.state_mean, state_mean),
+            (self.state_std, state_std),
+            (self.low, low),
+            (self.high, high),
+        ):
+            buffer.copy_(value)
 
     def standardize(self, state: Tensor) -> Tensor:
         """Raw states `(S, B, n)` as the networks take them."""
@@ -64,10 +59,10 @@ class ActionModel(nn.Module):
 class Behavior(ActionModel):
     """Diffusion model of S seeds, and its posterior variance table c_t `(S, T)`."""
 
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: BehaviorSettings | PolicySettings):
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, variance_times: int = 1):
         super().__init__(seeds, state_dim, action_dim)
-        self.noise_net = NoiseNet(seeds, state_dim, action_dim, settings.width, settings.depth, VP)
-        self.register_buffer("variance", torch.ones(seeds, getattr(settings, "variance_times", 1)))
+        self.noise_net = NoiseNet(seeds, state_dim, action_dim, width, depth, VP)
+        self.register_buffer("variance", torch.ones(seeds, variance_times))
 
     def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
         return sampler.sample(
@@ -85,9 +80,9 @@ class Behavior(ActionModel):
 class Flow(ActionModel):
     """Flow-matching model of S seeds: a velocity u(s, a_t, t) = eps - a along a_t = (1 - t) a + t eps."""
 
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: PolicySettings):
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
         super().__init__(seeds, state_dim, action_dim)
-        self.velocity = VelocityNet(seeds, state_dim, action_dim, settings.width, settings.depth)
+        self.velocity = VelocityNet(seeds, state_dim, action_dim, width, depth)
 
     def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
         """Midpoint steps from t = 1 to 0, two evaluations each, half as many as `steps`; there is no guidance."""
@@ -102,9 +97,9 @@ class Flow(ActionModel):
 class Pointwise(ActionModel):
     """One action a state, of S seeds: the mean of a Gaussian inside the box, or a deterministic policy; takes no noise."""
 
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: PolicySettings):
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
         super().__init__(seeds, state_dim, action_dim)
-        self.net = MLP(seeds, state_dim, action_dim, settings.width, settings.depth, norm=True)
+        self.net = MLP(seeds, state_dim, action_dim, width, depth, norm=True)
         self.log_std = nn.Parameter(torch.full((seeds, 1, action_dim), -1.0))
 
     def mean(self, state: Tensor) -> Tensor:
@@ -118,11 +113,11 @@ class Pointwise(ActionModel):
 class Critic(nn.Module):
     """Twin Q with its target copy and V of S seeds; `advantage` is (Q - V) / std(Q - V), the Q of every energy."""
 
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, settings: CriticSettings):
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
         super().__init__()
-        self.q = TwinQ(seeds, state_dim, action_dim, settings.width, settings.depth)
-        self.q_target = TwinQ(seeds, state_dim, action_dim, settings.width, settings.depth).requires_grad_(False)
-        self.value = ValueNet(seeds, state_dim, settings.width, settings.depth)
+        self.q = TwinQ(seeds, state_dim, action_dim, width, depth)
+        self.q_target = TwinQ(seeds, state_dim, action_dim, width, depth).requires_grad_(False)
+        self.value = ValueNet(seeds, state_dim, width, depth)
         for name in ("std", "lowest", "highest"):
             self.register_buffer(name, torch.ones(seeds, 1))
 
@@ -156,22 +151,31 @@ class Trained(nn.Module):
     """A policy with its moving average, which acts, and, for the kinds of WITH_CRITIC, twin Q with its target copy."""
 
     def __init__(
-        self, kind: str, seeds: int, state_dim: int, action_dim: int, settings: PolicySettings, critic: CriticSettings
+        self, kind: str, seeds: int, state_dim: int, action_dim: int, sizes: tuple[int, int], critic: tuple[int, int]
     ):
+        """`sizes` and `critic`: width and depth of the policy's networks, and of its twin Q."""
         super().__init__()
-        make = MODELS[kind]
-        self.policy = make(seeds, state_dim, action_dim, settings)
-        self.average = make(seeds, state_dim, action_dim, settings).requires_grad_(False)
+        self.policy = MODELS[kind](seeds, state_dim, action_dim, *sizes)
+        self.average = MODELS[kind](seeds, state_dim, action_dim, *sizes).requires_grad_(False)
         if kind in WITH_CRITIC:
-            self.q = TwinQ(seeds, state_dim, action_dim, critic.width, critic.depth)
-            self.q_target = TwinQ(seeds, state_dim, action_dim, critic.width, critic.depth).requires_grad_(False)
+            self.q = TwinQ(seeds, state_dim, action_dim, *critic)
+            self.q_target = TwinQ(seeds, state_dim, action_dim, *critic).requires_grad_(False)
 
     def advantage(self, state: Tensor, action: Tensor) -> Tensor:
         """Q of the policy's own critic for K actions a state, state by state, as `Critic.advantage`: `(S, B K)`."""
         return self.q.minimum(state.repeat_interleave(action.shape[1] // state.shape[1], 1), action)
 
 
-CLOSED_FORMS = ("point", "taylor", "taylor-2", "cubature")
+def gaussian_posterior(behavior: Behavior, state: Tensor, noisy_action: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean in the box `(S, B, d)` and isotropic variance `(S, B)` of mu_{0|t}(a | a_t, s); t 0-d or `(S, B)`."""
+    noise = behavior.noise_net(state, noisy_action, t)
+    mean = posterior.mean(noisy_action, noise, t, VP, -1.0, 1.0, check=False)
+    return mean, posterior.isotropic_variance(behavior.variance, t).expand(mean.shape[:-1])
+
+
+def advantage_at(critic: Critic, state: Tensor) -> Callable[[Tensor], Tensor]:
+    """A critic's advantage at states `(S, B, n)` as a function of actions `(S, B, d)` or `(S, B, K, d)`, one number each."""
+    return lambda action: critic.advantage(state, action.flatten(1, -2)).view(action.shape[:-1])
 
 
 class ClosedForm(nn.Module):
@@ -182,45 +186,20 @@ class ClosedForm(nn.Module):
         self.kind, self.behavior, self.critic, self.beta = kind, behavior, critic, beta
 
     def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
-        """grad_{a_t} of the closed form at the posterior mean in the box: `(S, B, d)`, t 0-d."""
+        """grad_{a_t} of `guidance.closed_form`, not clamped, at the posterior mean in the box: `(S, B, d)`, t 0-d."""
         with torch.enable_grad():
             noisy = noisy_action.detach().requires_grad_(True)
-            mean = posterior.mean(noisy, self.behavior.noise_net(state, noisy, t), t, VP, -1.0, 1.0, check=False)
-            variance = posterior.isotropic_variance(self.behavior.variance, t).expand(noisy.shape[:2])
-            energy = closed_form_energy(self.kind, self.critic, state, mean, variance, self.beta)
+            moments = gaussian_posterior(self.behavior, state, noisy, t)
+            q_function = advantage_at(self.critic, state)
+            energy = guidance.closed_form(self.kind, q_function, *moments, self.beta, low=-1.0, high=1.0)
             return torch.autograd.grad(energy.sum(), noisy)[0]
-
-
-def closed_form_energy(kind: str, critic: Critic, state: Tensor, mean: Tensor, variance: Tensor, beta: float) -> Tensor:
-    """A closed form of CLOSED_FORMS, not clamped, with its graph: mean `(S, B, d)`, variance `(S, B)` -> `(S, B)`."""
-    if kind == "cubature":
-
-        def quality(actions: Tensor) -> Tensor:
-            return critic.advantage(state, actions.flatten(1, 2)).view(actions.shape[:-1])
-
-        return guidance.cubature_energy(quality, mean, variance, beta, -1.0, 1.0, check=False)
-    q = critic.advantage(state, mean)
-    if kind == "point":
-        return beta * q
-    gradient = torch.autograd.grad(q.sum(), mean, create_graph=True)[0]
-    if kind == "taylor":
-        return guidance.taylor_energy(q, gradient, variance, beta, check=False)
-    hessian = guidance.hessian(gradient, mean, create_graph=True)
-    return guidance.taylor_energy(q, gradient, variance, beta, hessian, curvature="negative", check=False)
-
-
-def _replace_tensors(module: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A frozen copy of a module whose every parameter and buffer is `change(name, tensor)`."""
-    made = copy.deepcopy(module)
-    for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
-        owner, _, key = name.rpartition(".")
-        store = made.get_submodule(owner)
-        kept = store._parameters if key in store._parameters else store._buffers
-        changed = change(name, tensor.detach())
-        kept[key] = nn.Parameter(changed, requires_grad=False) if kept is store._parameters else changed
-    return made
 
 
 def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:
     """A frozen copy of a stacked module with the given rows of its seed axis (a row may come twice)."""
-    return _replace_tensors(module, lambda _, tensor: select_seeds(tensor, rows, seeds))
+    made = copy.deepcopy(module).requires_grad_(False)
+    for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+        owner, _, key = name.rpartition(".")
+        holder, chosen = made.get_submodule(owner), select_seeds(tensor.detach(), rows, seeds)
+        setattr(holder, key, nn.Parameter(chosen, requires_grad=False) if key in holder._parameters else chosen)
+    return made

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from aepo.core import guidance, sampler
-from aepo.core.models import VP, Behavior, ClosedForm, Critic
-
-CLOSED_FORMS = {"aepo": "taylor", "aepo-2": "taylor-2", "aepo-cubature": "cubature", "point": "point"}
-TARGETS = (*CLOSED_FORMS, "aepo-support")
+from aepo.core.models import VP, Behavior, ClosedForm, Critic, advantage_at
 
 
 @torch.no_grad()
@@ -52,7 +49,7 @@ def simulated_guidance(
 
 
 def closed_form_guidance(
-    method: str,
+    form: str,
     behavior: Behavior,
     critic: Critic,
     state: Tensor,
@@ -61,18 +58,16 @@ def closed_form_guidance(
     beta: float,
     support: Tensor | None = None,
 ) -> Tensor:
-    """Gradient of a method's energy target itself, without a network or clamp: state, noisy_action `(S, B, ...)`.
+    """Gradient of a target itself, a form of `guidance.KINDS` or "support", without a network or clamp: `(S, B, d)`.
 
-    `support` `(S, B, M, d)`: behavior samples of each state, for "aepo-support". Returns `(S, B, d)`.
+    state, noisy_action `(S, B, ...)`; `support` `(S, B, M, d)`: behavior samples of each state.
     """
-    if method not in TARGETS:
-        raise ValueError(f"method must be one of {', '.join(TARGETS)}, got {method!r}")
     moment = torch.tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
-    if method in CLOSED_FORMS:
-        return ClosedForm(CLOSED_FORMS[method], behavior, critic, beta).gradient(state, noisy_action, moment)
+    if form != "support":
+        return ClosedForm(form, behavior, critic, beta).gradient(state, noisy_action, moment)
     with torch.enable_grad():
         noisy = noisy_action.detach().requires_grad_(True)
-        q = critic.advantage(state, support.flatten(1, 2)).view(support.shape[:-1])
+        q = advantage_at(critic, state)(support)
         energy = guidance.support_energy(q, support, noisy, moment, VP, beta, check=False)
         return torch.autograd.grad(energy.sum(), noisy)[0]
 

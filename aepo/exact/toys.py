@@ -23,6 +23,7 @@ from aepo.learners.training import Draws, Learner, fit, stack_draws
 LEARNED = (
     "exact", "aepo", "aepo-2", "aepo-cubature", "aepo-support", "support-mse", "exp-q", "contrastive", "point", "mean-q",
 )  # fmt: skip
+FORMS = {"aepo": "taylor", "aepo-2": "taylor-2", "aepo-cubature": "cubature", "point": "point"}  # of `guidance.KINDS`
 SUPPORTED = ("aepo-support", "support-mse", "contrastive")
 BREGMAN = ("aepo-support", "exp-q")
 UNGUIDED = "unguided"
@@ -201,12 +202,8 @@ def target(
         return guidance.support_energy(rows.scaled_q(candidates), candidates, noisy, t, VP, 1.0, check=False)
     mean = posterior.mean(noisy, behavior.noise(noisy, t), t, VP, -1.5, 1.5, check=False)
     variance = posterior.isotropic_variance(behavior.variance, t)
-    if method == "point":
-        return rows.scaled_q(mean)
     bounds = (rows.lowest, rows.highest)
-    if method == "aepo-cubature":
-        return losses.cubature_target(rows.scaled_q, mean, variance, 1.0, bounds, None, None)
-    return losses.taylor_target(rows.scaled_q, mean, variance, 1.0, bounds, second_order=method == "aepo-2")
+    return guidance.closed_form(FORMS[method], rows.scaled_q, mean, variance, 1.0, bounds)
 
 
 @torch.no_grad()

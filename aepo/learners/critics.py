@@ -13,8 +13,8 @@ from aepo.core.models import Behavior, Critic
 from aepo.core.networks import generator, initialize
 from aepo.data.datasets import Dataset, return_floor
 from aepo.files import StudyError
-from aepo.learners.energies import sample_actions
 from aepo.learners.hindsight import Hindsight
+from aepo.learners.support import sample_actions
 from aepo.learners.training import Draws, Learner, stack_draws
 from aepo.settings import CriticSettings
 
@@ -83,21 +83,23 @@ def reward_scale(data: Dataset, settings: CriticSettings) -> float:
 
 
 def _critic(data: Dataset, seeds: tuple[int, ...], settings: CriticSettings) -> Critic:
-    critic = Critic(len(seeds), data.state.shape[1], data.action.shape[1], settings).to(data.state)
+    critic = Critic(len(seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth).to(
+        data.state
+    )
     initialize(critic.q, seeds, "q")
     initialize(critic.value, seeds, "value")
     critic.q_target.load_state_dict(critic.q.state_dict())
     return critic
 
 
-def _learner(name: str, seeds: tuple[int, ...], critic: Critic, settings: CriticSettings, draw, loss) -> Learner:
+def _learner(seeds: tuple[int, ...], critic: Critic, settings: CriticSettings, draw, loss) -> Learner:
     parameters = [*critic.q.parameters(), *critic.value.parameters()]
     online, target = [p.detach() for p in critic.q.parameters()], list(critic.q_target.parameters())
 
     def after_step() -> None:
         torch._foreach_lerp_(target, online, settings.target_rate)
 
-    return Learner(name, seeds, critic, parameters, draw, loss, after_step)
+    return Learner("critic", seeds, critic, parameters, draw, loss, after_step)
 
 
 def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettings) -> tuple[Learner, Critic]:
@@ -118,11 +120,11 @@ def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettin
         )
         return value_loss + td_loss, value_info | td_info
 
-    return _learner("critic", seeds, critic, settings, draw, loss), critic
+    return _learner(seeds, critic, settings, draw, loss), critic
 
 
 def softmax_critic_learner(
-    data: Dataset, behavior: Behavior, seeds: tuple[int, ...], settings: CriticSettings, name: str = "critic-softmax"
+    data: Dataset, behavior: Behavior, seeds: tuple[int, ...], settings: CriticSettings
 ) -> tuple[Learner, Critic]:
     """QGPO's critic: twin Q on r + discount sum_j softmax(q_j / tau)_j q_j, q_j of behavior samples at s'.
 
@@ -152,7 +154,7 @@ def softmax_critic_learner(
         more = {"value_loss": value_loss, "value": value.mean(-1), "advantage_std": q.std(-1).mean(-1)}
         return td_loss + value_loss, info | {key: x.detach() for key, x in more.items()}
 
-    return _learner(name, seeds, critic, settings, draw, loss), critic
+    return _learner(seeds, critic, settings, draw, loss), critic
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from aepo.core.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Tra
 from aepo.core.networks import initialize
 from aepo.data.datasets import Dataset
 from aepo.learners.critics import Transitions
-from aepo.learners.energies import Support, advantages, diffusion_draws
+from aepo.learners.support import Support, advantages, diffusion_draws
 from aepo.learners.training import Draws, Learner, stack_draws
 from aepo.settings import CriticSettings, PolicySettings
 
@@ -38,10 +38,11 @@ def policy_learner(
     `start`: the model that weighted and flow start from, None: from nothing.
     """
     n, d = data.state.shape[1], data.action.shape[1]
-    module = Trained(kind, len(seeds), n, d, settings, critic_settings).to(data.state)
+    sizes = (settings.width, settings.depth), (critic_settings.width, critic_settings.depth)
+    module = Trained(kind, len(seeds), n, d, *sizes).to(data.state)
     initialize(module.policy, seeds, "policy")
     for model in (module.policy, module.average):
-        model.scale_as(data)
+        model.scale(data.state_mean, data.state_std, data.action_low, data.action_high)
     if start is not None:
         net = "velocity" if kind == "flow" else "noise_net"
         getattr(module.policy, net).load_state_dict(getattr(start, net).state_dict())
@@ -169,9 +170,7 @@ def _actor_critic(
         else:
             cloning, _ = losses.behavior_loss(module.policy.noise_net, state, action, draws["noise"], draws["t"], VP)
             proposed = _chain(module.policy, state, draws["policy_noise"], settings.chain)
-            q = q_of(state, proposed)
-            gain = settings.eta * q.mean(-1) / q.detach().abs().mean(-1).clamp(min=1e-6)
-            policy_loss, more = cloning - gain, {"cloning": cloning.detach(), "policy_q": q.detach().mean(-1)}
+            policy_loss, more = losses.diffusion_ql_loss(cloning, q_of(state, proposed), settings.eta)
         total = td_loss + policy_loss
         return total, {"loss": total.detach(), **info, **more}
 

@@ -138,7 +138,7 @@ def _used(run: Run) -> list[str]:
     """The stages that the run's methods act with, and what these were made from."""
     beta = run.profile.evaluation.beta
     used = {stage for method in run.methods for stage in runs.stages_of(method, beta.get(method, 0.0)).values()}
-    used |= {"behavior"} | {runs.critic_stage(METHODS[method].critic) for method in run.methods}
+    used |= {"behavior", "critic"}
     for method in run.methods:
         if METHODS[method].energy in SUPPORTED or METHODS[method].policy in RENEWED:
             used.add("support")

@@ -23,7 +23,7 @@ def run_task(run: Run) -> None:
 def train(run: Run, data: datasets.Dataset, behavior: stages.Behavior, method: str) -> None:
     """Train what a method needs beyond the behavior model, or find it done."""
     entry = METHODS[method]
-    critic = stages.train_critic(run, data, kind=entry.critic, behavior=behavior)
+    critic = stages.train_critic(run, data, behavior=behavior)
     if entry.energy:
         stages.train_energy(run, data, behavior, critic, method)
     if entry.policy:

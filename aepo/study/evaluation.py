@@ -11,9 +11,9 @@ import torch
 
 from aepo.core.networks import generator
 from aepo.data.tasks import Task
+from aepo.learners.actor import Actor
 from aepo.progress import Progress
 from aepo.study.copies import Copies, SpreadCopies, make_copies
-from aepo.study.policy import Actor
 
 MOST_ENVIRONMENTS = {"FrankaKitchen": 24}  # 68 MB each
 

@@ -33,7 +33,7 @@ def _family(method: str) -> str:
         return "Purples"
     if entry.energy:
         return "Blues" if entry.energy in TARGETS else "Greens"
-    return "YlOrBr" if entry.pick else "Greys" if not entry.policy else "RdPu"
+    return "YlOrBr" if entry.best else "Greys" if not entry.policy else "RdPu"
 
 
 def _colors() -> dict[str, tuple[float, ...]]:

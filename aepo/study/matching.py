@@ -13,11 +13,11 @@ from aepo import settings as settings_table
 from aepo.core.models import Behavior, Critic
 from aepo.core.networks import generator
 from aepo.data.datasets import Dataset, load
-from aepo.learners.energies import sample_actions
+from aepo.learners.actor import Actor
+from aepo.learners.support import sample_actions
 from aepo.learners.training import stack_draws
-from aepo.methods import METHODS
 from aepo.study import runs
-from aepo.study.policy import Actor, load_actor, load_networks
+from aepo.study.policy import load_actor, load_networks
 from aepo.study.runs import Run
 
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -45,8 +45,7 @@ def choose(reached: Tensor, target: Tensor, scales: Sequence[float]) -> Tensor:
 
 def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = None) -> list[float]:
     """One guidance scale a seed of the run, kept in evaluation/scale-<method>-b<beta>.json with what it was chosen by."""
-    critic = runs.critic_stage(METHODS[method].critic)
-    used = sorted({"behavior", critic, *runs.stages_of(method, beta).values()})
+    used = sorted({"behavior", "critic", *runs.stages_of(method, beta).values()})
     content = {
         "networks": {stage: files.load_tensors(run.artifact(stage))[1]["sha256"] for stage in used},
         "seeds": list(run.seeds),
@@ -70,7 +69,7 @@ def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = No
 
 def _match(run: Run, method: str, beta: float, data: Dataset) -> dict[str, list]:
     steps, data = run.profile.evaluation.solver_steps, data.to(run.device)
-    stages = ("behavior", runs.critic_stage(METHODS[method].critic))
+    stages = ("behavior", "critic")
     behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in stages)
     noise_scale = run.profile.evaluation.noise_scale[method]
     actor = load_actor(run.folder, method, run.seeds, beta, 1.0, steps, 1, run.device, noise_scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,100 +10,16 @@ import torch
 from torch import Tensor
 
 from aepo import files
-from aepo.core.models import VP, ActionModel, Behavior, ClosedForm, Critic, Energy, Trained
+from aepo.core.models import VP, Behavior, Critic, Trained
 from aepo.core.networks import TIME_FEATURES, EnergyNet, select_seeds
 from aepo.environments import flatten
 from aepo.files import StudyError
-from aepo.learners.capture import CapturedCalls
-from aepo.methods import METHODS, Method
+from aepo.learners.actor import Actor, make_actor
+from aepo.methods import METHODS
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs
 
 FARTHEST = 1e6  # standard deviations from the mean that a network is shown: beyond, its numbers overflow
-
-
-@dataclass
-class Actor:
-    """S policies side by side: what makes actions, what guides it, and how one of several samples is taken.
-
-    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `noise_scale`: factor on the initial noise.
-    `candidates`: samples a state, one of which is taken by the critic's advantage: the best, or where `temperature` is
-    above 0 one drawn by softmax(advantage / temperature).
-    """
-
-    behavior: ActionModel
-    critic: Critic | Trained | None
-    energy: Energy | None
-    guidance_scale: float | Tensor
-    solver_steps: int
-    candidates: int
-    temperature: float = 0.0
-    noise_scale: float = 1.0
-
-    @property
-    def draws(self) -> int:
-        """Rows of initial noise a state: one a candidate, and one more where the pick is drawn."""
-        return self.candidates + (self.candidates > 1 and self.temperature > 0)
-
-    def __post_init__(self):
-        self._captured = CapturedCalls(self._act, "the sampler")
-
-    @torch.no_grad()
-    def act(self, state: Tensor, noise: Tensor) -> Tensor:
-        """Environment actions `(S, B, d)` for raw states `(S, B, n)` and initial noise `(S, B, draws, d)`."""
-        return self._captured(state, noise) if state.device.type == "cuda" else self._act(state, noise)
-
-    def _act(self, state: Tensor, noise: Tensor) -> Tensor:
-        return self.behavior.unscale(self.propose(self.behavior.standardize(state).clamp(-FARTHEST, FARTHEST), noise))
-
-    @torch.no_grad()
-    def propose(self, state: Tensor, noise: Tensor) -> Tensor:
-        """As `act`, for standardised states, in [-1, 1]."""
-        seeds, batch, _, d = noise.shape
-        count = self.candidates
-        repeated = state.repeat_interleave(count, 1) if count > 1 else state
-        start = self.noise_scale * noise[:, :, :count].reshape(seeds, batch * count, d)
-        action = self.behavior.sample(repeated, start, self.solver_steps, self.energy, self.guidance_scale)
-        if count == 1:
-            return action
-        score = self.critic.advantage(state, action).view(seeds, batch, count)
-        taken = score.argmax(-1) if self.draws == count else _drawn(score / self.temperature, noise[:, :, count, 0])
-        taken = taken[..., None, None].expand(-1, -1, 1, d)
-        return action.view(seeds, batch, count, d).gather(2, taken).squeeze(2)
-
-
-def _drawn(logits: Tensor, normal: Tensor) -> Tensor:
-    """Indices `(S, B)` drawn by softmax(logits) `(S, B, K)` from one standard normal number each `(S, B)`."""
-    chance = torch.softmax(logits, -1).cumsum(-1)[..., :-1]
-    return (torch.special.ndtr(normal).unsqueeze(-1) > chance).sum(-1)
-
-
-def make_actor(
-    method: Method,
-    behavior: ActionModel,
-    critic: Critic | Trained | None,
-    energy: Energy | None,
-    beta: float,
-    guidance_scale: float | Tensor,
-    solver_steps: int,
-    candidates: int,
-    noise_scale: float = 1.0,
-) -> Actor:
-    """The actor of a method of `METHODS`: what it does not use is left out. `behavior`: its own policy where it has one."""
-    if method.energy and energy is None:
-        raise ValueError(f"method {method.name!r} needs its energy network")
-    if method.closed:
-        energy = ClosedForm(method.closed, behavior, critic, beta)
-    return Actor(
-        behavior,
-        critic if method.pick else None,
-        energy if method.guided else None,
-        guidance_scale if method.guided else 0.0,
-        solver_steps,
-        candidates if method.pick else 1,
-        1 / beta if method.pick == "softmax" else 0.0,
-        noise_scale,
-    )
 
 
 def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -> torch.nn.Module:
@@ -131,22 +46,24 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     """A stage's networks of `count` seeds, of the sizes of stored tensors and settings."""
     if stage == "behavior":
         n, d = tensors["state_mean"].shape[-1], tensors["low"].shape[-1]
-        return Behavior(count, n, d, _known(BehaviorSettings, settings))
+        own = _known(BehaviorSettings, settings)
+        return Behavior(count, n, d, own.width, own.depth, own.variance_times)
     for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
         if key.startswith("q."):
             tensors.setdefault(key.replace("q.", "q_target.", 1), value)
-    if stage.startswith("critic"):
+    if stage == "critic":
         n = tensors["value.net.layers.0.weight"].shape[1]
         d = tensors["q.net.layers.0.weight"].shape[1] - n
-        return Critic(count, n, d, _known(CriticSettings, settings))
+        own = _known(CriticSettings, settings)
+        return Critic(count, n, d, own.width, own.depth)
     if stage.startswith("policy-"):
         n, d = tensors["average.state_mean"].shape[-1], tensors["average.low"].shape[-1]
         own = (_known(PolicySettings, settings), _known(CriticSettings, settings["critic_settings"]))
-        return Trained(settings["kind"], count, n, d, *own)
+        return Trained(settings["kind"], count, n, d, *((each.width, each.depth) for each in own))
     energy = _known(EnergySettings, settings)
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
-    return EnergyNet(count, n, d, energy.width, energy.depth, VP, settings.get("gate", True), energy.snapshots - 1)
+    return EnergyNet(count, n, d, energy.width, energy.depth, VP, settings["gate"])
 
 
 def load_actor(
@@ -159,12 +76,10 @@ def load_actor(
     candidates: int,
     device: str,
     noise_scale: float = 1.0,
-    snapshot: int | None = None,
+    form: str | None = None,
+    pick: str = "best",
 ) -> Actor:
-    """The actor of a method from the finished stages of a run folder; guidance_scale: a number, or one a seed.
-
-    `snapshot`: that of its energy network, counted from the earliest; None: the last network.
-    """
+    """The actor of a method from the finished stages of a run folder; guidance_scale: a number, or one a seed."""
     stages = runs.stages_of(method, beta)
     loaded = {stage: load_networks(folder, stage, seeds, device) for stage in set(stages.values())}
     parts = {part: loaded[stage] for part, stage in stages.items()}
@@ -175,12 +90,14 @@ def load_actor(
         METHODS[method],
         behavior.average if isinstance(behavior, Trained) else behavior,
         parts.get("critic"),
-        parts.get("energy") if snapshot is None else parts["energy"].snapshots[snapshot],
+        parts.get("energy"),
         beta,
         guidance_scale,
         solver_steps,
         candidates,
         noise_scale,
+        form,
+        pick,
     )
 
 

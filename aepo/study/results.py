@@ -95,7 +95,7 @@ def evaluate(run: Run, method: str, snapshot: int | None = None) -> Rollouts | N
     task: the manifest then holds how the policy acts, without rollouts.
     """
     settings, (beta, scale) = run.profile.evaluation, guidance_of(run, method)
-    candidates = settings.candidates if METHODS[method].pick else 1
+    candidates = settings.candidates if METHODS[method].best else 1
     noise_scale = settings.noise_scale[method]
     content = {
         "beta": beta,

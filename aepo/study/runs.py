@@ -61,11 +61,6 @@ def energy_stage(method: str, beta: float) -> str:
     return f"energy-{METHODS[method].shares or method}-b{beta:g}"
 
 
-def critic_stage(kind: str) -> str:
-    """Name of the stage of a shared critic: critic, or critic-softmax."""
-    return "critic" if kind == "expectile" else f"critic-{kind}"
-
-
 def policy_stage(method: str, beta: float) -> str:
     """Name of the stage that trains a method's own policy: policy-<method>, with -b<beta> where it has one."""
     return f"policy-{method}" + (f"-b{beta:g}" if METHODS[method].tempered else "")
@@ -75,8 +70,8 @@ def stages_of(method: str, beta: float) -> dict[str, str]:
     """The stages whose networks a method acts with, by their part: behavior (what makes actions), critic, energy."""
     entry = METHODS[method]
     parts = {"behavior": policy_stage(method, beta) if entry.policy else "behavior"}
-    if entry.pick or entry.closed:
-        parts["critic"] = parts["behavior"] if entry.policy == "diffusion-q" else critic_stage(entry.critic)
+    if entry.best or entry.closed:
+        parts["critic"] = parts["behavior"] if entry.policy == "diffusion-q" else "critic"
     return parts | ({"energy": energy_stage(method, beta)} if entry.energy else {})
 
 

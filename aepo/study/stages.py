@@ -7,20 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from aepo import files
 from aepo import settings as settings_table
-from aepo.core import losses, posterior
-from aepo.core.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Flow, Trained, take_seeds
-from aepo.core.networks import EnergyNet, NoiseNet, generator, initialize, join_seeds, select_seeds
+from aepo.core.models import WITH_CRITIC, ActionModel, Behavior, Critic, Flow, Trained, take_seeds
+from aepo.core.networks import EnergyNet, join_seeds, select_seeds
 from aepo.data.datasets import Dataset
 from aepo.files import StudyError
+from aepo.learners.behavior import behavior_learner, finish_behavior
 from aepo.learners.critics import critic_learner, finish_critic, softmax_critic_learner
-from aepo.learners.energies import SUPPORTED, Support, diffusion_draws, energy_learner, make_net, sample_support
+from aepo.learners.energies import SUPPORTED, applied, energy_learner, make_net
 from aepo.learners.policies import RENEWED, policy_learner
-from aepo.learners.training import Learner, clear_checkpoints, fit, stack_draws
+from aepo.learners.support import Support, sample_support
+from aepo.learners.training import Learner, clear_checkpoints, fit
 from aepo.methods import METHODS, Method
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs
@@ -28,52 +28,6 @@ from aepo.study.runs import Run
 
 TRUSTED_SHARE = 0.1
 SUPPORT = ("support", "support_states", "support_steps")  # settings that support actions depend on
-
-
-def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings) -> tuple[Learner, Behavior]:
-    """Denoising training; the returned Behavior holds the moving average of the trained parameters."""
-    n, d, like = data.state.shape[1], data.action.shape[1], data.state
-    module = nn.ModuleDict(
-        {
-            "average": Behavior(len(seeds), n, d, settings),
-            "trained": NoiseNet(len(seeds), n, d, settings.width, settings.depth, VP),
-        }
-    ).to(like)
-    behavior, trained = module["average"], module["trained"]
-    initialize(trained, seeds, "behavior")
-    behavior.requires_grad_(False).noise_net.load_state_dict(trained.state_dict())
-    behavior.scale_as(data)
-    state = data.standardize(data.state)
-    averaged, parameters = list(behavior.noise_net.parameters()), list(trained.parameters())
-
-    def draw(generators, count):
-        return diffusion_draws(generators, count, settings.batch, len(data), d, state.dtype)
-
-    def loss(draws):
-        return losses.behavior_loss(
-            trained, state[draws["index"]], data.action[draws["index"]], draws["noise"], draws["t"], VP
-        )
-
-    def after_step():
-        torch._foreach_lerp_(averaged, [p.detach() for p in parameters], settings.ema_rate)
-
-    return Learner("behavior", seeds, module, parameters, draw, loss, after_step), behavior
-
-
-@torch.no_grad()
-def finish_behavior(behavior: Behavior, data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings) -> None:
-    """Fill the posterior variance table from recorded actions."""
-    state = data.standardize(data.state)
-    generators = [generator(seed, "variance", device=state.device) for seed in seeds]
-    count = settings.variance_samples
-    index = stack_draws(generators, lambda g: torch.randint(len(data), (1, count), generator=g, device=g.device))[0]
-    shape = (settings.variance_times, count, data.action.shape[1])
-    noise = stack_draws(generators, lambda g: torch.randn(shape, generator=g, device=g.device, dtype=state.dtype))
-    times = posterior.variance_times(settings.variance_times, state.device, state.dtype)
-    table = posterior.fit_isotropic(
-        lambda noisy, t: behavior.noise_net(state[index], noisy, t), data.action[index], noise, times, VP
-    )
-    behavior.variance.copy_(table)
 
 
 def _stage(
@@ -171,45 +125,42 @@ def train_behavior(run: Run, data: Dataset, settings: BehaviorSettings | None = 
         lambda seeds: behavior_learner(data, seeds, settings),
         lambda module, seeds: finish_behavior(module, data, seeds, settings),
     )
-    behavior = Behavior(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
+    sizes = (settings.width, settings.depth, settings.variance_times)
+    behavior = Behavior(len(run.seeds), data.state.shape[1], data.action.shape[1], *sizes).to(run.device)
     files.fill(behavior, tensors, run.artifact("behavior"))
     return behavior.requires_grad_(False)
 
 
 def train_critic(
-    run: Run,
-    data: Dataset,
-    settings: CriticSettings | None = None,
-    kind: str = "expectile",
-    behavior: Behavior | None = None,
+    run: Run, data: Dataset, settings: CriticSettings | None = None, behavior: Behavior | None = None
 ) -> Critic:
-    """A critic stage of a run for all its seeds: trained where it is missing, else loaded.
+    """The critic stage of a run for all its seeds: trained where it is missing, else loaded.
 
-    `kind` "softmax": QGPO's own, which needs the behavior model.
+    The kind "softmax", QGPO's own, needs the behavior model.
     """
     settings = settings or run.profile.critic
     data = data.to(run.device)
-    content = _content(settings, run, data)
-    if kind == "softmax":
-        content |= {"kind": kind, "behavior": _settings_hash(run, "behavior")}
+    content, softmax = _content(settings, run, data), settings.kind == "softmax"
+    if softmax:
+        content["behavior"] = _settings_hash(run, "behavior")
 
     def build(seeds: tuple[int, ...]) -> tuple[Learner, Critic]:
-        if kind == "expectile":
+        if not softmax:
             return critic_learner(data, seeds, settings)
         own = _of_seeds(run, seeds, behavior)[0]
         return softmax_critic_learner(data, own, seeds, settings)
 
     tensors, _ = _stage(
         run,
-        runs.critic_stage(kind),
+        "critic",
         content,
         settings.steps,
         settings.learning_rate,
         build,
         lambda module, seeds: finish_critic(module, data),
     )
-    critic = Critic(len(run.seeds), data.state.shape[1], data.action.shape[1], settings).to(run.device)
-    files.fill(critic, tensors, run.artifact(runs.critic_stage(kind)))
+    critic = Critic(len(run.seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth)
+    files.fill(critic.to(run.device), tensors, run.artifact("critic"))
     return critic.requires_grad_(False)
 
 
@@ -305,7 +256,8 @@ def _train_policy(
 
     tensors, _ = _stage(run, name, content, steps, settings.learning_rate, build, lambda module, seeds: None)
     n, d = data.state.shape[1], data.action.shape[1]
-    module = Trained(kind, len(run.seeds), n, d, settings, critic_settings).to(run.device)
+    sizes = (settings.width, settings.depth), (critic_settings.width, critic_settings.depth)
+    module = Trained(kind, len(run.seeds), n, d, *sizes).to(run.device)
     files.fill(module, tensors, run.artifact(name))
     return module.requires_grad_(False)
 
@@ -321,19 +273,16 @@ def train_energy(
 ) -> EnergyNet:
     """The energy stage of a method at inverse temperature beta (as evaluated where None): trained or loaded."""
     method = METHODS[method].shares or method
-    entry = METHODS[method]
-    if entry.energy is None:
+    settings = settings or run.profile.energy
+    if METHODS[method].energy is None:
         raise StudyError(
             f"method {method!r} has no energy network: only {', '.join(m for m in METHODS if METHODS[m].energy)}"
         )
+    entry = applied(METHODS[method], settings)
     beta = run.profile.evaluation.beta[method] if beta is None else beta
-    settings = settings or run.profile.energy
     data = data.to(run.device)
-    upstream = {stage: _settings_hash(run, stage) for stage in ("behavior", runs.critic_stage(entry.critic))}
+    upstream = {stage: _settings_hash(run, stage) for stage in ("behavior", "critic")}
     name = runs.energy_stage(method, beta)
-    loss = "huber" if entry.energy in losses.TARGETS else "bregman" if entry.bregman else "squared"
-    loss = "contrastive" if entry.energy == "contrastive" else f"{loss} by state"
-    without = {name: False for name in ("gate", "clamp") if not getattr(entry, name)}
     support = train_support(run, data, behavior, settings) if entry.energy in SUPPORTED else None
 
     def build(seeds: tuple[int, ...]) -> tuple[Learner, EnergyNet]:
@@ -345,7 +294,9 @@ def train_energy(
     tensors, _ = _stage(
         run,
         name,
-        _content(settings, run, data, target=entry.energy, loss=loss, beta=beta, **upstream, **without),
+        _content(
+            settings, run, data, energy=entry.energy, gate=entry.gate, bregman=entry.bregman, beta=beta, **upstream
+        ),
         settings.steps,
         settings.learning_rate,
         build,

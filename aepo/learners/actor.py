@@ -1,0 +1,103 @@
+"""From a state to an action: what makes samples, what guides them, and how one of several is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aepo.core.models import ActionModel, ClosedForm, Critic, Energy, Trained
+from aepo.learners.capture import CapturedCalls
+from aepo.methods import Method
+
+FARTHEST = 1e6  # standard deviations from the mean that a network is shown: beyond, its numbers overflow
+
+
+@dataclass
+class Actor:
+    """S policies side by side: what makes actions, what guides it, and how one of several samples is taken.
+
+    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `noise_scale`: factor on the initial noise.
+    `candidates`: samples a state, one of which is taken by the critic's advantage: the best, or where `temperature` is
+    above 0 one drawn by softmax(advantage / temperature).
+    """
+
+    behavior: ActionModel
+    critic: Critic | Trained | None
+    energy: Energy | None
+    guidance_scale: float | Tensor
+    solver_steps: int
+    candidates: int
+    temperature: float = 0.0
+    noise_scale: float = 1.0
+
+    @property
+    def draws(self) -> int:
+        """Rows of initial noise a state: one a candidate, and one more where the pick is drawn."""
+        return self.candidates + (self.candidates > 1 and self.temperature > 0)
+
+    def __post_init__(self):
+        self._captured = CapturedCalls(self._act, "the sampler")
+
+    @torch.no_grad()
+    def act(self, state: Tensor, noise: Tensor) -> Tensor:
+        """Environment actions `(S, B, d)` for raw states `(S, B, n)` and initial noise `(S, B, draws, d)`."""
+        return self._captured(state, noise) if state.device.type == "cuda" else self._act(state, noise)
+
+    def _act(self, state: Tensor, noise: Tensor) -> Tensor:
+        return self.behavior.unscale(self.propose(self.behavior.standardize(state).clamp(-FARTHEST, FARTHEST), noise))
+
+    @torch.no_grad()
+    def propose(self, state: Tensor, noise: Tensor) -> Tensor:
+        """As `act`, for standardised states, in [-1, 1]."""
+        seeds, batch, _, d = noise.shape
+        count = self.candidates
+        repeated = state.repeat_interleave(count, 1) if count > 1 else state
+        start = self.noise_scale * noise[:, :, :count].reshape(seeds, batch * count, d)
+        action = self.behavior.sample(repeated, start, self.solver_steps, self.energy, self.guidance_scale)
+        if count == 1:
+            return action
+        score = self.critic.advantage(state, action).view(seeds, batch, count)
+        taken = score.argmax(-1) if self.draws == count else _drawn(score / self.temperature, noise[:, :, count, 0])
+        taken = taken[..., None, None].expand(-1, -1, 1, d)
+        return action.view(seeds, batch, count, d).gather(2, taken).squeeze(2)
+
+
+def _drawn(logits: Tensor, normal: Tensor) -> Tensor:
+    """Indices `(S, B)` drawn by softmax(logits) `(S, B, K)` from one standard normal number each `(S, B)`."""
+    chance = torch.softmax(logits, -1).cumsum(-1)[..., :-1]
+    return (torch.special.ndtr(normal).unsqueeze(-1) > chance).sum(-1)
+
+
+def make_actor(
+    method: Method,
+    behavior: ActionModel,
+    critic: Critic | Trained | None,
+    energy: Energy | None,
+    beta: float,
+    guidance_scale: float | Tensor,
+    solver_steps: int,
+    candidates: int,
+    noise_scale: float = 1.0,
+    form: str | None = None,
+    pick: str = "best",
+) -> Actor:
+    """The actor of a method of `METHODS`: what it does not use is left out. `behavior`: its own policy where it has one.
+
+    `form` in place of the method's closed form, `pick`: as the settings' of the same names.
+    """
+    if method.energy and energy is None:
+        raise ValueError(f"method {method.name!r} needs its energy network")
+    if method.closed:
+        energy = ClosedForm(form or method.closed, behavior, critic, beta)
+    return Actor(
+        behavior,
+        critic if method.best else None,
+        energy if method.guided else None,
+        guidance_scale if method.guided else 0.0,
+        solver_steps,
+        candidates if method.best else 1,
+        1 / beta if method.best and pick == "softmax" else 0.0,
+        noise_scale,
+    )
