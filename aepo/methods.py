@@ -13,7 +13,7 @@ class Method:
     `energy`: what its energy network learns from: a closed form (`guidance.KINDS`), "support", "clean" (beta Q of the
     recorded action) or "contrastive". `bregman`: by the Bregman loss, whose optimum is log E[exp(target)]. `gate`: its
     guidance vanishes at pure noise. `closed`: guided by the gradient of a closed form where it is needed, no network.
-    `policy`: what its own network learns (`models.MODELS`). `best`: of several samples it takes the best by Q.
+    `policy`: what its own network learns (`policies.MODELS`). `best`: of several samples it takes the best by Q.
     `shares`: the method whose energy network it uses.
     """
 

@@ -4,7 +4,7 @@ import posteriors
 import pytest
 import torch
 
-from aepo.core import guidance, losses, models, networks, posterior, sampler
+from aepo.core import guidance, losses, models, networks, posterior
 from aepo.core.schedule import VPSchedule
 from aepo.exact import diagnostics, mixtures, toys
 
@@ -69,7 +69,7 @@ def test_ancestral_sampler_draws_from_the_posterior():
         marginal = alpha**2 * cov + sigma**2 * torch.eye(2, dtype=torch.float64)
         return sigma * torch.linalg.solve(marginal, (a - alpha * mean).T).T
 
-    drawn = sampler.ancestral(noise, a_t.expand(40_000, 2), VP, 0.5, 40, torch.Generator().manual_seed(0))
+    drawn = diagnostics.ancestral(noise, a_t.expand(40_000, 2), VP, 0.5, 40, torch.Generator().manual_seed(0))
     m, c = posteriors.gaussian_data(a_t, t, VP, mean, cov)
     assert torch.allclose(drawn.mean(0), m, atol=0.015)
     assert torch.allclose(torch.cov(drawn.T), c, rtol=0.06, atol=0.004)

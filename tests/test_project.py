@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from aepo import cli, files, settings
-from aepo.core import models
 from aepo.data import tasks
+from aepo.learners import policies
 from aepo.methods import CORE, METHODS
 from aepo.study import runs
 
@@ -239,7 +239,7 @@ def test_methods_have_what_they_need():
         assert own == set(profile.evaluation.guidance_scale)
         assert own | {"iql", "qipo", "qipo-flow"} == set(profile.evaluation.beta)
     for method in METHODS.values():
-        assert not method.policy or method.policy in models.MODELS
+        assert not method.policy or method.policy in policies.MODELS
         assert not method.shares or METHODS[method.shares].energy == method.energy
 
 

@@ -19,7 +19,7 @@ from aepo.study.policy import load_networks
 
 STEPS = 50
 ENERGIES = methods.energies(METHODS)
-POLICIES = list(models.MODELS)
+POLICIES = list(policies.MODELS)
 STAGES = ["behavior", "critic", *ENERGIES, *POLICIES, "critic-softmax"]
 
 

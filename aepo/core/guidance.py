@@ -82,23 +82,14 @@ def _factor(covariance: Tensor, kind: int) -> Tensor:
     return _Spectral.apply(covariance, _square_root, _square_root_divided)
 
 
-def _transform(factor: Tensor, kind: int, vector: Tensor) -> Tensor:
-    """L' v for a vector `(..., d)`."""
-    if kind == 0:
-        return factor.unsqueeze(-1) * vector
-    return factor * vector if kind == 1 else (factor.transpose(-1, -2) @ vector.unsqueeze(-1)).squeeze(-1)
+def _times(covariance: Tensor, kind: int, vector: Tensor) -> Tensor:
+    """C v for a vector `(..., d)`."""
+    if kind == 2:
+        return (covariance @ vector.unsqueeze(-1)).squeeze(-1)
+    return (covariance if kind == 1 else covariance.unsqueeze(-1)) * vector
 
 
-def _quadratic_form(covariance: Tensor, kind: int, vector: Tensor) -> Tensor:
-    """v'Cv for a vector `(..., d)`."""
-    if kind == 0:
-        return covariance * vector.square().sum(-1)
-    if kind == 1:
-        return (covariance * vector.square()).sum(-1)
-    return (vector * (covariance @ vector.unsqueeze(-1)).squeeze(-1)).sum(-1)
-
-
-def _full(factor: Tensor, kind: int, d: int) -> Tensor:
+def _matrix(factor: Tensor, kind: int, d: int) -> Tensor:
     """L as a matrix `(..., d, d)`."""
     if kind == 2:
         return factor
@@ -142,16 +133,20 @@ def taylor_energy(
             q = q + 0.5 * (carried * offset).sum(-1)
             gradient = gradient + carried
     if hessian is None:
-        energy = beta * q + 0.5 * beta**2 * _quadratic_form(covariance, kind, gradient)
+        energy = beta * q + 0.5 * beta**2 * (gradient * _times(covariance, kind, gradient)).sum(-1)
     else:
-        factor = _factor(covariance, kind)
-        matrix = _full(factor, kind, gradient.shape[-1])
-        scaled_hessian = beta * matrix.transpose(-1, -2) @ hessian @ matrix
-        energy = beta * q + _quadratic_correction(_transform(factor, kind, gradient), scaled_hessian, beta, curvature)
-    if bounds is not None:
-        low, high = (torch.as_tensor(b, dtype=energy.dtype, device=energy.device) * beta for b in bounds)
-        energy = torch.minimum(torch.maximum(energy, low), high)
-    return energy
+        matrix = _matrix(_factor(covariance, kind), kind, gradient.shape[-1])
+        slope = (matrix.mT @ gradient.unsqueeze(-1)).squeeze(-1)
+        energy = beta * q + _quadratic_correction(slope, beta * matrix.mT @ hessian @ matrix, beta, curvature)
+    return _clamp(energy, beta, bounds)
+
+
+def _clamp(energy: Tensor, beta: float, bounds: tuple[Tensor | float, Tensor | float] | None) -> Tensor:
+    """E within beta times the bounds of Q, where there are some."""
+    if bounds is None:
+        return energy
+    low, high = (torch.as_tensor(b, dtype=energy.dtype, device=energy.device) * beta for b in bounds)
+    return torch.minimum(torch.maximum(energy, low), high)
 
 
 def _quadratic_correction(slope: Tensor, scaled_hessian: Tensor, beta: float, curvature: str) -> Tensor:
@@ -282,10 +277,7 @@ def closed_form(
             gradient = torch.autograd.grad(q.sum(), at, create_graph=through or second)[0]
             curved = hessian(gradient, at, create_graph=through) if second else None
             energy = taylor_energy(q, gradient, variance, beta, curved, curvature="negative", check=False)
-    if bounds is not None:
-        energy = torch.minimum(
-            torch.maximum(energy, beta * torch.as_tensor(bounds[0])), beta * torch.as_tensor(bounds[1])
-        )
+    energy = _clamp(energy, beta, bounds)
     return energy if through else energy.detach()
 
 

@@ -16,7 +16,7 @@ NoiseModel = Callable[[Tensor, Tensor], Tensor]
 
 
 @lru_cache(256)
-def _grid(
+def solver_grid(
     vp: VPSchedule, steps: int, grid: str, t_start: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Tensor, ...], list[float], list[float], list[float]]:
     """Times on the device, and alpha, sigma, log-SNR there: made once, so that a captured sampler copies nothing."""
@@ -54,7 +54,7 @@ def solve(
     boxed = low is not None or high is not None
     if isinstance(guidance_scale, int | float) and guidance_scale == 0:
         energy_gradient = None
-    times, alphas, sigmas, logsnrs = _grid(vp, steps, grid, t_start, initial_noise.dtype, initial_noise.device)
+    times, alphas, sigmas, logsnrs = solver_grid(vp, steps, grid, t_start, initial_noise.dtype, initial_noise.device)
     x, previous = initial_noise, None
     for i in range(steps):
         t = times[i]
@@ -81,41 +81,3 @@ def solve(
 @torch.no_grad()
 def sample(*args: Any, **kwargs: Any) -> Tensor:
     return solve(*args, **kwargs)
-
-
-@torch.no_grad()
-def ancestral(
-    noise_model: NoiseModel,
-    noisy_action: Tensor,
-    vp: VPSchedule,
-    t_start: float,
-    steps: int = 40,
-    generator: torch.Generator | None = None,
-    low: Tensor | float | None = None,
-    high: Tensor | float | None = None,
-) -> Tensor:
-    """Draw a_0 from the model's own posterior mu_{0|t}(a | a_t): the reverse SDE from a_t at t_start (SDE-DPM-Solver++ 2M).
-
-    With h = lambda_s - lambda_t and k = 1 - exp(-2h) a step is
-    a_s = sigma_s/sigma_t exp(-h) a_t + alpha_s k D + sigma_s sqrt(k) z, where D extrapolates the last two predicted
-    actions (without that it is the ancestral step of DDPM, whose draws have too little variance).
-    noisy_action `(..., d)`: repeat it for several draws. Returns `(..., d)`.
-    """
-    if not T_MIN < t_start <= 1:
-        raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
-    times, alphas, sigmas, logsnrs = _grid(vp, steps, "logsnr", t_start, noisy_action.dtype, noisy_action.device)
-    x, previous = noisy_action, None
-    for i in range(steps):
-        predicted = (x - sigmas[i] * noise_model(x, times[i])) / alphas[i]
-        if low is not None or high is not None:
-            predicted = predicted.clamp(low, high)
-        h = logsnrs[i + 1] - logsnrs[i]
-        gain = -math.expm1(-2 * h)
-        direction = predicted
-        if previous is not None:
-            direction = predicted + 0.5 * h / (logsnrs[i] - logsnrs[i - 1]) * (predicted - previous)
-        draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        x = (sigmas[i + 1] / sigmas[i] * math.exp(-h)) * x
-        x = x + alphas[i + 1] * gain * direction + sigmas[i + 1] * math.sqrt(gain) * draw
-        previous = predicted
-    return x if low is None and high is None else x.clamp(low, high)

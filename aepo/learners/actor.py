@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aepo.core.models import ActionModel, ClosedForm, Critic, Energy, Trained
+from aepo.core.models import ActionModel, ClosedForm, Critic, Energy
 from aepo.learners.capture import CapturedCalls
+from aepo.learners.policies import Trained
 from aepo.methods import Method
 
 FARTHEST = 1e6  # standard deviations from the mean that a network is shown: beyond, its numbers overflow

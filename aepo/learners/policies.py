@@ -1,4 +1,4 @@
-"""Policies that are networks of their own: what each learns from, by kind of method, and its learner."""
+"""Policies that are networks of their own, the baselines': their models, what each learns from, its learner."""
 
 from __future__ import annotations
 
@@ -9,13 +9,76 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from aepo.core import losses, sampler
-from aepo.core.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Trained
-from aepo.core.networks import initialize
+from aepo.core.models import VP, ActionModel, Behavior, Critic, Energy
+from aepo.core.networks import MLP, TwinQ, VelocityNet, initialize
 from aepo.data.datasets import Dataset
 from aepo.learners.critics import Transitions
 from aepo.learners.support import Support, advantages, diffusion_draws
 from aepo.learners.training import Draws, Learner, stack_draws
 from aepo.settings import CriticSettings, PolicySettings
+
+
+class Flow(ActionModel):
+    """Flow-matching model of S seeds: a velocity u(s, a_t, t) = eps - a along a_t = (1 - t) a + t eps."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
+        super().__init__(seeds, state_dim, action_dim)
+        self.velocity = VelocityNet(seeds, state_dim, action_dim, width, depth)
+
+    def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
+        """Midpoint steps from t = 1 to 0, two evaluations each, half as many as `steps`; there is no guidance."""
+        count = max(1, steps // 2)
+        action, times = noise, torch.linspace(1, 0, 2 * count + 1).to(noise)
+        for start, middle in zip(times[:-1:2], times[1::2], strict=True):
+            half = action - self.velocity(state, action, start) / (2 * count)
+            action = action - self.velocity(state, half, middle) / count
+        return action.clamp(-1, 1)
+
+
+class Pointwise(ActionModel):
+    """One action a state, of S seeds: the mean of a Gaussian inside the box, or a deterministic policy; takes no noise."""
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
+        super().__init__(seeds, state_dim, action_dim)
+        self.net = MLP(seeds, state_dim, action_dim, width, depth, norm=True)
+        self.log_std = nn.Parameter(torch.full((seeds, 1, action_dim), -1.0))
+
+    def mean(self, state: Tensor) -> Tensor:
+        """tanh of the network: standardised state `(S, B, n)` -> `(S, B, d)`."""
+        return torch.tanh(self.net(state))
+
+    def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
+        return self.mean(state)
+
+
+MODELS = {
+    "weighted": Behavior,
+    "flow": Flow,
+    "gaussian": Pointwise,
+    "deterministic": Pointwise,
+    "diffusion-q": Behavior,
+}
+WITH_CRITIC = ("deterministic", "diffusion-q")
+
+
+class Trained(nn.Module):
+    """A policy with its moving average, which acts, and, for the kinds of WITH_CRITIC, twin Q with its target copy."""
+
+    def __init__(
+        self, kind: str, seeds: int, state_dim: int, action_dim: int, sizes: tuple[int, int], critic: tuple[int, int]
+    ):
+        """`sizes` and `critic`: width and depth of the policy's networks, and of its twin Q."""
+        super().__init__()
+        self.policy = MODELS[kind](seeds, state_dim, action_dim, *sizes)
+        self.average = MODELS[kind](seeds, state_dim, action_dim, *sizes).requires_grad_(False)
+        if kind in WITH_CRITIC:
+            self.q = TwinQ(seeds, state_dim, action_dim, *critic)
+            self.q_target = TwinQ(seeds, state_dim, action_dim, *critic).requires_grad_(False)
+
+    def advantage(self, state: Tensor, action: Tensor) -> Tensor:
+        """Q of the policy's own critic for K actions a state, state by state, as `Critic.advantage`: `(S, B K)`."""
+        return self.q.minimum(state.repeat_interleave(action.shape[1] // state.shape[1], 1), action)
+
 
 RENEWED = ("weighted", "flow")  # kinds that learn from support actions, drawn anew in each round
 

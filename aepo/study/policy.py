@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from aepo import files
-from aepo.core.models import VP, Behavior, Critic, Trained
+from aepo.core.models import VP, Behavior, Critic
 from aepo.core.networks import TIME_FEATURES, EnergyNet, select_seeds
 from aepo.environments import flatten
 from aepo.files import StudyError
 from aepo.learners.actor import Actor, make_actor
+from aepo.learners.policies import Trained
 from aepo.methods import METHODS
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from aepo import files
 from aepo import settings as settings_table
-from aepo.core.models import WITH_CRITIC, ActionModel, Behavior, Critic, Flow, Trained, take_seeds
+from aepo.core.models import ActionModel, Behavior, Critic, take_seeds
 from aepo.core.networks import EnergyNet, join_seeds, select_seeds
 from aepo.data.datasets import Dataset
 from aepo.files import StudyError
 from aepo.learners.behavior import behavior_learner, finish_behavior
 from aepo.learners.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.learners.energies import SUPPORTED, applied, energy_learner, make_net
-from aepo.learners.policies import RENEWED, policy_learner
+from aepo.learners.policies import RENEWED, WITH_CRITIC, Flow, Trained, policy_learner
 from aepo.learners.support import Support, sample_support
 from aepo.learners.training import Learner, clear_checkpoints, fit
 from aepo.methods import METHODS, Method
