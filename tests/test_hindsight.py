@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aepo import settings
 from aepo.files import StudyError
 from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics, training
@@ -110,9 +109,3 @@ def test_a_share_that_is_none_is_refused(data):
     for share in (-0.5, 1.5):
         with pytest.raises(StudyError, match=f"hindsight is a share of a batch: give 0 to 1, not {share}"):
             critics.Transitions(walk(data), replace(CriticSettings(), hindsight=share))
-
-
-def test_a_field_that_came_later_is_in_a_hash_only_where_it_is_set():
-    before = settings.as_dict(CriticSettings())
-    assert not {"hindsight", "goal_radius"} & set(before)
-    assert settings.as_dict(replace(CriticSettings(), hindsight=0.5)) == before | {"hindsight": 0.5}

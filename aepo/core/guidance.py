@@ -1,4 +1,9 @@
-"""Targets for the intermediate energy E(s, a_t, t) = log E_{mu_{0|t}(a | a_t, s)} exp(beta Q(s, a))."""
+"""Closed forms of the intermediate energy E(s, a_t, t) = log E_{mu_{0|t}(a | a_t, s)} exp(beta Q(s, a)) and its guidance.
+
+Exactly, for any Q: grad_{a_t} E = alpha/sigma^2 (E_tilted[a_0] - E[a_0]), tilted = mu_{0|t}(a | a_t) exp(beta Q(a)) / Z. The
+`*_shift` functions are closed forms of that difference of means, in units of the clean action: the guided prediction of a
+sampler is the posterior mean plus the shift.
+"""
 
 from __future__ import annotations
 
@@ -181,6 +186,21 @@ def cubature_points(d: int, dtype: torch.dtype, device: torch.device) -> tuple[T
     return points, weights.log()
 
 
+def _cubature(q_function, mean: Tensor, covariance: Tensor, low, high, check: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Points m + L z_k in the box `(..., K, d)`, their log weights `(K,)` and Q `(..., K)`."""
+    kind = _kind(covariance, mean)
+    factor = _factor(covariance, kind)
+    points, log_weights = cubature_points(mean.shape[-1], mean.dtype, mean.device)
+    spread = points @ factor.mT if kind == 2 else (factor.unsqueeze(-2) if kind else factor[..., None, None]) * points
+    candidates = mean.unsqueeze(-2) + spread
+    if low is not None or high is not None:
+        candidates = candidates.clamp(low, high)
+    q = q_function(candidates)
+    if check and q.shape != candidates.shape[:-1]:
+        raise ValueError(f"q_function returned shape {tuple(q.shape)}, expected {tuple(candidates.shape[:-1])}")
+    return candidates, log_weights, q
+
+
 def cubature_energy(
     q_function: Callable[[Tensor], Tensor],
     mean: Tensor,
@@ -197,23 +217,25 @@ def cubature_energy(
     """
     if check:
         _check_beta(beta)
-    d = mean.shape[-1]
-    kind = _kind(covariance, mean)
-    factor = _factor(covariance, kind)
-    points, log_weights = cubature_points(d, mean.dtype, mean.device)
-    if kind == 0:
-        spread = factor[..., None, None] * points
-    elif kind == 1:
-        spread = factor.unsqueeze(-2) * points
-    else:
-        spread = points @ factor.transpose(-1, -2)
-    candidates = mean.unsqueeze(-2) + spread
-    if low is not None or high is not None:
-        candidates = candidates.clamp(low, high)
-    q = q_function(candidates)
-    if check and q.shape != candidates.shape[:-1]:
-        raise ValueError(f"q_function returned shape {tuple(q.shape)}, expected {tuple(candidates.shape[:-1])}")
+    _, log_weights, q = _cubature(q_function, mean, covariance, low, high, check)
     return torch.logsumexp(beta * q + log_weights, -1)
+
+
+def _log_likelihood(
+    q_values: Tensor, support: Tensor, noisy_action: Tensor, t: Tensor, vp: VPSchedule, check: bool
+) -> Tensor:
+    """l_j = -|a_t - alpha_t a_j|^2 / 2 sigma_t^2 `(..., M)`."""
+    t = torch.as_tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
+    if check:
+        check_time(t)
+        if q_values.shape[-1] != support.shape[-2] or support.shape[-1] != noisy_action.shape[-1]:
+            raise ValueError(
+                f"support has shape {tuple(support.shape)}; q_values {tuple(q_values.shape)} and noisy_action "
+                f"{tuple(noisy_action.shape)} need (..., M, d)"
+            )
+    alpha, sigma = (expand_time(v, noisy_action) for v in (vp.alpha(t), vp.sigma(t)))
+    distance = noisy_action.unsqueeze(-2) - (alpha.unsqueeze(-1) if alpha.ndim else alpha) * support
+    return -distance.square().sum(-1) / (2 * sigma**2)
 
 
 def support_energy(
@@ -230,19 +252,57 @@ def support_energy(
     q_values `(..., M)` and support `(..., M, d)`: behavior samples a_j of one state and their Q;
     noisy_action `(..., d)`; t 0-d or `(...,)`. Returns `(...,)`.
     """
-    t = torch.as_tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
     if check:
         _check_beta(beta)
-        check_time(t)
-        if q_values.shape[-1] != support.shape[-2] or support.shape[-1] != noisy_action.shape[-1]:
-            raise ValueError(
-                f"support has shape {tuple(support.shape)}; q_values {tuple(q_values.shape)} and noisy_action "
-                f"{tuple(noisy_action.shape)} need (..., M, d)"
-            )
-    alpha, sigma = (expand_time(v, noisy_action) for v in (vp.alpha(t), vp.sigma(t)))
-    distance = noisy_action.unsqueeze(-2) - (alpha.unsqueeze(-1) if alpha.ndim else alpha) * support
-    log_likelihood = -distance.square().sum(-1) / (2 * sigma**2)
+    log_likelihood = _log_likelihood(q_values, support, noisy_action, t, vp, check)
     return torch.logsumexp(log_likelihood + beta * q_values, -1) - torch.logsumexp(log_likelihood, -1)
+
+
+def taylor_shift(gradient: Tensor, covariance: Tensor, beta: float, check: bool = True) -> Tensor:
+    """First-order shift beta C grad Q(m): exact for a Gaussian posterior and a linear Q.
+
+    gradient `(..., d)`, covariance as in `taylor_energy`; returns `(..., d)`. The gradient of the first-order *energy*,
+    sigma^2/alpha grad E = C (beta g + beta^2 HCg), has a second term, which the exact shift of that Q has not.
+    """
+    if check:
+        _check_beta(beta)
+    return beta * _times(covariance, _kind(covariance, gradient), gradient)
+
+
+def cubature_shift(
+    q_function: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    covariance: Tensor,
+    beta: float,
+    low: Tensor | float | None = None,
+    high: Tensor | float | None = None,
+    check: bool = True,
+) -> Tensor:
+    """sum_k (p_k - w_k) a_k, p = softmax(beta Q(a_k) + log w_k), over the points of `cubature_energy`: `(..., d)`.
+
+    The tilted mean of the points less their plain mean; no gradient of Q. Arguments as in `cubature_energy`.
+    """
+    if check:
+        _check_beta(beta)
+    points, log_weights, q = _cubature(q_function, mean, covariance, low, high, check)
+    return _difference_of_means(log_weights, beta * q, points)
+
+
+def support_shift(
+    q_values: Tensor, support: Tensor, noisy_action: Tensor, t: Tensor, vp: VPSchedule, beta: float, check: bool = True
+) -> Tensor:
+    """sum_j (softmax(l_j + beta Q_j) - softmax(l_j)) a_j over behavior samples a_j: `(..., d)`; as `support_energy`."""
+    if check:
+        _check_beta(beta)
+    return _difference_of_means(
+        _log_likelihood(q_values, support, noisy_action, t, vp, check), beta * q_values, support
+    )
+
+
+def _difference_of_means(log_weights: Tensor, tilt: Tensor, points: Tensor) -> Tensor:
+    """Mean of points `(..., K, d)` under weights exp(log w + tilt) less that under exp(log w)."""
+    change = torch.softmax(log_weights + tilt, -1) - torch.softmax(log_weights.expand_as(tilt), -1)
+    return (change.unsqueeze(-1) * points).sum(-2)
 
 
 KINDS = ("point", "taylor", "taylor-2", "cubature")

@@ -31,6 +31,7 @@ def solve(
     vp: VPSchedule,
     steps: int = 15,
     energy_gradient: NoiseModel | None = None,
+    shift: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     guidance_scale: float | Tensor = 1.0,
     low: Tensor | float | None = None,
     high: Tensor | float | None = None,
@@ -41,9 +42,10 @@ def solve(
 ) -> Tensor:
     """DPM-Solver++ (order 2 multistep, or 1 = DDIM; Lu et al. 2022) from a_{t_start} = initial_noise to an action.
 
-    The guided noise is eps - w sigma_t grad E with w = guidance_scale (a number, or a tensor that broadcasts over the
-    action); with w = 0 or without `energy_gradient` no energy is evaluated. The predicted action is clipped to
-    [low, high] at each step. noise_model(noisy_action, t), energy_gradient(noisy_action, t): `(..., d)`, t 0-d.
+    Guided by an energy, the noise is eps - w sigma_t grad E with w = guidance_scale (a number, or a tensor that broadcasts
+    over the action); guided by a shift, the predicted action is m + w shift(noisy_action, t, m), m itself clipped before.
+    With w = 0 neither is evaluated. The predicted action is clipped to [low, high] at each step.
+    noise_model(noisy_action, t), energy_gradient(noisy_action, t), shift(noisy_action, t, mean): `(..., d)`, t 0-d.
     callback(step, t, noisy_action, predicted_action) sees each step. Returns `(..., d)`, differentiable: `sample` is the
     same without a graph.
     """
@@ -52,8 +54,10 @@ def solve(
     if not T_MIN < t_start <= 1:
         raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
     boxed = low is not None or high is not None
+    if energy_gradient is not None and shift is not None:
+        raise ValueError("give energy_gradient or shift, not both")
     if isinstance(guidance_scale, int | float) and guidance_scale == 0:
-        energy_gradient = None
+        energy_gradient = shift = None
     times, alphas, sigmas, logsnrs = solver_grid(vp, steps, grid, t_start, initial_noise.dtype, initial_noise.device)
     x, previous = initial_noise, None
     for i in range(steps):
@@ -64,6 +68,9 @@ def solve(
         predicted = (x - sigmas[i] * noise) / alphas[i]
         if boxed:
             predicted = predicted.clamp(low, high)
+        if shift is not None:
+            predicted = predicted + guidance_scale * shift(x, t, predicted)
+            predicted = predicted.clamp(low, high) if boxed else predicted
         if callback is not None:
             callback(i, t, x, predicted)
         h = logsnrs[i + 1] - logsnrs[i]

@@ -173,6 +173,14 @@ def linear_energy(
     return torch.logsumexp(post.log_weights + beta * (offset + post.means @ slope) + 0.5 * beta**2 * spread, -1)
 
 
+def _trapezoid(points: int, reach: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Nodes `(points^2, 2)` and log weights of the trapezoid rule of N(0, I) on [-reach, reach]^2, normalised."""
+    nodes = torch.linspace(-reach, reach, points, dtype=dtype)
+    log_density = -0.5 * nodes**2
+    log_density[[0, -1]] -= math.log(2)
+    return torch.cartesian_prod(nodes, nodes), (log_density.unsqueeze(-1) + log_density).flatten().log_softmax(0)
+
+
 def grid_energy(
     mixture: Mixture,
     q_function: Callable[[Tensor], Tensor],
@@ -191,11 +199,7 @@ def grid_energy(
     """
     if noisy_action.shape[-1] != 2:
         raise ValueError(f"noisy_action has shape {tuple(noisy_action.shape)}, expected (..., 2)")
-    nodes = torch.linspace(-reach, reach, points, dtype=mixture.means.dtype)
-    log_density = -0.5 * nodes**2
-    log_density[[0, -1]] -= math.log(2)
-    z = torch.cartesian_prod(nodes, nodes)
-    log_v = (log_density.unsqueeze(-1) + log_density).flatten().log_softmax(0)
+    z, log_v = _trapezoid(points, reach, mixture.means.dtype)
 
     def component_energy(means: Tensor, factors: Tensor) -> Tensor:
         return torch.logsumexp(log_v + beta * q_function(means.unsqueeze(-2) + z @ factors.mT), -1)
@@ -209,6 +213,28 @@ def grid_energy(
         for m, f in zip(means.split(size), factors.split(size), strict=True)
     ]
     return torch.logsumexp(post.log_weights + torch.cat(energies).reshape(post.log_weights.shape), -1)
+
+
+def grid_shift(
+    mixture: Mixture,
+    q_function: Callable[[Tensor], Tensor],
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    beta: float,
+    points: int = 161,
+    reach: float = 8.0,
+) -> Tensor:
+    """E_tilted[a_0] - E[a_0] = sigma^2/alpha grad E* `(..., 2)`, the two means on the rule of `grid_energy`."""
+    z, log_v = _trapezoid(points, reach, mixture.means.dtype)
+    shifts = []
+    for a_t, moment in zip(noisy_action.reshape(-1, 2), t.expand(noisy_action.shape[:-1]).reshape(-1), strict=True):
+        post = mixture.posterior(a_t, moment, vp)
+        actions = post.means.unsqueeze(-2) + z @ post.factors.mT
+        log_weight = post.log_weights.unsqueeze(-1) + log_v
+        change = torch.softmax((log_weight + beta * q_function(actions)).flatten(), 0) - log_weight.flatten().softmax(0)
+        shifts.append(change @ actions.flatten(0, 1))
+    return torch.stack(shifts).view(noisy_action.shape)
 
 
 def guidance(energy_function: Callable[[Tensor], Tensor], noisy_action: Tensor) -> Tensor:
