@@ -10,11 +10,11 @@ from dataclasses import dataclass
 class Method:
     """One policy, by what makes its actions and what it shares with the others.
 
-    `energy`: what its energy network learns from: a closed form (`guidance.KINDS`), "support", "clean" (beta Q of the
-    recorded action) or "contrastive". `bregman`: by the Bregman loss, whose optimum is log E[exp(target)]. `gate`: its
-    guidance vanishes at pure noise. `closed`: guided by the gradient of a closed form where it is needed, no network.
-    `policy`: what its own network learns (`policies.MODELS`). `best`: of several samples it takes the best by Q.
-    `shares`: the method whose energy network it uses.
+    `energy`: what its network learns: a closed form of the energy (`guidance.KINDS`), "support", "clean" (beta Q of the
+    recorded action), "contrastive"; or of the shift, "shift-taylor", "shift-cubature". `bregman`: by the Bregman loss, whose
+    optimum is log E[exp(target)]. `gate`: its guidance vanishes at pure noise. `shift`: guided by a closed form of the shift
+    ("taylor", "cubature"), no network. `policy`: what its own network learns (`policies.MODELS`). `best`: of several samples
+    it takes the best by Q.
     """
 
     name: str
@@ -23,15 +23,19 @@ class Method:
     energy: str | None = None
     bregman: bool = False
     gate: bool = True
-    closed: str | None = None
+    shift: str | None = None
     policy: str | None = None
     best: bool = False
-    shares: str | None = None
 
     @property
     def guided(self) -> bool:
         """Whether a guidance scale applies."""
-        return self.closed is not None or self.energy is not None
+        return self.shift is not None or self.energy is not None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether its guidance scale is chosen by the rule: a shift is in units of the action, its scale is 1."""
+        return self.energy is not None and not self.energy.startswith("shift-")
 
     @property
     def tempered(self) -> bool:
@@ -42,6 +46,7 @@ class Method:
 QIPO = "Zhang et al. 2025 (arXiv 2503.04975): energy-weighted"
 ROWS = [
     Method("bc", "diffusion cloning", "guidance scale 0"),
+    Method("bc-low-noise", "cloning at low noise", "control: `bc` from the initial noise of the guided methods"),
     Method("best-of-n", "best of n", "Hansen-Estruch et al. 2023 (IDQL, arXiv 2304.10573): argmax", best=True),
     Method("qgpo", "QGPO", "Lu et al. 2023 (arXiv 2304.12824): contrastive energy prediction", energy="contrastive"),
     Method("qipo", "QIPO, diffusion", f"{QIPO} diffusion", policy="weighted"),
@@ -49,25 +54,21 @@ ROWS = [
     Method("iql", "IQL", "Kostrikov et al. 2022 (arXiv 2110.06169): advantage-weighted Gaussian", policy="gaussian"),
     Method("td3bc", "TD3+BC", "Fujimoto and Gu 2021 (arXiv 2106.06860)", policy="deterministic"),
     Method("diffusion-ql", "Diffusion-QL", "Wang et al. 2023 (arXiv 2208.06193)", policy="diffusion-q", best=True),
-    Method("mean-q", "mean Q", "Lu et al. 2023: beta Q(a_0) regressed on a_t, right to first order in beta", energy="clean"),
-    Method("aepo", "AEPO", "arXiv 2505.01822: first-order closed form", energy="taylor", gate=False),
-    Method("aepo-cubature", "AEPO, cubature", "this study: the same Gaussian, cubature", energy="cubature", gate=False),
-    Method("aepo-direct", "AEPO, direct", "this study: gradient of the cubature form, no network", closed="cubature"),
+    Method("aepo", "AEPO", "arXiv 2505.01822: energy network of the first-order closed form", energy="taylor", gate=False),
+    Method("aepo-shift", "AEPO, shift", "this study: first-order shift beta C grad Q(m), no network", shift="taylor"),
+    Method("aepo-cubature", "AEPO, cubature shift", "this study: tilted mean of cubature points", shift="cubature"),
+    Method("aepo-net", "AEPO, shift network", "this study: network of the cubature shift", energy="shift-cubature"),
     Method("aepo-support", "AEPO, support", "this study: behavior samples, Bregman loss", energy="support", bregman=True),
-    Method(
-        "aepo-best", "AEPO, support, best of n", "this study: the best by Q of several samples of aepo-support",
-        energy="support", bregman=True, best=True, shares="aepo-support",
-    ),
-]  # fmt: skip
+]
 METHODS = {method.name: method for method in ROWS}
-CORE = ("bc", "best-of-n", "aepo", "aepo-cubature", "aepo-direct")
+CORE = ("bc", "best-of-n", "aepo", "aepo-cubature", "aepo-net")
 DATASET = "dataset"
 NAMES = (DATASET, *METHODS)  # as rows of tables and figures, in their order
 
 
 def energies(methods: Iterable[str]) -> list[str]:
     """The methods whose energy networks the given ones need, each once."""
-    return list(dict.fromkeys(METHODS[m].shares or m for m in methods if METHODS[m].energy))
+    return list(dict.fromkeys(m for m in methods if METHODS[m].energy))
 
 
 def policies(methods: Iterable[str]) -> list[str]:
@@ -78,5 +79,5 @@ def policies(methods: Iterable[str]) -> list[str]:
 def trained_in(method: str) -> str | None:
     """The notebook, with a method's name, that trains the network a method acts with; None where it has none of its own."""
     if METHODS[method].energy:
-        return f"06_energy-{METHODS[method].shares or method}"
+        return f"06_energy-{method}"
     return f"06_policy-{method}" if METHODS[method].policy else None

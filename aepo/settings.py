@@ -72,7 +72,8 @@ class EnergySettings:
     `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
     a batch of the contrastive loss. Switches, for ablations; None is the method's own: `form`, what is learned, or of a
     method without a network the closed form; `gate` by alpha_t, `bregman` loss. `clamp`: closed forms stay within beta times
-    the range of recorded advantages.
+    the range of recorded advantages. `beyond`: shift networks are trained beyond the data too, at states moved by `jitter`
+    standard deviations and at actions anywhere in the box.
     """
 
     width: int = 128
@@ -89,6 +90,8 @@ class EnergySettings:
     gate: bool | None = None
     bregman: bool | None = None
     clamp: bool = True
+    beyond: bool = True
+    jitter: float = 0.5
 
 
 @dataclass(frozen=True)

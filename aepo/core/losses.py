@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from aepo.core.networks import EnergyNet, NoiseNet, TwinQ, ValueNet
+from aepo.core.networks import EnergyNet, NoiseNet, ShiftNet, TwinQ, ValueNet
 from aepo.core.schedule import VPSchedule
 
 Info = dict[str, Tensor]
@@ -82,6 +82,19 @@ def energy_loss(
     size = ((energy_net(state, noisy_action, t) - target) / energy_net.scale).abs()
     loss = (torch.where(size < 1, size.square(), 2 * size - 1) if huber else size.square()).mean(-1)
     return loss, {"loss": loss.detach(), "target": target.mean(-1), "target_std": target.std(-1)}
+
+
+def shift_loss(
+    shift_net: ShiftNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
+) -> tuple[Tensor, Info]:
+    """mean |v - target|^2, target = shift / (scale sqrt(c_t)) `(S, B, d)`; 1: no better than 0. Also by thirds of t."""
+    error = (shift_net(state, noisy_action, t) - target).square().mean(-1)
+    info = {"loss": error.mean(-1)}
+    for name, low, high in (("early", 2 / 3, 1.01), ("middle", 1 / 3, 2 / 3), ("late", 0.0, 1 / 3)):
+        inside = ((t >= low) & (t < high)).to(error)
+        size = (inside * target.square().mean(-1)).sum(-1).clamp(min=1e-9)
+        info[f"loss_{name}"] = (inside * error).sum(-1) / size
+    return info["loss"], {key: value.detach() for key, value in info.items()}
 
 
 def bregman_loss(

@@ -16,18 +16,21 @@ from aepo.core.schedule import VPSchedule
 VP = VPSchedule()
 
 
-class Energy(Protocol):
-    """What guides a sampler: an energy network, or a gradient that needs none."""
+class Guide(Protocol):
+    """What guides a sampler: an energy, by its gradient, or a closed form or network of the shift."""
 
     def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         """grad_{a_t} E `(S, B, d)` at standardised states, noisy actions and a time."""
+
+    def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
+        """E_tilted[a_0] - E[a_0] `(S, B, d)`; mean: the predicted action. In place of `gradient`."""
 
 
 class ActionModel(nn.Module):
     """What makes actions, for S seeds: how states and actions are scaled.
 
-    Subclasses have `sample(state, noise, steps, energy, scale)`: actions in [-1, 1] `(S, B, d)` from standardised states
-    and initial noise, guided by scale times the gradient of an energy.
+    Subclasses have `sample(state, noise, steps, guide, scale)`: actions in [-1, 1] `(S, B, d)` from standardised states
+    and initial noise, guided by scale times a guide.
     """
 
     def __init__(self, seeds: int, state_dim: int, action_dim: int):
@@ -64,17 +67,14 @@ class Behavior(ActionModel):
         self.noise_net = NoiseNet(seeds, state_dim, action_dim, width, depth, VP)
         self.register_buffer("variance", torch.ones(seeds, variance_times))
 
-    def sample(self, state: Tensor, noise: Tensor, steps: int, energy: Energy | None = None, scale=0.0) -> Tensor:
-        return sampler.sample(
-            lambda a, t: self.noise_net(state, a, t),
-            noise,
-            VP,
-            steps,
-            energy_gradient=None if energy is None else lambda a, t: energy.gradient(state, a, t),
-            guidance_scale=scale,
-            low=-1.0,
-            high=1.0,
-        )
+    def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0) -> Tensor:
+        by = {}
+        if hasattr(guide, "shift"):
+            by["shift"] = lambda a, t, mean: guide.shift(state, a, t, mean)
+        elif guide is not None:
+            by["energy_gradient"] = lambda a, t: guide.gradient(state, a, t)
+        noise_model = lambda a, t: self.noise_net(state, a, t)  # noqa: E731
+        return sampler.sample(noise_model, noise, VP, steps, **by, guidance_scale=scale, low=-1.0, high=1.0)
 
 
 class Critic(nn.Module):
@@ -131,6 +131,25 @@ class ClosedForm(nn.Module):
             q_function = advantage_at(self.critic, state)
             energy = guidance.closed_form(self.kind, q_function, *moments, self.beta, low=-1.0, high=1.0)
             return torch.autograd.grad(energy.sum(), noisy)[0]
+
+
+class ClosedShift(nn.Module):
+    """Guidance without a network in units of the clean action: `guidance.taylor_shift` or `cubature_shift` of the critic."""
+
+    def __init__(self, kind: str, behavior: Behavior, critic: Critic, beta: float):
+        super().__init__()
+        self.kind, self.behavior, self.critic, self.beta = kind, behavior, critic, beta
+
+    def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
+        """The shift at the posterior mean in the box `(S, B, d)`; the behavior model is not asked again."""
+        variance = posterior.isotropic_variance(self.behavior.variance, t).expand(mean.shape[:-1])
+        q_function = advantage_at(self.critic, state)
+        if self.kind == "cubature":
+            return guidance.cubature_shift(q_function, mean, variance, self.beta, -1.0, 1.0, check=False)
+        with torch.enable_grad():
+            at = mean.detach().requires_grad_(True)
+            gradient = torch.autograd.grad(q_function(at).sum(), at)[0]
+        return guidance.taylor_shift(gradient, variance, self.beta, check=False)
 
 
 def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:

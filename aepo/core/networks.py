@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aepo.core.posterior import isotropic_variance
 from aepo.core.schedule import VPSchedule
 
 TIME_FEATURES = 16
@@ -307,3 +308,30 @@ def join_seeds(first: Tensor, second: Tensor, seeds_first: int, seeds_second: in
     a = first.view(-1, seeds_first, *first.shape[1:])
     b = second.view(-1, seeds_second, *second.shape[1:])
     return torch.cat([a, b], 1).reshape(-1, *first.shape[1:]).contiguous()
+
+
+class ShiftNet(nn.Module):
+    """Guidance in units of the clean action, shift = scale sqrt(c_t) v(s, a_t, t): `(S, B, d)`.
+
+    `variance` `(S, T)`: the behavior model's c_t (`posterior.fit_isotropic`), kept here so that the network stands alone;
+    `scale` `(S, 1)` standardises the regression target shift / sqrt(c_t), which stays bounded at all t.
+    """
+
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, variance_times: int):
+        super().__init__()
+        self.net = VelocityNet(seeds, state_dim, action_dim, width, depth)
+        self.register_buffer("variance", torch.ones(seeds, variance_times))
+        self.register_buffer("scale", torch.ones(seeds, 1))
+
+    def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
+        """v: the shift in units of its own size, `size`."""
+        return self.net(state, noisy_action, t)
+
+    def size(self, t: Tensor) -> Tensor:
+        """scale sqrt(c_t) `(S, B)` or `(S, 1)`, t `(S, B)` or 0-d."""
+        return self.scale * isotropic_variance(self.variance, t).sqrt()
+
+    @torch.no_grad()
+    def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor | None = None) -> Tensor:
+        """The shift `(S, B, d)`, without a graph; the posterior mean is not needed."""
+        return self.size(t).unsqueeze(-1) * self(state, noisy_action, t)

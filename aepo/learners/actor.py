@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aepo.core.models import ActionModel, ClosedForm, Critic, Energy
+from aepo.core.models import ActionModel, ClosedForm, Critic, Guide
 from aepo.learners.capture import CapturedCalls
 from aepo.learners.policies import Trained
 from aepo.methods import Method
@@ -26,7 +26,7 @@ class Actor:
 
     behavior: ActionModel
     critic: Critic | Trained | None
-    energy: Energy | None
+    guide: Guide | None
     guidance_scale: float | Tensor
     solver_steps: int
     candidates: int
@@ -56,7 +56,7 @@ class Actor:
         count = self.candidates
         repeated = state.repeat_interleave(count, 1) if count > 1 else state
         start = self.noise_scale * noise[:, :, :count].reshape(seeds, batch * count, d)
-        action = self.behavior.sample(repeated, start, self.solver_steps, self.energy, self.guidance_scale)
+        action = self.behavior.sample(repeated, start, self.solver_steps, self.guide, self.guidance_scale)
         if count == 1:
             return action
         score = self.critic.advantage(state, action).view(seeds, batch, count)
@@ -75,7 +75,7 @@ def make_actor(
     method: Method,
     behavior: ActionModel,
     critic: Critic | Trained | None,
-    energy: Energy | None,
+    guide: Guide | None,
     beta: float,
     guidance_scale: float | Tensor,
     solver_steps: int,
@@ -88,14 +88,14 @@ def make_actor(
 
     `form` in place of the method's closed form, `pick`: as the settings' of the same names.
     """
-    if method.energy and energy is None:
+    if method.energy and guide is None:
         raise ValueError(f"method {method.name!r} needs its energy network")
     if method.closed:
-        energy = ClosedForm(form or method.closed, behavior, critic, beta)
+        guide = ClosedForm(form or method.closed, behavior, critic, beta)
     return Actor(
         behavior,
         critic if method.best else None,
-        energy if method.guided else None,
+        guide if method.guided else None,
         guidance_scale if method.guided else 0.0,
         solver_steps,
         candidates if method.best else 1,
