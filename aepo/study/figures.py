@@ -1,4 +1,4 @@
-"""One style, one function a figure; each takes what it shows and returns a matplotlib Figure."""
+"""The study's style, and figures of data and networks: each takes what it shows and returns a matplotlib Figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aepo import files
 from aepo.core.losses import TARGETS
 from aepo.core.models import Critic
 from aepo.data.datasets import Dataset
-from aepo.methods import DATASET, METHODS, NAMES
+from aepo.methods import DATASET, METHODS
 from aepo.study.policy import Policy
 from aepo.study.views import MazeMap, View
 
@@ -298,37 +298,4 @@ def trajectories(states: Mapping[str, np.ndarray], view: View) -> Figure:
             ax.plot(*xy.T, lw=0.8, alpha=0.8)
             ax.plot(*xy[0], "k.", ms=4)
         ax.set_title(name)
-    return figure
-
-
-def scores(table: pd.DataFrame) -> Figure:
-    """Mean score of each method (its return, where the task has no scores) with its 95% interval; the recorded
-    behavior as a line."""
-    name = "score" if table["score"].notna().all() else "return"
-    figure, ax = plt.subplots(figsize=(6, 0.5 * len(table) + 1))
-    shown = table[table["method"] != DATASET].iloc[::-1]
-    error = np.abs(shown[[f"{name}_low", f"{name}_high"]].to_numpy().T - shown[name].to_numpy())
-    colors = [COLORS[m] for m in shown["method"]]
-    ax.barh(shown["method"], shown[name], xerr=error, color=colors, error_kw={"capsize": 3})
-    recorded = table[table["method"] == DATASET]
-    if len(recorded):
-        ax.axvline(recorded[name].iloc[0], color="0.3", ls="--", lw=1, label="recorded behavior")
-        ax.legend(loc="lower right")
-    ax.set(xlabel="normalised score (0 and 100: the reference returns)" if name == "score" else "return")
-    return figure
-
-
-def guidance_curves(curves: pd.DataFrame) -> Figure:
-    """Return over guidance scale, one line a beta, one panel a method; bands are 95% intervals over episodes."""
-    methods = [m for m in NAMES if m in set(curves["method"])]
-    figure, axes = panels(len(methods), 2.9, 2.4, sharey=True)
-    several = curves["beta"].nunique() > 1
-    for ax, method in zip(axes, methods, strict=True):
-        part = curves[curves["method"] == method]
-        hue = {"hue": "beta", "palette": "flare"} if several else {"color": COLORS[method]}
-        sns.lineplot(part, x="guidance_scale", y="return", marker="o", seed=0, ax=ax, legend=ax is axes[0], **hue)
-        ax.set(title=method, xlabel="guidance scale", xscale="symlog")
-        ax.set_xticks(
-            sorted(part["guidance_scale"].unique()), [f"{s:g}" for s in sorted(part["guidance_scale"].unique())]
-        )
     return figure
