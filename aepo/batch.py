@@ -20,8 +20,9 @@ from aepo.core.networks import select_seeds
 from aepo.files import StudyError
 from aepo.methods import DATASET, trained_in
 from aepo.study import runs
-from aepo.study.results import format_table, read_returns, score_table
+from aepo.study.results import read_returns
 from aepo.study.runs import Run
+from aepo.study.tables import readable_task_table, task_table
 from aepo.watch import Part, short, watch
 
 SAID_WHEN_ENDED = ("Will exit after finishing currently running jobs", "Terminating processes on user request")
@@ -101,7 +102,7 @@ def mean_scores(path: Path) -> dict[str, float]:
         frame = read_returns(path)
     except (files.StudyError, ValueError, KeyError):  # not there yet, or damaged: `aepo verify` says so
         return {}
-    main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last") & (frame["method"] != DATASET)]
+    main = frame[(frame["variant"] == "") & (frame["method"] != DATASET)]
     means = main.groupby("method", sort=False)[["return", "score"]].mean()
     return means["score"].where(means["score"].notna(), means["return"]).to_dict()
 
@@ -245,11 +246,11 @@ def _last_words(log: Path) -> str:
 
 def print_table(folder: Path) -> None:
     """The table of results of one run: last checkpoint, means over seeds and episodes, 95% bootstrap intervals."""
-    table = score_table(read_returns(folder / "returns.csv"))
+    table = task_table(read_returns(folder / "returns.csv"))
     print(
         f"\n{folder.name} ({folder.parent.name}): last checkpoint, mean and 95% bootstrap interval over seeds and episodes"
     )
-    print(format_table(table).to_string(index=False), end="\n\n")
+    print(readable_task_table(table).to_string(index=False), end="\n\n")
 
 
 def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int:

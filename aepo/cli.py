@@ -178,32 +178,30 @@ def results(
     tables: Annotated[bool, typer.Option(help="Print the tables, or draw the figures only.")] = True,
 ) -> None:
     """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
+    from aepo.study import result_figures
     from aepo.study import results as stored
-    from aepo.study import tables
+    from aepo.study import tables as study_tables
 
     root = runs.resolve(runs_dir)
-    path = (root / "smoke" if settings.is_smoke(profile) else root) / "results.csv"
-    main = tables.read(path, profile)
+    path = stored.results_path(root, profile)
+    main = study_tables.main_rows(path, profile)
     for name in [task] if task else []:
         rows = main[main["task"] == name]
         if rows.empty:
             raise StudyError(
                 f"{path} holds no results of task {name!r} at {profile}: run `aepo evaluate --task {name}`"
             )
-        print(stored.format_table(stored.score_table(rows)).to_string(index=False), end="\n\n")
+        print(study_tables.readable_task_table(study_tables.task_table(rows)).to_string(index=False), end="\n\n")
+    variants = study_tables.variant_scores(stored.read_results(path), profile)
+    searched = study_tables.search_table(variants)
     if tables:
-        print(tables.report(main), end="\n\n")
-        for name, part in tables.read_best(path, profile).groupby("checkpoint"):
-            print(f"Not the last network but the {name} snapshots, picked by these very episodes:\n")
-            print(tables.format_table(tables.seed_scores(part)), end="\n\n")
-    variants = tables.ablation_rows(stored.read_results(path), profile)
-    searched = tables.search(variants)
+        print(study_tables.markdown_study(main), end="\n\n")
     if tables and len(searched):
-        print(f"The search of one number a method:\n\n{tables.format_search(searched)}", end="\n\n")
+        print(f"The search of one number a method:\n\n{study_tables.markdown_search(searched)}", end="\n\n")
     print("Figures:")
     folder = root.parent / "figures" / profile / "study"
-    for drawn in tables.draw(main, folder) + tables.draw_ablations(variants, folder):
-        print(f"  {drawn}")
+    for figure in result_figures.draw_study(main, folder) + result_figures.draw_variants(variants, folder):
+        print(f"  {figure}")
 
 
 @app.command()
@@ -221,21 +219,21 @@ def ablations(
     ] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
-    from aepo.study import ablations as table
+    from aepo.study import ablations as variants
     from aepo.study import campaign
 
     found, chosen, seed_list = _asked(task, "", methods, seeds, profile)
-    asked = [name for name in questions.split(",") if name] or list(table.QUESTIONS)
-    unknown = [name for name in asked if name not in table.QUESTIONS]
+    asked = [name for name in questions.split(",") if name] or list(variants.QUESTIONS)
+    unknown = [name for name in asked if name not in variants.QUESTIONS]
     if unknown:
-        raise StudyError(f"unknown question {', '.join(unknown)}: choose from {', '.join(table.QUESTIONS)}")
+        raise StudyError(f"unknown question {', '.join(unknown)}: choose from {', '.join(variants.QUESTIONS)}")
     for each in found:
         folder = runs.resolve(runs_dir) / profile / each.name
         evaluated = runs.read_manifest(folder).get("evaluation", {}) if not methods and folder.exists() else {}
         run = runs.open_run(each.argument, seed_list, list(evaluated) or chosen, profile, device, runs_dir)
         campaign.run_task(run)
-        for variant in (v for v in table.chosen(profile, run.methods) if v.question in asked):
-            rows = table.evaluate(run, variant)
+        for variant in (v for v in variants.variants_of(profile, run.methods) if v.question in asked):
+            rows = variants.evaluate(run, variant)
             print(
                 f"{each.name}: {variant.name}: {rows.groupby('method')['return'].mean().round(1).to_dict()}", flush=True
             )

@@ -54,11 +54,15 @@ ROWS = [
     Method("iql", "IQL", "Kostrikov et al. 2022 (arXiv 2110.06169): advantage-weighted Gaussian", policy="gaussian"),
     Method("td3bc", "TD3+BC", "Fujimoto and Gu 2021 (arXiv 2106.06860)", policy="deterministic"),
     Method("diffusion-ql", "Diffusion-QL", "Wang et al. 2023 (arXiv 2208.06193)", policy="diffusion-q", best=True),
-    Method("aepo", "AEPO", "arXiv 2505.01822: energy network of the first-order closed form", energy="taylor", gate=False),
+    Method(
+        "aepo", "AEPO", "arXiv 2505.01822: energy network of the first-order closed form", energy="taylor", gate=False
+    ),
     Method("aepo-shift", "AEPO, shift", "this study: first-order shift beta C grad Q(m), no network", shift="taylor"),
     Method("aepo-cubature", "AEPO, cubature shift", "this study: tilted mean of cubature points", shift="cubature"),
     Method("aepo-net", "AEPO, shift network", "this study: network of the cubature shift", energy="shift-cubature"),
-    Method("aepo-support", "AEPO, support", "this study: behavior samples, Bregman loss", energy="support", bregman=True),
+    Method(
+        "aepo-support", "AEPO, support", "this study: behavior samples, Bregman loss", energy="support", bregman=True
+    ),
 ]
 METHODS = {method.name: method for method in ROWS}
 CORE = ("bc", "best-of-n", "aepo", "aepo-cubature", "aepo-net")

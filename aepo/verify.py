@@ -18,7 +18,7 @@ from aepo.data.datasets import load, recorded_returns
 from aepo.methods import DATASET
 from aepo.study import runs
 from aepo.study.ablations import slug
-from aepo.study.results import read_results, read_returns
+from aepo.study.results import read_results, read_returns, results_path
 from aepo.watch import parameters
 
 NOT_HASHED = {"seconds", "device", "settings_hash", "versions", "git_commit"}  # of an evaluation's manifest entry
@@ -150,7 +150,7 @@ def _of_returns(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) -
     path = folder / "returns.csv"
     try:
         frame = read_returns(path)
-        main = frame[(frame["variant"] == "") & (frame["checkpoint"] == "last")]
+        main = frame[frame["variant"] == ""]
         for method, rows in main[main["method"] != DATASET].groupby("method"):
             yield from _of_rollouts(path, f"evaluation/{method}", rows, artifacts)
         for method, rows in frame[frame["variant"] == "curve"].groupby("method"):
@@ -210,7 +210,7 @@ def _of_scores(path: Path, frame: pd.DataFrame, manifest: Mapping[str, Any]) -> 
 def _of_results(folder: Path, frame: pd.DataFrame) -> Iterator[str]:
     """The rows of results.csv of the run's methods and variants against returns.csv."""
     profile = folder.parent.name
-    path = (folder.parent if settings.is_smoke(profile) else folder.parents[1]) / "results.csv"
+    path = results_path(folder.parents[1], profile)
     if not path.exists():
         return
     everything = read_results(path)

@@ -33,7 +33,7 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
 
     from aepo import settings
     from aepo.data import collect, datasets, tasks
-    from aepo.study import results, runs, stages
+    from aepo.study import evaluation, results, runs, stages
 
     torch.set_num_threads(1)
     if small:
@@ -65,12 +65,12 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
     watch.enter("policy")
     stages.train_policy(run, data, behavior, critic, methods[-1])
     watch.enter("scale")
-    results.guidance_of(run, "aepo")
+    evaluation.guidance_of(run, "aepo")
     watch.enter("curve")
-    results.evaluate_curve(run, data, "aepo")
+    evaluation.evaluate_curve(run, "aepo")
     watch.enter("evaluation")
     for method in methods:
-        results.evaluate(run, method)
+        evaluation.evaluate(run, method)
     watch.enter("returns")
     results.write_returns(run, data)
     results.merge_results(run)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from aepo import files, methods, settings, verify
-from aepo.study import ablations, matching, results, stages, tables
+from aepo.study import ablations, evaluation, guidance_scale, results, stages, tables
 
 
 def test_every_variant_fits_the_settings():
@@ -13,22 +13,22 @@ def test_every_variant_fits_the_settings():
     for variant in ablations.VARIANTS:
         assert variant.question in ablations.QUESTIONS
         assert set(variant.methods) <= set(methods.METHODS)
-        for stage, values in variant.changes.items():
+        for stage, values in variant.settings.items():
             assert set(values) <= set(getattr(profile, stage).__dataclass_fields__)
     names = [variant.name for variant in ablations.VARIANTS]
     assert len(set(names)) == len(names)
-    assert {v.question for v in ablations.chosen("smoke")} == set(ablations.QUESTIONS)
+    assert {v.question for v in ablations.variants_of("smoke")} == set(ablations.QUESTIONS)
 
 
 def test_a_variant_shares_what_it_does_not_touch(run, data, tiny, monkeypatch):
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
-    variant = ablations.Variant("twice", "grid", ("aepo-direct",), ablations._guidance("aepo-direct", 2.0, 2.0))
+    variant = ablations.Variant("twice", "grid", ("aepo-direct",), {"evaluation": {"beta": 2.0, "guidance_scale": 2.0}})
     stages.train_behavior(run, data), stages.train_critic(run, data)
     monkeypatch.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
     rows = ablations.evaluate(run, variant)
     assert set(rows["variant"]) == {"twice"}
     assert set(rows["beta"]) == set(rows["guidance_scale"]) == {2.0}
-    own = ablations.folder_of(run, variant)
+    own = ablations.variant_run(run, variant)
     assert own.folder == run.folder / "ablations" / "twice"
     assert own.profile.evaluation.beta["aepo"] == 3.0
     for stage in ("behavior", "critic"):
@@ -39,16 +39,16 @@ def test_a_variant_shares_what_it_does_not_touch(run, data, tiny, monkeypatch):
 
 def test_what_a_variant_leaves_as_it_is_is_not_played_again(run, data, tiny, monkeypatch):
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
-    variant = ablations.Variant("same", "noise", ("bc",), {"evaluation": {"noise_scale": {"bc": 1.0}}})
+    variant = ablations.Variant("same", "noise", ("bc",), {"evaluation": {"noise_scale": 1.0}})
     stages.train_behavior(run, data)
     stages.train_critic(run, data)
-    rollouts = results.evaluate(run, "bc")
+    rollouts = evaluation.evaluate(run, "bc")
     with monkeypatch.context() as patched:
-        patched.setattr(results, "play", lambda *a, **k: pytest.fail("played again"))
+        patched.setattr(evaluation, "play", lambda *a, **k: pytest.fail("played again"))
         rows = ablations.evaluate(run, variant)
     assert rows["return"].tolist() == rollouts.returns.flatten().tolist()
-    assert not list(verify.problems(ablations.folder_of(run, variant).folder))
-    other = ablations.Variant("other", "noise", ("bc",), {"evaluation": {"noise_scale": {"bc": 0.5}}})
+    assert not list(verify.problems(ablations.variant_run(run, variant).folder))
+    other = ablations.Variant("other", "noise", ("bc",), {"evaluation": {"noise_scale": 0.5}})
     assert ablations.evaluate(run, other)["return"].tolist() != rows["return"].tolist()
 
 
@@ -59,7 +59,7 @@ def test_a_changed_critic_is_trained_for_the_variant_alone(run, data, tiny, monk
     before = run.artifact("critic").read_bytes()
     ablations.evaluate(run, variant)
     assert run.artifact("critic").read_bytes() == before
-    own = files.load_tensors(ablations.folder_of(run, variant).artifact("critic"))[1]["settings"]
+    own = files.load_tensors(ablations.variant_run(run, variant).artifact("critic"))[1]["settings"]
     assert own["return_floor"] is False
 
 
@@ -83,7 +83,7 @@ def test_rows_of_a_question_stand_beside_what_was_evaluated():
             ("b", "aepo-direct", "", 9.0),
         )
     ]
-    rows = tables.ablation_rows(pd.DataFrame(made), "quick")
+    rows = tables.variant_scores(pd.DataFrame(made), "quick")
     assert rows[["task", "method", "variant", "score"]].values.tolist() == [
         ["a", "aepo-direct", "as evaluated", 1.0],
         ["a", "aepo-direct", "beta 1, scale 2", 2.0],
@@ -104,34 +104,34 @@ def test_the_search_compares_five_values_on_starred_tasks_that_have_them_all():
                 made += [("own", task, "iql", f"iql beta {beta:g}", seed, level + k + seed) for seed in (0, 1)]
         made += [("factor", task, "aepo", f"{f:g} x", 0, level - f) for f in ablations.TIMES]
     rows = pd.DataFrame(made, columns=["question", "task", "method", "variant", "seed", "score"])
-    found = tables.search(rows).set_index("method")
+    found = tables.search_table(rows).set_index("method")
     assert found.loc["iql"].tolist() == ["robots", "beta", 1, 10.5, 11.5, 12.5, 13.5, 14.5]
     assert found.loc["aepo"].tolist() == ["robots", "scale", 2, 14.75, 14.5, 14.0, 13.0, 11.0]
-    assert "| robots, 1 | `iql` | beta | 10.5 | 11.5 | 12.5 | 13.5 | **14.5** |" in tables.format_search(
-        tables.search(rows)
+    assert "| robots, 1 | `iql` | beta | 10.5 | 11.5 | 12.5 | 13.5 | **14.5** |" in tables.markdown_search(
+        tables.search_table(rows)
     )
 
 
 def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tiny, monkeypatch):
     """The rule's scale times a factor: nothing is trained, and only the run's own methods are asked."""
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
-    monkeypatch.setattr(matching, "STATES", 20)
+    monkeypatch.setattr(guidance_scale, "STATES", 20)
     behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
     stages.train_energy(run, data, behavior, critic, "aepo")
-    scales = matching.matched_scales(run, "aepo", 3.0)
+    scales = guidance_scale.matched_scales(run, "aepo", 3.0)
     monkeypatch.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
     variant = next(v for v in ablations.VARIANTS if v.name == "2 x")
     rows = ablations.evaluate(run, variant)
     assert set(rows["method"]) == {"aepo"} == set(run.methods) - {"bc"}
     assert rows.groupby("seed")["guidance_scale"].first().tolist() == [2 * scale for scale in scales]
-    found = list(verify.problems(ablations.folder_of(run, variant).folder))
+    found = list(verify.problems(ablations.variant_run(run, variant).folder))
     assert [problem for problem in found if "returns.csv" not in problem] == []
 
 
 def test_a_variant_of_other_networks_than_the_runs_is_left_out(run, data, tiny, monkeypatch, capsys):
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
     run = replace(run, methods=("bc",))
-    variant = ablations.Variant("other", "noise", ("bc",), {"evaluation": {"noise_scale": {"bc": 0.5}}})
+    variant = ablations.Variant("other", "noise", ("bc",), {"evaluation": {"noise_scale": 0.5}})
     stages.train_behavior(run, data), stages.train_critic(run, data)
     ablations.evaluate(run, variant)
     assert "other" in set(results.write_returns(run, data)["variant"])

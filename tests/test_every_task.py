@@ -11,7 +11,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from aepo import environments, settings
 from aepo.data import datasets, importing, tasks
-from aepo.study import results, runs, stages
+from aepo.study import evaluation, results, runs, stages, tables
 
 EPISODES, STEPS = 3, 12
 _recorded = {}
@@ -131,9 +131,9 @@ def test_a_task_runs(name, folder):
     critic = stages.train_critic(run, data, critic_settings)
     stages.train_energy(run, data, behavior, critic, "aepo", settings=TINY["energy"])
 
-    rollouts = results.evaluate(run, "aepo")
+    rollouts = evaluation.evaluate(run, "aepo")
     returns = results.write_returns(run, data)
-    table = results.format_table(results.score_table(returns))
+    table = tables.readable_task_table(tables.task_table(returns))
     assert table["return"].str.contains(r"\d").all()
     if task.env_id is None:
         assert rollouts is None

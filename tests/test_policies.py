@@ -15,7 +15,7 @@ from aepo.learners import critics, policies, training
 from aepo.learners.actor import Actor, make_actor
 from aepo.learners.support import sample_support
 from aepo.methods import METHODS
-from aepo.study import results, stages
+from aepo.study import evaluation, stages
 from aepo.study.policy import Policy
 
 BETA = 1.0
@@ -174,7 +174,7 @@ def test_an_exported_policy_with_a_critic_of_its_own_acts_as_the_run_does(run, d
     run = replace(run, methods=(method,), task=replace(run.task, horizon=3))
     behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
     stages.train_policy(run, data, behavior, critic, method)
-    results.evaluate(run, method)
+    evaluation.evaluate(run, method)
     target = run.folder.parent / "exported"
     batch.export(run.folder, target, 1, [method])
     state, g = data.state[0].numpy(), torch.Generator()

@@ -15,7 +15,7 @@ from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics
 from aepo.learners.actor import Actor
 from aepo.methods import CORE, METHODS
-from aepo.study import copies, evaluation, results, runs, stages
+from aepo.study import evaluation, results, runs, stages, statistics
 from aepo.study.policy import load_actor
 
 EXAMPLE = Path(__file__).parents[1] / "runs" / "example" / "maze2d-umaze"
@@ -31,7 +31,7 @@ def test_an_episode_depends_on_its_seed_and_number_alone(behavior):
     def rollout(seeds, episodes):
         rows = [(0, 3).index(s) for s in seeds]
         actor = Actor(models.take_seeds(behavior, rows, 2), None, None, 0.0, 3, 1)
-        vector = copies.make_copies(tasks.get("maze2d-umaze"), len(seeds) * episodes)
+        vector = evaluation.Copies(tasks.get("maze2d-umaze"), len(seeds) * episodes)
         return evaluation.rollout(actor, vector, seeds, episodes, 25)
 
     many, few = rollout((0, 3), 3), rollout((3,), 2)
@@ -43,9 +43,10 @@ def test_an_episode_depends_on_its_seed_and_number_alone(behavior):
 def test_episodes_in_rounds_are_those_played_at_once(behavior, tmp_path, monkeypatch):
     task = replace(tasks.get("maze2d-umaze"), horizon=6)
     actor = Actor(behavior, None, None, 0.0, 2, 1)
-    play = lambda: evaluation.play(actor, task, (0, 3), 5, "test", tmp_path, 3)  # noqa: E731
+    play = lambda: evaluation.play(actor, task, (0, 3), 5, "test", tmp_path)  # noqa: E731
+    monkeypatch.setattr(evaluation, "SHOWN_EPISODES", 3)
     at_once = play()
-    monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", {"aepo/Maze2D": 4})
+    monkeypatch.setattr(evaluation, "MOST_COPIES", {"aepo/Maze2D": 4})
     in_rounds = play()
     for name in ("returns", "length", "success", "states"):
         assert np.allclose(getattr(at_once, name), getattr(in_rounds, name), atol=1e-5), name
@@ -66,7 +67,9 @@ def test_finished_episodes_earn_nothing_more(behavior):
             asked.append(which.tolist())
             end = np.array([self.steps >= 2, False, False, self.steps >= 4])
             success = np.array([0, 0, self.steps == 3, 0])
-            return copies.Steps(np.full((len(which), 4), self.steps), np.ones(len(which)), end[which], success[which])
+            return evaluation.Steps(
+                np.full((len(which), 4), self.steps), np.ones(len(which)), end[which], success[which]
+            )
 
     result = evaluation.rollout(Actor(behavior, None, None, 0.0, 2, 1), Fake(), (0, 3), 2, 6)
     assert result.returns.tolist() == [[2, 6], [6, 4]]
@@ -74,24 +77,6 @@ def test_finished_episodes_earn_nothing_more(behavior):
     assert result.success.tolist() == [[False, False], [True, False]]
     assert np.isnan(result.states[3:, 0, 0]).all()
     assert asked == [[0, 1, 2, 3]] * 2 + [[1, 2, 3]] * 2 + [[1, 2]] * 2
-
-
-def test_copies_in_other_processes_make_the_same_steps():
-    task = tasks.get("local-hopper-mixed")
-    here, there = copies.make_copies(task, 5, 1), copies.make_copies(task, 5, 2)
-    assert isinstance(there, copies.SpreadCopies)
-    workers = there.workers
-    seeds, rng = [3, 1, 4, 1, 5], np.random.default_rng(0)
-    assert np.array_equal(here.reset(seeds), there.reset(seeds))
-    for which in ([0, 1, 2, 3, 4], [4, 1], [2]):
-        actions = rng.uniform(-1, 1, (len(which), 3)).astype(np.float32)
-        for field in ("observation", "reward", "ended", "success"):
-            expected, found = here.step(which, actions), there.step(which, actions)
-            assert np.array_equal(getattr(expected, field), getattr(found, field), equal_nan=True), field
-    with pytest.raises(ValueError, match="dimension"):
-        there.step([0], np.zeros((1, 2), dtype=np.float32))
-    there.close()
-    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_best_of_n_takes_the_highest_advantage(behavior, data, tiny):
@@ -159,7 +144,7 @@ def test_the_example_policy_acts(method):
 
 def test_the_example_is_small_and_better_than_cloning():
     assert sum(path.stat().st_size for path in EXAMPLE.iterdir()) < 1_000_000
-    vector = copies.make_copies(tasks.get("maze2d-umaze"), 8)
+    vector = evaluation.Copies(tasks.get("maze2d-umaze"), 8)
     returns = {
         method: evaluation.rollout(Policy.load(EXAMPLE, method, device="cpu").actor, vector, [0], 8, 300).returns.mean()
         for method in ("bc", "aepo")
@@ -196,16 +181,16 @@ def test_load_says_what_is_missing(run):
 def test_nested_bootstrap_on_cases_one_can_check_by_hand():
     import itertools
 
-    assert evaluation.nested_bootstrap(np.full((3, 4), 7.0)) == (7.0, 7.0, 7.0)
+    assert statistics.nested_bootstrap(np.full((3, 4), 7.0)) == (7.0, 7.0, 7.0)
     # Two seeds of one episode each, returns 0 and 1: a redraw gives 0, 0.5, 0.5 or 1, so the interval is all of it.
-    assert evaluation.nested_bootstrap(np.array([[0.0], [1.0]])) == (0.5, 0.0, 1.0)
+    assert statistics.nested_bootstrap(np.array([[0.0], [1.0]])) == (0.5, 0.0, 1.0)
     grid = np.array([[0.0, 2.0], [4.0, 10.0]])
     exact = [
         np.mean([grid[s][e] for s, pair in zip(seeds, episodes, strict=True) for e in pair])
         for seeds in itertools.product(range(2), repeat=2)
         for episodes in itertools.product(itertools.product(range(2), repeat=2), repeat=2)
     ]
-    mean, low, high = evaluation.nested_bootstrap(grid, draws=100_000)
+    mean, low, high = statistics.nested_bootstrap(grid, draws=100_000)
     assert mean == 4
     assert [low, high] == pytest.approx(np.percentile(exact, [2.5, 97.5]), abs=0.51)
 
@@ -215,7 +200,7 @@ def test_results_replace_their_own_rows_and_leave_others(run):
 
     row = dict.fromkeys(results.COLUMNS, 0) | {"method": "bc", "variant": ""}
     run.folder.joinpath("returns.csv").write_text(pd.DataFrame([row, row]).to_csv(index=False))
-    path = results.results_path(run)
+    path = results.results_path(run.folder.parents[1], run.profile_name)
     path.write_text(pd.DataFrame([{"profile": "quick", "task": "other"} | row]).to_csv(index=False))
     for _ in range(2):
         merged = results.merge_results(run)
@@ -224,7 +209,7 @@ def test_results_replace_their_own_rows_and_leave_others(run):
 
 def test_results_keep_what_other_runs_of_the_task_made(run):
     """A run of fewer methods, as the README's first command is beside the tracked table, takes nothing away."""
-    path, row = results.results_path(run), dict.fromkeys(results.COLUMNS, 0)
+    path, row = results.results_path(run.folder.parents[1], run.profile_name), dict.fromkeys(results.COLUMNS, 0)
     of = {"profile": "smoke", "task": "maze2d-umaze"}
     rows = [of | row | {"method": m, "variant": v} for m, v in (("qgpo", ""), ("bc", ""), ("bc", "noise 0"))]
     path.write_text(pd.DataFrame(rows).to_csv(index=False))
@@ -257,8 +242,6 @@ def test_reading_and_writing_a_table_moves_no_digit(tmp_path):
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
-def test_a_smoke_run_with_other_networks_is_no_result_either(run):
-    path = results.results_path(
-        replace(run, profile_name="smoke-qgpo", folder=run.folder.parents[1] / "smoke-qgpo" / "a")
-    )
-    assert path == run.folder.parents[1] / "smoke" / "results.csv"
+def test_a_smoke_run_with_other_networks_is_no_result_either(tmp_path):
+    assert results.results_path(tmp_path, "smoke-qgpo") == tmp_path / "smoke" / "results.csv"
+    assert results.results_path(tmp_path, "quick-qgpo") == tmp_path / "results.csv"

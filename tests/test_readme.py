@@ -46,9 +46,9 @@ def test_the_table_of_scores_is_that_of_the_raw_episodes():
 
 def test_the_interquartile_means_are_those_of_the_study():
     text = (ROOT / "README.md").read_text()
-    scores = tables.seed_scores(tables.read(ROOT / "runs" / "results.csv", "quick"))
-    chosen, shared = tables.groups(scores)[0]
-    summary = tables.summary(scores, chosen, shared).set_index("method")
+    scores = tables.seed_scores(tables.main_rows(ROOT / "runs" / "results.csv", "quick"))
+    chosen, shared = tables.comparable_groups(scores)[0]
+    summary = tables.summary_table(scores, chosen, shared).set_index("method")
     found = re.findall(r"^\| `([\w-]+)` \| (-?\d+\.\d) \[", text, re.MULTILINE)
     shown = dict(reversed(found))  # the first table, of the methods that every task has
     assert {m: float(shown[m]) for m in chosen} == pytest.approx(summary["iqm"].round(1).to_dict())
@@ -57,16 +57,20 @@ def test_the_interquartile_means_are_those_of_the_study():
 
 def test_every_table_is_what_aepo_results_prints():
     text, path = (ROOT / "README.md").read_text(), ROOT / "runs" / "results.csv"
-    printed = [part for part in tables.report(tables.read(path, "quick")).split("\n\n") if part.startswith("|")]
-    printed.append(tables.format_search(tables.search(tables.ablation_rows(results.read_returns(path), "quick"))))
+    printed = [
+        part for part in tables.markdown_study(tables.main_rows(path, "quick")).split("\n\n") if part.startswith("|")
+    ]
+    printed.append(
+        tables.markdown_search(tables.search_table(tables.variant_scores(results.read_returns(path), "quick")))
+    )
     assert len(printed) >= 3
     for table in printed:
         assert table in text
 
 
 def test_the_settings_of_a_family_are_the_best_of_its_search():
-    rows = tables.ablation_rows(results.read_results(ROOT / "runs" / "results.csv"), "quick")
-    found = tables.search(rows)
+    rows = tables.variant_scores(results.read_results(ROOT / "runs" / "results.csv"), "quick")
+    found = tables.search_table(rows)
     assert len(found) == 3 * 13
     for row in found.to_dict("records"):
         profile = settings.for_task("quick", tasks.get(FAMILIES[row["family"]][0]).settings)
@@ -77,4 +81,4 @@ def test_the_settings_of_a_family_are_the_best_of_its_search():
             "candidates": lambda e=evaluation: e.candidates / 16,
             "alpha": lambda p=profile: p.policy.alpha / 2.5,
         }[row["number"]]()
-        assert chosen == TIMES[max(range(5), key=lambda i: row[tables.RELATIVE[i]])], row
+        assert chosen == TIMES[max(range(5), key=lambda i: row[TIMES[i]])], row

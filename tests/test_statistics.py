@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aepo.study import statistics, tables
+from aepo.study import result_figures, statistics, tables
 
 
 def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end():
@@ -59,22 +59,22 @@ def rows():
 def test_means_compare_methods_on_the_tasks_that_they_share(rows):
     scores = tables.seed_scores(rows)
     assert scores[(scores["task"] == "a") & (scores["method"] == "qgpo")]["score"].tolist() == [11.0, 12.0]
-    assert tables.groups(scores) == [(["bc", "aepo"], ["a", "b"]), (["bc", "qgpo", "aepo"], ["a"])]
-    summary = tables.summary(scores, ["bc", "aepo"], ["a", "b"]).set_index("method")
+    assert tables.comparable_groups(scores) == [(["bc", "aepo"], ["a", "b"]), (["bc", "qgpo", "aepo"], ["a"])]
+    summary = tables.summary_table(scores, ["bc", "aepo"], ["a", "b"]).set_index("method")
     assert summary["mean"].to_dict() == {"aepo": 16.5, "bc": 1.5}
     assert summary["rank"].to_dict() == {"aepo": 1.0, "bc": 2.0}
-    assert "qgpo: not run on b" in tables.missing(scores)
+    assert "qgpo: not run on b" in tables.not_run(scores)
 
 
 def test_tasks_without_scores_and_methods_without_common_tasks_are_said(rows, tmp_path):
     unscored = rows.assign(score=np.nan)
-    assert tables.report(unscored) == "no scores: a, b without reference returns"
-    assert tables.draw(unscored, tmp_path) == []
+    assert tables.markdown_study(unscored) == "no scores: a, b without reference returns"
+    assert result_figures.draw_study(unscored, tmp_path) == []
     apart = rows[(rows["task"] == "a") == (rows["method"] == "qgpo")].query("method != 'bc'")
     assert set(zip(apart["task"], apart["method"], strict=True)) == {("a", "qgpo"), ("b", "aepo")}
-    assert tables.groups(tables.seed_scores(apart)) == []
-    assert "aepo: not run on a" in tables.report(apart)
-    assert tables.draw(apart, tmp_path)
+    assert tables.comparable_groups(tables.seed_scores(apart)) == []
+    assert "aepo: not run on a" in tables.markdown_study(apart)
+    assert result_figures.draw_study(apart, tmp_path)
 
 
 def test_a_task_of_one_seed_has_an_interval_beside_one_of_several():
@@ -86,28 +86,31 @@ def test_a_task_of_one_seed_has_an_interval_beside_one_of_several():
 
 
 def test_the_studys_figures_are_drawn_from_its_rows_alone(rows, tmp_path):
-    drawn = tables.draw(rows, tmp_path)
+    drawn = result_figures.draw_study(rows, tmp_path)
     assert {path.name for path in drawn} >= {"08_study_scores.png", "08_study_iqm.png", "08_study_profiles.png"}
     assert all(path.stat().st_size > 5_000 for path in drawn)
-    assert "3 methods on 1 tasks: a" in tables.report(rows)
+    assert "3 methods on 1 tasks: a" in tables.markdown_study(rows)
 
 
 def test_tasks_that_were_not_looked_at_have_means_of_their_own(rows, tmp_path):
     starred = rows[rows["method"] != "qgpo"].replace({"task": {"b": tables.LOOKED_AT[0]}})
-    assert tables.unseen(["a", tables.LOOKED_AT[0]]) == ["a"]
-    assert tables.unseen(["a", "b"]) == tables.unseen([tables.LOOKED_AT[0]]) == []
-    parts = tables.report(starred).split("\n\n")
+    assert tables.not_looked_at(["a", tables.LOOKED_AT[0]]) == ["a"]
+    assert tables.not_looked_at(["a", "b"]) == tables.not_looked_at([tables.LOOKED_AT[0]]) == []
+    parts = tables.markdown_study(starred).split("\n\n")
     alone = parts[parts.index("The same on the 1 of them that were not looked at while settings were chosen:") + 1]
-    assert alone == tables.format_summary(tables.summary(tables.seed_scores(starred), ["bc", "aepo"], ["a"]))
-    assert "not looked at" not in tables.report(rows)
-    assert tmp_path / "08_study_iqm_unseen.png" in tables.draw(starred, tmp_path)
-    assert tmp_path / "08_study_iqm_unseen.png" not in tables.draw(rows, tmp_path)
+    assert alone == tables.markdown_summary(tables.summary_table(tables.seed_scores(starred), ["bc", "aepo"], ["a"]))
+    assert "not looked at" not in tables.markdown_study(rows)
+    assert tmp_path / "08_study_iqm_unseen.png" in result_figures.draw_study(starred, tmp_path)
+    assert tmp_path / "08_study_iqm_unseen.png" not in result_figures.draw_study(rows, tmp_path)
 
 
 def test_means_by_kind_of_task(rows):
     named = rows[rows["method"] != "qgpo"].replace({"task": {"a": "maze2d-umaze", "b": "local-hopper-medium-expert"}})
-    assert [tables.kind(t) for t in ("local-pointmaze-large", "local-pusher-mixed")] == ["mazes", "robots, mixed"]
-    parts = tables.report(named).split("\n\n")
+    assert [tables.kind_of_task(t) for t in ("local-pointmaze-large", "local-pusher-mixed")] == [
+        "mazes",
+        "robots, mixed",
+    ]
+    parts = tables.markdown_study(named).split("\n\n")
     (table,) = (part for part in parts if part.startswith("| IQM by kind of task"))
     assert table.splitlines() == [
         "| IQM by kind of task | all (2) | robots, medium-expert (1) | mazes (1) |",
@@ -115,11 +118,11 @@ def test_means_by_kind_of_task(rows):
         "| `aepo` | **16.5** | **11.5** | **21.5** |",
         "| `bc` | 1.5 | 1.5 | 1.5 |",
     ]
-    assert "by kind of task" not in tables.report(rows)
+    assert "by kind of task" not in tables.markdown_study(rows)
 
 
 def test_methods_that_only_some_tasks_have_get_a_table_of_their_own(rows):
-    everywhere, others = tables.report(rows).split("\n\n")[:2]
+    everywhere, others = tables.markdown_study(rows).split("\n\n")[:2]
     assert everywhere.splitlines() == [
         "| task | `bc` | `aepo` |", "| --- | --- | --- |", "| `a` | 2 | **22** |", "| `b` | 2 | **12** |"
     ]  # fmt: skip

@@ -19,7 +19,7 @@ import torch
 from aepo import files, lifeline, settings, watch
 from aepo.learners import behavior as behavior_stage
 from aepo.learners import training
-from aepo.study import results, runs, stages
+from aepo.study import evaluation, runs, stages
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,9 +156,9 @@ def test_an_evaluation_without_its_entry_gets_it(run, data, tiny, monkeypatch):
     monkeypatch.setitem(settings.PROFILES, "smoke", small)
     short = replace(run, task=replace(run.task, horizon=5), methods=("bc",))
     stages.train_behavior(short, data)
-    results.evaluate(short, "bc")
+    evaluation.evaluate(short, "bc")
     (run.folder / "manifest.json").unlink()
-    results.evaluate(short, "bc")
+    evaluation.evaluate(short, "bc")
     assert runs.read_manifest(run.folder)["evaluation"]["bc"]["episodes"] == 1
 
 

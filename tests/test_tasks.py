@@ -7,7 +7,7 @@ import pytest
 from aepo import environments, files, observations, settings
 from aepo.data import tasks
 from aepo.data.suites import SUITES
-from aepo.study import copies, runs
+from aepo.study import evaluation, runs
 
 TASKS = list(tasks.TASKS.values())
 
@@ -129,7 +129,6 @@ def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
     from aepo import Policy
     from aepo.core import models
     from aepo.settings import BehaviorSettings
-    from aepo.study import results
 
     task = tasks.get("pointmaze-umaze-v2")
     run = runs.open_run(task.name, [0], ["bc"], "smoke", "cpu", tmp_path / "runs")
@@ -140,12 +139,12 @@ def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
     files.write_artifact(
         run.artifact("behavior"), behavior.state_dict(), {"settings": vars(settings), "seeds": [0], "settings_hash": ""}
     )
-    rollouts = results.evaluate(run, "bc")
+    rollouts = evaluation.evaluate(run, "bc")
     assert rollouts.states.shape[-1] == 6
     assert set(np.unique(rollouts.success)) <= {0.0, 1.0}
     policy = Policy.load(run.folder, "bc", device="cpu")
     assert policy.observation_keys == ("observation", "desired_goal")
-    flat = copies.make_copies(task, 3).reset([1, 2, 3])
+    flat = evaluation.Copies(task, 3).reset([1, 2, 3])
     parts = {"achieved_goal": flat[:, :2], "desired_goal": flat[:, 4:], "observation": flat[:, :4]}
     seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
     assert np.array_equal(policy.act(parts, seeded()), policy.act(flat, seeded()))

@@ -12,7 +12,7 @@ from aepo.data import datasets, oddities, tasks
 from aepo.data.datasets import Dataset
 from aepo.learners.actor import Actor
 from aepo.settings import BehaviorSettings, CriticSettings
-from aepo.study import figures, results, views
+from aepo.study import figures, result_figures, results, tables, views
 from aepo.study.policy import Policy
 
 
@@ -136,10 +136,10 @@ def test_a_table_without_scores_shows_returns():
         for e in range(3)
     ]
     frame = pd.DataFrame(rows).assign(score=np.nan, success=pd.array([None] * 6, dtype="Int64"))
-    table = results.score_table(frame)
-    shown = results.format_table(table)
+    table = tables.task_table(frame)
+    shown = tables.readable_task_table(table)
     assert set(shown["score"]) == set(shown["success"]) == {"-"}
     assert shown["return"].iloc[0].startswith("1.0 [")
-    figure = figures.scores(table)
+    figure = result_figures.task_scores(table)
     assert figure.axes[0].get_xlabel() == "return"
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Variants of a run: one setting changed, everything that it does not touch shared with the run; a table."""
+"""Variants of a run: some settings changed, everything that they do not touch shared with the run; one table."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ TOUCHES = {  # by the stage whose settings change: which stages are made again, 
     "policy": ("policy", "support-policy"),
     "evaluation": (),
 }
-TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)
-GUIDED = (
+TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)  # the default: the values that are searched
+SCALE_SEARCHED = (
     "qgpo", "qgpo-softmax", "aepo-direct", "aepo-direct-softmax", "mean-q", "aepo", "aepo-cubature", "aepo-support",
     "aepo-support-softmax",
 )  # fmt: skip
@@ -33,31 +33,18 @@ GUIDED = (
 
 @dataclass(frozen=True)
 class Variant:
-    """`changes` of the settings by stage, under `name`, for some methods; `question`: what it answers.
+    """`settings` by stage that differ, for some methods; `question`: what it answers.
 
-    `present`: only for those of the methods that the run itself has. Of the search of one number a method
-    (`study.search`): which `number`, and how many `times` its default.
+    A setting that each method has its own of is given as the one value of all `methods`. Of the search of one number a
+    method: which `number`, and how many `times` its default; methods that the run itself does not have are left out.
     """
 
     name: str
     question: str
     methods: tuple[str, ...]
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    present: bool = False
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     number: str = ""
     times: float | None = None
-
-
-def _guidance(method: str, beta: float, scale: float) -> dict[str, dict[str, dict[str, float]]]:
-    return {"evaluation": {"beta": {method: beta}, "guidance_scale": {method: scale}}}
-
-
-def _factors(value: float) -> dict[str, dict[str, dict[str, float]]]:
-    return {"evaluation": {"scale_factor": dict.fromkeys(GUIDED, value)}}
-
-
-def _own(name: str, method: str, stage: str, times: float, **values: Any) -> Variant:
-    return Variant(name, "own", (method,), {stage: values}, True, next(iter(values)), times)
 
 
 QUESTIONS = {
@@ -70,51 +57,57 @@ QUESTIONS = {
     "support": "how many support actions",
     "noise": "how much noise to start from; from none: one action a state",
 }
+
+
+def _searched() -> list[Variant]:
+    """One number of each method, at each of TIMES its default."""
+    found = []
+    for x in TIMES:
+        scale = {"evaluation": {"scale_factor": x}}
+        found.append(Variant(f"{x:g} x", "factor", SCALE_SEARCHED, scale, "scale", x))
+        candidates = {"evaluation": {"candidates": int(16 * x)}}
+        found.append(Variant(f"{16 * x:g} candidates", "own", ("best-of-n",), candidates, "candidates", x))
+        for method in ("iql", "qipo"):
+            beta = {"evaluation": {"beta": 3 * x}}
+            found.append(Variant(f"{method} beta {3 * x:g}", "own", (method,), beta, "beta", x))
+        alpha = {"policy": {"alpha": 2.5 * x}}
+        found.append(Variant(f"alpha {2.5 * x:g}", "own", ("td3bc",), alpha, "alpha", x))
+    return found
+
+
+def _grid() -> list[Variant]:
+    """Inverse temperature by guidance scale."""
+    pairs = [(beta, scale) for beta in (1.0, 3.0, 10.0) for scale in (0.5, 1.0, 2.0)]
+    values = {f"beta {beta:g}, scale {scale:g}": {"beta": beta, "guidance_scale": scale} for beta, scale in pairs}
+    return [Variant(name, "grid", ("aepo-direct",), {"evaluation": value}) for name, value in values.items()]
+
+
 VARIANTS = [
-    *(Variant(f"{times:g} x", "factor", GUIDED, _factors(times), True, "scale", times) for times in TIMES),
-    *(_own(f"{16 * x:g} candidates", "best-of-n", "evaluation", x, candidates=int(16 * x)) for x in TIMES),
-    *(
-        _own(f"{method} beta {3 * x:g}", method, "evaluation", x, beta={method: 3 * x})
-        for method in ("iql", "qipo")
-        for x in TIMES
-    ),
-    *(_own(f"alpha {2.5 * x:g}", "td3bc", "policy", x, alpha=2.5 * x) for x in TIMES),
-    *(
-        Variant(f"beta {beta:g}, scale {scale:g}", "grid", ("aepo-direct",), _guidance("aepo-direct", beta, scale))
-        for beta in (1.0, 3.0, 10.0)
-        for scale in (0.5, 1.0, 2.0)
-    ),
-    *(
-        Variant(
-            f"expectile {value:g}", "expectile", ("best-of-n", "aepo-direct", "iql"), {"critic": {"expectile": value}}
-        )
-        for value in (0.5, 0.8)
-    ),
+    *_searched(),
+    *_grid(),
+    Variant("expectile 0.5", "expectile", ("best-of-n", "aepo-direct", "iql"), {"critic": {"expectile": 0.5}}),
+    Variant("expectile 0.8", "expectile", ("best-of-n", "aepo-direct", "iql"), {"critic": {"expectile": 0.8}}),
     Variant("no floor", "floor", ("best-of-n", "aepo-direct"), {"critic": {"return_floor": False}}),
-    *(
-        Variant(f"{steps} solver steps", "solver", ("bc", "aepo-direct"), {"evaluation": {"solver_steps": steps}})
-        for steps in (5, 20)
-    ),
-    *(
-        Variant(f"noise {noise:g}", "noise", methods, {"evaluation": {"noise_scale": dict.fromkeys(methods, noise)}})
-        for noise, methods in (
-            (0.0, ("bc", "aepo-direct")),
-            (0.25, ("bc", "best-of-n")),
-            (0.5, ("bc", "best-of-n", "aepo-direct")),
-            (1.0, ("aepo-direct",)),
-        )
-    ),
+    Variant("5 solver steps", "solver", ("bc", "aepo-direct"), {"evaluation": {"solver_steps": 5}}),
+    Variant("20 solver steps", "solver", ("bc", "aepo-direct"), {"evaluation": {"solver_steps": 20}}),
+    Variant("noise 0", "noise", ("bc", "aepo-direct"), {"evaluation": {"noise_scale": 0.0}}),
+    Variant("noise 0.25", "noise", ("bc", "best-of-n"), {"evaluation": {"noise_scale": 0.25}}),
+    Variant("noise 0.5", "noise", ("bc", "best-of-n", "aepo-direct"), {"evaluation": {"noise_scale": 0.5}}),
+    Variant("noise 1", "noise", ("aepo-direct",), {"evaluation": {"noise_scale": 1.0}}),
     Variant("4 support actions", "support", ("aepo-support",), {"energy": {"support": 4}}),
     Variant("64 support actions", "support", ("aepo-support",), {"energy": {"support": 64, "support_states": 4_096}}),
 ]
 
 
-def chosen(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Variant]:
+def variants_of(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Variant]:
     """The variants that runs of a profile have with these methods: all; at smoke one a question."""
-    some = [variant for variant in VARIANTS if not variant.present or {*variant.methods} & {*methods}]
+    found = [variant for variant in VARIANTS if not variant.number or set(variant.methods) & set(methods)]
     if not settings.is_smoke(profile):
-        return some
-    return list({variant.question: variant for variant in reversed(some)}.values())[::-1]
+        return found
+    firsts: dict[str, Variant] = {}
+    for variant in found:
+        firsts.setdefault(variant.question, variant)
+    return list(firsts.values())
 
 
 def slug(variant: str) -> str:
@@ -122,31 +115,36 @@ def slug(variant: str) -> str:
     return variant.replace(" ", "-").replace(",", "")
 
 
-def folder_of(run: Run, variant: Variant) -> Run:
+def variant_run(run: Run, variant: Variant) -> Run:
     """The run of a variant: a folder of its own below the run's, its settings changed."""
     changed = {stage: dict(values) for stage, values in run.task.settings.items()}
-    for stage, values in variant.changes.items():
+    for stage, values in variant.settings.items():
         own = changed.setdefault(stage, {})
         for key, value in values.items():
-            own[key] = {**own.get(key, {}), **value} if isinstance(value, Mapping) else value
+            of_methods = isinstance(getattr(getattr(run.profile, stage), key), Mapping)
+            own[key] = {**own.get(key, {}), **dict.fromkeys(variant.methods, value)} if of_methods else value
     folder = run.folder / "ablations" / slug(variant.name)
-    methods = tuple(m for m in variant.methods if m in run.methods or not variant.present)
+    methods = tuple(m for m in variant.methods if m in run.methods or not variant.number)
     return replace(run, folder=folder, task=replace(run.task, settings=changed), methods=methods)
 
 
 def _used(run: Run) -> list[str]:
     """The stages that the run's methods act with, and what these were made from."""
-    beta = run.profile.evaluation.beta
-    used = {stage for method in run.methods for stage in runs.stages_of(method, beta.get(method, 0.0)).values()}
-    used |= {"behavior", "critic"}
+    beta, used = run.profile.evaluation.beta, {"behavior"}
     for method in run.methods:
-        if METHODS[method].energy in SUPPORTED or METHODS[method].policy in RENEWED:
+        entry = METHODS[method]
+        used |= {"critic", *runs.stages_of(method, beta.get(method, 0.0)).values()}
+        if entry.energy in SUPPORTED or entry.policy in RENEWED:
             used.add("support")
-        if METHODS[method].policy in RENEWED:
+        if entry.policy in RENEWED:
             final = runs.policy_stage(method, beta[method])
             for index in range(1, run.profile.policy.rounds):
                 used |= {f"{final}-round{index}", f"support-{final}-round{index + 1}"}
     return sorted(used)
+
+
+def _settings_hash(run: Run, stage: str) -> str | None:
+    return files.read_json(run.folder / f"{stage}.json").get("settings_hash")
 
 
 def _share(run: Run, own: Run, *names: str, anew: bool = False) -> None:
@@ -161,28 +159,24 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     """Train what the variant changes, evaluate its methods; their episodes also in the run's returns.csv from then on."""
     if not run.task.env_id:
         raise StudyError(f"task {run.task.name} is train-only: its variants have no environment to be evaluated in")
-    own, data = folder_of(run, variant), datasets.load(run.task, run.profile_name)
+    own, data = variant_run(run, variant), datasets.load(run.task, run.profile_name)
     own.folder.mkdir(parents=True, exist_ok=True)
     runs.record_data(own.folder, data)
-    again = tuple(name for stage in variant.changes for name in TOUCHES[stage])
+    again = tuple(name for stage in variant.settings for name in TOUCHES[stage])
     shared = [stage for stage in _used(own) if not stage.startswith(again)]
     for stage in shared:  # support has no log; the artefact comes last: where it is, the others are
-        now, kept = (files.read_json(each.folder / f"{stage}.json").get("settings_hash") for each in (run, own))
-        _share(run, own, f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors", anew=now != kept)
+        anew = _settings_hash(run, stage) != _settings_hash(own, stage)
+        _share(run, own, f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors", anew=anew)
     for method in own.methods:
         _share(run, own, f"evaluation/scale-{method}-b{own.profile.evaluation.beta.get(method, 0):g}.json")
         _share(run, own, f"evaluation/{method}.safetensors")
-    behavior, frames = stages.train_behavior(own, data), []
+    behavior, rows = stages.train_behavior(own, data), []
     for method in own.methods:
         campaign.train(own, data, behavior, method)
-        rollouts, (beta, scale) = results.evaluate(own, method), results.guidance_of(own, method)
-        scales = scale if isinstance(scale, list) else [scale] * len(run.seeds)
-        frames += [
-            results.rows(rollouts, i, method, variant.name, beta, scales[i], seed) for i, seed in enumerate(run.seeds)
-        ]
-    frame = results.scored(pd.concat(frames, ignore_index=True), run, data)
+        rows.append(results.evaluated_rows(own, method, variant.name))
+    frame = results.with_scores(pd.concat(rows, ignore_index=True), run, data)
     table = run.folder / "evaluation" / f"ablation-{own.folder.name}.csv"
-    made_from = {stage: files.read_json(run.folder / f"{stage}.json").get("settings_hash") for stage in shared}
+    made_from = {stage: _settings_hash(run, stage) for stage in shared}
     files.write_json(table.with_suffix(".json"), {"seeds": list(run.seeds), "networks": made_from})
     with files.atomic_path(table) as temporary:
         frame.to_csv(temporary, index=False)

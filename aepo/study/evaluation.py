@@ -1,28 +1,37 @@
-"""Rollouts in copies of an environment: all seeds and episodes in one sampler call a step; scores with intervals."""
+"""Evaluating methods: episodes in copies of the environment, kept in evaluation/<name>.safetensors with what made them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from aepo import environments, files
+from aepo import settings as settings_table
 from aepo.core.networks import generator
 from aepo.data.tasks import Task
-from aepo.learners.actor import Actor
+from aepo.methods import METHODS
 from aepo.progress import Progress
-from aepo.study.copies import Copies, SpreadCopies, make_copies
+from aepo.study import runs
+from aepo.study.guidance_scale import matched_scales
+from aepo.study.policy import Actor, load_actor
+from aepo.study.runs import Run
 
-MOST_ENVIRONMENTS = {"FrankaKitchen": 24}  # 68 MB each
+MOST_COPIES = {"FrankaKitchen": 24}  # of an environment at once: one takes 68 MB
+SHOWN_EPISODES = 8  # of a row: their states are kept
+FEWER = "evaluate fewer episodes or seeds at once, or take more memory"
 
 
 @dataclass(frozen=True)
 class Rollouts:
     """Episodes of S policies: returns, length, success `(S, E)`; states `(T, S, E, n)`, NaN after an episode's end.
 
-    success: 1 or 0, NaN where the environment does not report it. E of states: the episodes whose states were kept.
+    success: 1 or 0, NaN where the environment does not report it. E of states: the first SHOWN_EPISODES.
     """
 
     returns: np.ndarray
@@ -31,47 +40,74 @@ class Rollouts:
     states: np.ndarray
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What a step of several copies gave: observation `(K, n)`, reward, ended `(K,)`, success 0, 1 or NaN `(K,)`."""
+
+    observation: np.ndarray
+    reward: np.ndarray
+    ended: np.ndarray
+    success: np.ndarray
+
+
+class Copies:
+    """`count` copies of a task's environment; errors as `environments.make`."""
+
+    def __init__(self, task: Task, count: int):
+        self.envs = [environments.make(task) for _ in range(count)]
+        self.action_dim = self.envs[0].action_space.shape[0]
+
+    def reset(self, seeds: Sequence[int]) -> np.ndarray:
+        """First observations `(K, n)` of the first K copies, one a seed."""
+        return np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=False)])
+
+    def step(self, which: Sequence[int], actions: np.ndarray) -> Steps:
+        """One step of the copies `which`; actions `(K, d)`."""
+        steps = [self.envs[i].step(action) for i, action in zip(which, actions, strict=True)]
+        observation, reward, terminated, truncated, info = zip(*steps, strict=True)
+        success = [float(each.get("success", np.nan)) for each in info]
+        return Steps(np.stack(observation), np.array(reward), np.logical_or(terminated, truncated), np.array(success))
+
+    def close(self) -> None:
+        """Release what the environments hold."""
+        for env in self.envs:
+            env.close()
+
+
 def rollout(
     actor: Actor,
-    copies: Copies | SpreadCopies,
+    copies: Copies,
     seeds: Sequence[int],
     episodes: int,
     horizon: int,
     name: str = "evaluate",
     progress_folder: Path | None = None,
-    kept: int | None = None,
     first: int = 0,
 ) -> Rollouts:
     """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
 
-    `kept`: number of episodes a row whose states are kept (None: all). `first`: number of the first episode.
-    Start and noise of an episode follow from (seed, episode) alone, the start the same for every method, the noise for all
-    that draw as many candidates. Episodes that have ended
-    are neither stepped nor sampled for: rows narrow to the greatest number still running.
+    `first`: number of the first episode. Start and noise of an episode follow from (seed, episode) alone, the start the
+    same for every method, the noise for all that draw as many candidates. Episodes that have ended are neither stepped
+    nor sampled for: rows narrow to the greatest number still running.
     """
     shape, numbers = (len(seeds), episodes), range(first, first + episodes)
-    device, d = actor.behavior.low.device, copies.action_dim
-    noise = torch.stack(
-        [
-            torch.stack(
-                [torch.randn(horizon, actor.draws, d, generator=generator(seed, "episode", e)) for e in numbers]
-            )
-            for seed in seeds
-        ]
-    ).to(device)
+    noise_shape = (horizon, actor.draws, copies.action_dim)
+    noise = [torch.randn(noise_shape, generator=generator(seed, "episode", e)) for seed in seeds for e in numbers]
+    device = actor.behavior.low.device
+    noise = torch.stack(noise).view(*shape, *noise_shape).to(device)
     starts = [int(generator(seed, "start", e).initial_seed() % 2**31) for seed in seeds for e in numbers]
-    observation = copies.reset(starts)
-    observation = observation.reshape(*shape, -1)
+    observation = copies.reset(starts).reshape(*shape, -1)
     returns, length, success = np.zeros(shape), np.zeros(shape, dtype=int), np.full(shape, np.nan)
-    running, rows = np.ones(shape, dtype=bool), np.arange(len(seeds))[:, None]
-    kept = episodes if kept is None else min(kept, episodes)
-    states = np.full((horizon + 1, shape[0], kept, observation.shape[-1]), np.nan, dtype=np.float32)
+    kept = min(max(SHOWN_EPISODES - first, 0), episodes)
+    states = np.full((horizon + 1, len(seeds), kept, observation.shape[-1]), np.nan, dtype=np.float32)
     states[0] = observation[:, :kept]
-    columns = np.tile(np.arange(episodes), (len(seeds), 1))
+    running, rows = np.ones(shape, dtype=bool), np.arange(len(seeds))[:, None]
+    columns = np.tile(np.arange(episodes), (len(seeds), 1))  # of each row: the episodes that are sampled for
     with Progress(name, horizon, folder=progress_folder) as progress:
         for step in range(horizon):
-            if running.sum(1).max() < columns.shape[1]:
-                columns = np.argsort(~running, axis=1, kind="stable")[:, : running.sum(1).max()]
+            most = running.sum(1).max()
+            if most < columns.shape[1]:
+                columns = np.argsort(~running, axis=1, kind="stable")[:, :most]
             state = torch.as_tensor(observation[rows, columns], dtype=torch.float32, device=device)
             action = actor.act(state, noise[rows, columns, step]).cpu().numpy()
             place = np.nonzero(running[rows, columns])
@@ -90,35 +126,118 @@ def rollout(
     return Rollouts(returns, length, success, states)
 
 
-def play(
-    actor: Actor, task: Task, seeds: Sequence[int], episodes: int, name: str, progress_folder: Path, kept: int
-) -> Rollouts:
+def play(actor: Actor, task: Task, seeds: Sequence[int], episodes: int, name: str, progress_folder: Path) -> Rollouts:
     """`rollout` in the task's environment, in rounds where so many copies of it at once would fill the memory."""
-    most = next((count for kind, count in MOST_ENVIRONMENTS.items() if task.env_id.startswith(kind)), None)
-    together = episodes if most is None else min(episodes, max(1, most // len(seeds)))
-    rounds, copies = [], None
+    most = next((count for kind, count in MOST_COPIES.items() if task.env_id.startswith(kind)), len(seeds) * episodes)
+    together = min(episodes, max(1, most // len(seeds)))
+    copies, rounds = Copies(task, len(seeds) * together), []
     for first in range(0, episodes, together):
         count = min(together, episodes - first)
-        if copies is None or count < together:
-            if copies is not None:
-                copies.close()
-            copies = make_copies(task, len(seeds) * count)
         label = name if together == episodes else f"{name}, episodes {first + 1} to {first + count} of {episodes}"
-        keep = max(0, kept - first)
-        rounds.append(rollout(actor, copies, seeds, count, task.horizon, label, progress_folder, keep, first))
+        rounds.append(rollout(actor, copies, seeds, count, task.horizon, label, progress_folder, first))
     copies.close()
-    joined = {
-        field: np.concatenate([getattr(r, field) for r in rounds], 1) for field in ("returns", "length", "success")
+    returns, length, success = (
+        np.concatenate([getattr(each, name) for each in rounds], 1) for name in ("returns", "length", "success")
+    )
+    return Rollouts(returns, length, success, np.concatenate([each.states for each in rounds], 2))
+
+
+def evaluate(run: Run, method: str) -> Rollouts | None:
+    """Evaluate a method for all seeds of the run, `evaluation.episodes` episodes each, or load what is kept.
+
+    None, said in one sentence, for a train-only task: the manifest then holds how the policy acts, without rollouts.
+    """
+    settings, (beta, scales) = run.profile.evaluation, guidance_of(run, method)
+    content = _made_with(run, method, beta, scales) | {
+        "candidates": settings.candidates if METHODS[method].best else 1,
+        "episodes": settings.episodes,
+        "seeds": list(run.seeds),
     }
-    return Rollouts(**joined, states=np.concatenate([r.states for r in rounds], 2))
+    if run.task.env_id is None:
+        _note(run, method, content)
+        print(f"{method}: not evaluated, {run.task.name} is {run.task.note or 'train-only: it names no environment'}")
+        return None
+    return _kept_or_played(run, method, method, run.seeds, content)
 
 
-def nested_bootstrap(returns: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95% percentile interval of `(seeds, episodes)` returns: seeds redrawn first, then episodes within each."""
-    rng = np.random.default_rng(seed)
-    seeds, episodes = returns.shape
-    chosen = rng.integers(seeds, size=(draws, seeds, 1))
-    within = rng.integers(episodes, size=(draws, seeds, episodes))
-    means = returns[chosen, within].mean((1, 2))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(returns.mean()), float(low), float(high)
+def evaluate_curve(run: Run, method: str) -> Rollouts:
+    """The first seed at each of `evaluation.curve_scales`, side by side as rows, or load what is kept."""
+    settings, seed = run.profile.evaluation, run.seeds[0]
+    beta, scales = guidance_of(run, method)[0], list(settings.curve_scales)
+    content = _made_with(run, method, beta, scales) | {
+        "candidates": 1,
+        "episodes": settings.curve_episodes,
+        "seed": seed,
+    }
+    return _kept_or_played(run, f"curve-{method}", method, [seed] * len(scales), content)
+
+
+def guidance_of(run: Run, method: str) -> tuple[float, list[float]]:
+    """Inverse temperature, and guidance scale of each seed, that a method is evaluated with; 0 where it has none."""
+    settings, entry = run.profile.evaluation, METHODS[method]
+    beta = settings.beta[method] if entry.tempered else 0.0
+    scale = settings.guidance_scale[method] if entry.guided else 0.0
+    if scale is None:
+        return beta, [settings.scale_factor[method] * matched for matched in matched_scales(run, method, beta)]
+    return beta, [scale] * len(run.seeds)
+
+
+def _made_with(run: Run, method: str, beta: float, scales: Sequence[float]) -> dict[str, Any]:
+    """What rollouts are made with: guidance, sampler, contents of the networks, environment."""
+    settings, task = run.profile.evaluation, run.task
+    networks = sorted(set(runs.stages_of(method, beta).values()))
+    return {
+        "beta": beta,
+        "guidance_scale": list(scales),
+        "solver_steps": settings.solver_steps,
+        "noise_scale": settings.noise_scale[method],
+        "networks": {name: files.load_tensors(run.artifact(name))[1]["sha256"] for name in networks},
+        "env_id": task.env_id,
+        "env_kwargs": dict(task.env_kwargs),
+        "observation_keys": list(task.observation_keys),
+        "horizon": task.horizon,
+    }
+
+
+def _kept_or_played(run: Run, name: str, method: str, seeds: Sequence[int], content: Mapping[str, Any]) -> Rollouts:
+    """Rollouts kept under `name` with the same content, else played as it says, a row a seed, and kept."""
+    digest, path = settings_table.digest(content), run.folder / "evaluation" / f"{name}.safetensors"
+    with files.lock(run.folder, f"evaluation-{name}"):
+        kept = _stored(path, digest)
+        if kept is not None:
+            if name == method:
+                _note(run, method, content)
+            return kept
+        started = time.time()
+        with files.memory(f"evaluate {name}", FEWER):
+            sampling = (content["solver_steps"], content["candidates"], run.device, content["noise_scale"])
+            actor = load_actor(run.folder, method, seeds, content["beta"], content["guidance_scale"], *sampling)
+            played = play(actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress")
+        if name == method:  # before the rollouts, whose file marks the end
+            _note(run, method, content, seconds=round(time.time() - started, 1))
+        tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(played).items()}
+        files.save_tensors(path, tensors, {"settings": content, "settings_hash": digest})
+    return played
+
+
+def _note(run: Run, method: str, content: Mapping[str, Any], **measured: float) -> None:
+    """Write a method's manifest entry, where there is none of the same content or something was measured."""
+    digest = settings_table.digest(content)
+    noted = runs.read_manifest(run.folder).get("evaluation", {}).get(method, {})
+    if measured or noted.get("settings_hash") != digest:
+        entry = {**content, **measured, "device": run.device, "settings_hash": digest}
+        runs.update_manifest(run.folder, "evaluation", method, entry)
+
+
+def _stored(path: Path, digest: str) -> Rollouts | None:
+    """Rollouts kept under the same settings hash, else None."""
+    if not path.exists():
+        return None
+    try:
+        tensors, meta = files.load_tensors(path)
+    except files.StudyError as error:
+        print(f"evaluated again: {error}")
+        return None
+    if meta.get("settings_hash") != digest or set(tensors) != set(Rollouts.__dataclass_fields__):
+        return None
+    return Rollouts(**{key: value.numpy() for key, value in tensors.items()})

@@ -1,4 +1,4 @@
-"""One style, one function a figure; each takes what it shows and returns a matplotlib Figure."""
+"""The study's style, and figures of data and networks: each takes what it shows and returns a matplotlib Figure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from matplotlib.figure import Figure
 
 from aepo import files
-from aepo.core.losses import TARGETS
+from aepo.core.guidance import KINDS
 from aepo.core.models import Critic
 from aepo.data.datasets import Dataset
-from aepo.methods import DATASET, METHODS, NAMES
+from aepo.methods import DATASET, METHODS
 from aepo.study.policy import Policy
 from aepo.study.views import MazeMap, View
 
@@ -27,25 +27,26 @@ PANELS = 6  # most in a row
 def _family(method: str) -> str:
     """What kind of policy a method is, by the colormap that its kind is drawn in."""
     entry = METHODS[method]
-    if entry.closed:
+    if entry.shift:
         return "Reds"
     if entry.energy == "contrastive":
         return "Purples"
     if entry.energy:
-        return "Blues" if entry.energy in TARGETS else "Greens"
+        return "Blues" if entry.energy in KINDS or entry.energy.startswith("shift") else "Greens"
     return "YlOrBr" if entry.best else "Greys" if not entry.policy else "RdPu"
 
 
 def _colors() -> dict[str, tuple[float, ...]]:
-    families = pd.Series({method: _family(method) for method in METHODS})
-    found = {DATASET: (0.3, 0.3, 0.3)}
-    for family, part in families.groupby(families, sort=False):
-        shades = sns.color_palette(family, len(part) + 2)[2:]
-        found |= dict(zip(part.index, shades[::-1], strict=True))
+    families, found = {}, {DATASET: (0.3, 0.3, 0.3)}
+    for method in METHODS:
+        families.setdefault(_family(method), []).append(method)
+    for family, methods in families.items():
+        shades = sns.color_palette(family, len(methods) + 2)[2:]
+        found |= dict(zip(methods, reversed(shades), strict=True))
     return found
 
 
-# One hue a kind: guided by a closed form at sampling (red), by a network that learned one (blue), a support or clean
+# One hue a kind: guided by a closed form of the shift (red), by a network that learned a closed form (blue), a support or clean
 # estimate (green) or the contrastive loss (purple); picks (brown); policies of their own (pink); cloning (grey).
 COLORS = _colors()
 
@@ -145,12 +146,10 @@ def ranges(data: Dataset) -> Figure:
     """Each dimension of observations and actions: median, quartiles, 1% and 99%, extremes."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=[2, 1])
     index = torch.linspace(0, len(data) - 1, min(100_000, len(data))).long()
-    for ax, values, title in zip(
-        axes, (data.state, data.action), ("observations", "actions, scaled to the box"), strict=True
-    ):
-        low, one, quarter, half, three, most, high = np.quantile(
-            values[index].numpy(), [0, 0.01, 0.25, 0.5, 0.75, 0.99, 1], axis=0
-        )
+    shown = {"observations": data.state, "actions, scaled to the box": data.action}
+    for ax, (title, values) in zip(axes, shown.items(), strict=True):
+        shares = [0, 0.01, 0.25, 0.5, 0.75, 0.99, 1]
+        low, one, quarter, half, three, most, high = np.quantile(values[index].numpy(), shares, axis=0)
         where = np.arange(len(half))
         ax.vlines(where, one, most, lw=1)
         ax.vlines(where, quarter, three, lw=4, alpha=0.6)
@@ -164,9 +163,9 @@ def ranges(data: Dataset) -> Figure:
 
 def losses(log: pd.DataFrame, columns: Mapping[str, str], log_scale: bool = True) -> Figure:
     """Training curves, one panel a column (name -> title), one line a seed."""
-    figure, axes = plt.subplots(1, len(columns), figsize=(4 * len(columns), 3), squeeze=False)
-    for ax, (name, title) in zip(axes[0], columns.items(), strict=True):
-        sns.lineplot(log, x="step", y=name, hue="seed", palette="colorblind", ax=ax, legend=ax is axes[0][0])
+    figure, axes = panels(len(columns), 4, 3)
+    for ax, (name, title) in zip(axes, columns.items(), strict=True):
+        sns.lineplot(log, x="step", y=name, hue="seed", palette="colorblind", ax=ax, legend=ax is axes[0])
         ax.set(title=title, ylabel="", yscale="log" if log_scale else "linear")
     return figure
 
@@ -177,15 +176,14 @@ def action_match(recorded: np.ndarray, sampled: np.ndarray) -> Figure:
     Shown are the dimensions that vary most.
     """
     shown = sorted(np.argsort(-recorded.std(0), kind="stable")[:2])
-    joint = 2 * (len(shown) > 1)
-    figure, axes = plt.subplots(1, joint + len(shown), figsize=(3.2 * (joint + len(shown)), 3), squeeze=False)
-    for ax, actions, title in zip(
-        axes[0][:joint], (recorded, sampled), ("recorded actions", "sampled actions"), strict=False
-    ):
+    both = {"recorded": recorded, "sampled": sampled}
+    joint = both if len(shown) > 1 else {}
+    figure, axes = panels(len(joint) + len(shown), 3.2, 3)
+    for ax, (label, actions) in zip(axes, joint.items(), strict=False):
         ax.hist2d(*actions[:, shown].T, bins=50, range=[[-1, 1]] * 2, cmap="viridis", norm="log")
-        ax.set(title=title, xlabel=f"action {shown[0]}", ylabel=f"action {shown[1]}", aspect="equal")
-    for i, ax in zip(shown, axes[0][joint:], strict=True):
-        for actions, label in ((recorded, "recorded"), (sampled, "sampled")):
+        ax.set(title=f"{label} actions", xlabel=f"action {shown[0]}", ylabel=f"action {shown[1]}", aspect="equal")
+    for i, ax in zip(shown, axes[len(joint) :], strict=True):
+        for label, actions in both.items():
             ax.hist(actions[:, i], bins=60, range=(-1, 1), density=True, histtype="step", label=label)
         ax.set(title=f"action {i}", yscale="log")
         ax.legend()
@@ -259,11 +257,10 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
         2 * (p.act(batch, torch.Generator().manual_seed(0)) - low) / (high - low) - 1 for p in (cloning, policy)
     )
     pair = sorted(np.argsort(-np.abs(guided.mean(0) - cloned.mean(0)), kind="stable")[:2])
-    figure, axes = plt.subplots(1, len(times) + 2, figsize=(3 * (len(times) + 2), 3.1))
+    figure, axes = panels(len(times) + 2, 3, 3.1)
     names = [f"action {i}" for i in pair]
-    for ax, actions, title in zip(
-        axes, (cloned, guided), ("guidance scale 0", f"guidance scale {actor.guidance_scale:g}"), strict=False
-    ):
+    samples = {"guidance scale 0": cloned, f"guidance scale {actor.guidance_scale:g}": guided}
+    for ax, (title, actions) in zip(axes, samples.items(), strict=False):
         if d == 1:
             ax.hist(actions[:, 0], bins=40, range=(-1.1, 1.1))
         else:
@@ -298,37 +295,4 @@ def trajectories(states: Mapping[str, np.ndarray], view: View) -> Figure:
             ax.plot(*xy.T, lw=0.8, alpha=0.8)
             ax.plot(*xy[0], "k.", ms=4)
         ax.set_title(name)
-    return figure
-
-
-def scores(table: pd.DataFrame) -> Figure:
-    """Mean score of each method (its return, where the task has no scores) with its 95% interval; the recorded
-    behavior as a line."""
-    name = "score" if table["score"].notna().all() else "return"
-    figure, ax = plt.subplots(figsize=(6, 0.5 * len(table) + 1))
-    shown = table[table["method"] != DATASET].iloc[::-1]
-    error = np.abs(shown[[f"{name}_low", f"{name}_high"]].to_numpy().T - shown[name].to_numpy())
-    colors = [COLORS[m] for m in shown["method"]]
-    ax.barh(shown["method"], shown[name], xerr=error, color=colors, error_kw={"capsize": 3})
-    recorded = table[table["method"] == DATASET]
-    if len(recorded):
-        ax.axvline(recorded[name].iloc[0], color="0.3", ls="--", lw=1, label="recorded behavior")
-        ax.legend(loc="lower right")
-    ax.set(xlabel="normalised score (0 and 100: the reference returns)" if name == "score" else "return")
-    return figure
-
-
-def guidance_curves(curves: pd.DataFrame) -> Figure:
-    """Return over guidance scale, one line a beta, one panel a method; bands are 95% intervals over episodes."""
-    methods = [m for m in NAMES if m in set(curves["method"])]
-    figure, axes = panels(len(methods), 2.9, 2.4, sharey=True)
-    several = curves["beta"].nunique() > 1
-    for ax, method in zip(axes, methods, strict=True):
-        part = curves[curves["method"] == method]
-        hue = {"hue": "beta", "palette": "flare"} if several else {"color": COLORS[method]}
-        sns.lineplot(part, x="guidance_scale", y="return", marker="o", seed=0, ax=ax, legend=ax is axes[0], **hue)
-        ax.set(title=method, xlabel="guidance scale", xscale="symlog")
-        ax.set_xticks(
-            sorted(part["guidance_scale"].unique()), [f"{s:g}" for s in sorted(part["guidance_scale"].unique())]
-        )
     return figure

@@ -1,4 +1,4 @@
-"""Statistics over many tasks (Agarwal et al. 2021, arXiv 2108.13264): each on the scores of one method, seeds by tasks."""
+"""Bootstraps: of one task (seeds, then episodes), and over many tasks (Agarwal et al. 2021, arXiv 2108.13264)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ DRAWS = 2_000
 def interquartile_mean(scores: np.ndarray) -> float:
     """Mean of the middle half of all values: the quarters below and above are left out (a quarter of n rounded down)."""
     return float(stats.trim_mean(np.ravel(scores), 0.25))
+
+
+def nested_bootstrap(returns: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95% percentile interval of `(seeds, episodes)` returns: seeds redrawn first, then episodes within each."""
+    rng = np.random.default_rng(seed)
+    seeds, episodes = returns.shape
+    chosen = rng.integers(seeds, size=(draws, seeds, 1))
+    within = rng.integers(episodes, size=(draws, seeds, episodes))
+    low, high = np.percentile(returns[chosen, within].mean((1, 2)), [2.5, 97.5])
+    return float(returns.mean()), float(low), float(high)
 
 
 def interval(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -17,8 +20,7 @@ PCA_ROWS = 50_000
 class MazeMap:
     """Walls and goal of a task's maze, to draw under anything that has positions: the first two numbers of a state."""
 
-    def __init__(self, task: Task):
-        env = environments.make(task, flat=False)
+    def __init__(self, env: gym.Env):
         unwrapped = env.unwrapped
         self.maze = unwrapped.maze
         self.scale = float(self.maze.maze_size_scaling)
@@ -26,7 +28,6 @@ class MazeMap:
         cells = self.maze.unique_goal_locations
         fixed = isinstance(unwrapped, environments.Maze2D)
         self.goal = unwrapped.goal if fixed else np.asarray(cells[0], dtype=float) if len(cells) == 1 else None
-        env.close()
 
     def project(self, states: np.ndarray) -> np.ndarray:
         """Positions `(..., 2)` of states `(..., n)`."""
@@ -64,9 +65,8 @@ class Plane:
         _, size, vectors = torch.linalg.svd(standard - standard.mean(0), full_matrices=False)
         share = (size.square() / size.square().sum().clamp(min=1e-12)).numpy()
         axes = vectors[:2].numpy()
-        axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[
-            :, None
-        ]  # a sign that any machine agrees on
+        largest = axes[np.arange(len(axes)), np.abs(axes).argmax(1)]
+        axes *= np.sign(largest)[:, None]  # a sign that any machine agrees on
         self.axes = np.concatenate([axes, np.zeros((2 - len(axes), axes.shape[1]))])
         self.labels = [f"principal component {i + 1} ({100 * s:.0f}%)" for i, s in enumerate([*share, 0.0][:2])]
         self._edges = [np.quantile(p, [0.001, 0.999]) for p in self.project(data.state[index].numpy()).T]
@@ -90,10 +90,7 @@ View = MazeMap | Plane
 
 def view(task: Task, data: Dataset) -> View:
     """Where to draw a task's states: its maze, or the plane of two principal components."""
-    if task.env_id is not None:
-        env = environments.make(task, flat=False)
-        has_maze = hasattr(env.unwrapped, "maze")
-        env.close()
-        if has_maze:
-            return MazeMap(task)
-    return Plane(data)
+    if task.env_id is None:
+        return Plane(data)
+    with contextlib.closing(environments.make(task, flat=False)) as env:
+        return MazeMap(env) if hasattr(env.unwrapped, "maze") else Plane(data)

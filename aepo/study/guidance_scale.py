@@ -13,11 +13,10 @@ from aepo import settings as settings_table
 from aepo.core.models import Behavior, Critic
 from aepo.core.networks import generator
 from aepo.data.datasets import Dataset, load
-from aepo.learners.actor import Actor
-from aepo.learners.support import sample_actions
+from aepo.learners.energies import sample_actions
 from aepo.learners.training import stack_draws
 from aepo.study import runs
-from aepo.study.policy import load_actor, load_networks
+from aepo.study.policy import Actor, load_actor, load_networks
 from aepo.study.runs import Run
 
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -38,12 +37,12 @@ def reached_advantage(actor: Actor, critic: Critic, state: Tensor, noise: Tensor
     return torch.stack([critic.advantage(state, action).mean(-1) for action in proposals])
 
 
-def choose(reached: Tensor, target: Tensor, scales: Sequence[float]) -> Tensor:
+def nearest_scales(reached: Tensor, target: Tensor, scales: Sequence[float]) -> Tensor:
     """The scale of each seed whose mean advantage is nearest to the target's: `(W, S)`, `(S,)` -> `(S,)`."""
     return torch.tensor(scales)[(reached - target).abs().argmin(0).cpu()]
 
 
-def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = None) -> list[float]:
+def matched_scales(run: Run, method: str, beta: float) -> list[float]:
     """One guidance scale a seed of the run, kept in evaluation/scale-<method>-b<beta>.json with what it was chosen by."""
     used = sorted({"behavior", "critic", *runs.stages_of(method, beta).values()})
     content = {
@@ -53,22 +52,21 @@ def matched_scales(run: Run, method: str, beta: float, data: Dataset | None = No
         "scales": list(SCALES),
         "states": STATES,
         "samples": SAMPLES,
+        "noise_scale": run.profile.evaluation.noise_scale[method],
     }
-    noise_scale = run.profile.evaluation.noise_scale[method]
-    if noise_scale != 1:
-        content["noise_scale"] = noise_scale
     digest = settings_table.digest(content)
     path = run.folder / "evaluation" / f"scale-{method}-b{beta:g}.json"
     with files.lock(run.folder, path.stem):
         kept = files.read_json(path)
         if kept.get("settings_hash") != digest:
-            kept = content | _match(run, method, beta, data or load(run.task, run.profile_name))
+            kept = content | _match(run, method, beta)
             files.write_json(path, kept | {"settings_hash": digest})
     return kept["chosen"]
 
 
-def _match(run: Run, method: str, beta: float, data: Dataset) -> dict[str, list]:
-    steps, data = run.profile.evaluation.solver_steps, data.to(run.device)
+def _match(run: Run, method: str, beta: float) -> dict[str, list]:
+    """`chosen` of each seed, with `target` and what each of SCALES `reached`."""
+    steps, data = run.profile.evaluation.solver_steps, load(run.task, run.profile_name).to(run.device)
     stages = ("behavior", "critic")
     behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in stages)
     noise_scale = run.profile.evaluation.noise_scale[method]
@@ -76,7 +74,8 @@ def _match(run: Run, method: str, beta: float, data: Dataset) -> dict[str, list]
     state, support, noise = _starts(behavior, data, run.seeds, steps)
     target = target_advantage(critic, state, support, beta)
     reached = reached_advantage(actor, critic, state, noise, SCALES)
-    return {"target": target.tolist(), "reached": reached.tolist(), "chosen": choose(reached, target, SCALES).tolist()}
+    chosen = nearest_scales(reached, target, SCALES)
+    return {"target": target.tolist(), "reached": reached.tolist(), "chosen": chosen.tolist()}
 
 
 def _starts(behavior: Behavior, data: Dataset, seeds: Sequence[int], steps: int) -> tuple[Tensor, Tensor, Tensor]:

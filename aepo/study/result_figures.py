@@ -1,0 +1,186 @@
+"""Figures of results: of one task, and of the study with its variants, drawn from returns.csv or results.csv alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from aepo.methods import DATASET, NAMES
+from aepo.study import statistics, tables
+from aepo.study.ablations import TIMES, VARIANTS
+from aepo.study.figures import COLORS, panels, save, use_style
+
+MOST_PROFILES, ALWAYS = 6, ("aepo", "bc")  # lines of the performance profiles: the best, and these
+
+
+def _bars(methods: pd.Series, value: pd.Series, low: pd.Series, high: pd.Series, height: float) -> Figure:
+    """A bar a method with its interval, the first on top, each `height` inches."""
+    figure, ax = plt.subplots(figsize=(6, height * len(methods) + 1))
+    error = np.abs(np.stack([low, high]) - value.to_numpy())
+    ax.barh(methods, value, xerr=error, color=[COLORS[method] for method in methods], error_kw={"capsize": 3})
+    ax.invert_yaxis()
+    return figure
+
+
+def task_scores(table: pd.DataFrame) -> Figure:
+    """Mean score of each method (its return, where the task has no scores) with its 95% interval: `tables.task_table`.
+
+    The recorded behavior is a line.
+    """
+    name = "score" if table["score"].notna().all() else "return"
+    shown, recorded = table[table["method"] != DATASET], table[table["method"] == DATASET]
+    figure = _bars(shown["method"], shown[name], shown[f"{name}_low"], shown[f"{name}_high"], 0.5)
+    ax = figure.axes[0]
+    if len(recorded):
+        ax.axvline(recorded[name].iloc[0], color="0.3", ls="--", lw=1, label="recorded behavior")
+        ax.legend(loc="lower right")
+    ax.set(xlabel="normalised score (0 and 100: the reference returns)" if name == "score" else "return")
+    return figure
+
+
+def guidance_curves(curves: pd.DataFrame) -> Figure:
+    """Return over guidance scale, one panel a method; bands are 95% intervals over episodes."""
+    methods = [m for m in NAMES if m in set(curves["method"])]
+    figure, axes = panels(len(methods), 2.9, 2.4, sharey=True)
+    for ax, method in zip(axes, methods, strict=True):
+        part = curves[curves["method"] == method]
+        sns.lineplot(part, x="guidance_scale", y="return", marker="o", seed=0, ax=ax, color=COLORS[method])
+        ax.set(title=method, xlabel="guidance scale", xscale="symlog")
+        scales = sorted(part["guidance_scale"].unique())
+        ax.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    return figure
+
+
+def score_map(matrix: pd.DataFrame) -> Figure:
+    """Mean score of every method on every task, `tables.score_matrix`; blank where it was not run."""
+    figure, ax = plt.subplots(figsize=(1.6 + 0.85 * matrix.shape[1], 1.2 + 0.32 * len(matrix)))
+    share, look = matrix / matrix.max().abs().clip(lower=1), {"cmap": "crest", "vmin": 0, "vmax": 1, "cbar": False}
+    sns.heatmap(share, annot=matrix.round(0) + 0.0, fmt=".0f", ax=ax, **look)
+    ax.grid(visible=False)
+    ax.set(xlabel="", ylabel="", title="mean score, last checkpoint; color: share of the best of the column")
+    ax.tick_params(axis="x", rotation=35)
+    plt.setp(ax.get_xticklabels(), ha="right")
+    return figure
+
+
+def interquartile_means(summary: pd.DataFrame, tasks: int, title: str = "") -> Figure:
+    """Interquartile mean of each method with its 95% interval, best on top: `tables.summary_table`."""
+    figure = _bars(summary["method"], summary["iqm"], summary["low"], summary["high"], 0.32)
+    label = f"interquartile mean score over {tasks} tasks x seeds, 95% stratified bootstrap"
+    figure.axes[0].set(xlabel=label, title=title)
+    return figure
+
+
+def performance_profiles(scores: Mapping[str, statistics.Scores]) -> Figure:
+    """Share of runs above each score, one line a method."""
+    figure, ax = plt.subplots(figsize=(6.5, 3.6))
+    everything = np.concatenate([np.concatenate(runs) for runs in scores.values()])
+    thresholds = np.linspace(min(0.0, everything.min()), everything.max(), 201)
+    for method, runs in scores.items():
+        ax.plot(thresholds, statistics.performance_profile(runs, thresholds), label=method, color=COLORS[method])
+    ax.set(xlabel="score", ylabel="share of runs above it", title="performance profiles")
+    ax.legend(bbox_to_anchor=(1, 0.5), loc="center left")
+    return figure
+
+
+def improvements(scores: Mapping[str, statistics.Scores], against: Sequence[str]) -> Figure:
+    """P(a run of the method beats one of another on the same task), with 95% intervals; one panel an opponent."""
+    figure, axes = panels(len(against), 3.6, 0.3 * len(scores) + 1.2)
+    for ax, other in zip(axes, against, strict=True):
+        methods = [method for method in scores if method != other]
+        for place, method in enumerate(methods):
+            value, low, high = statistics.improvement(scores[method], scores[other])
+            ax.plot([low, high], [place, place], color=COLORS[method], lw=3, alpha=0.6)
+            ax.plot(value, place, "o", color=COLORS[method])
+        ax.axvline(0.5, color="0.4", ls="--", lw=1)
+        ax.set(title=f"P(better than {other})", xlim=(0, 1))
+        ax.set_yticks(range(len(methods)), methods)
+        ax.invert_yaxis()
+    return figure
+
+
+def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
+    """All figures of the study into `folder`: score by task, interquartile means, performance profiles, P(better).
+
+    main: `tables.main_rows`. None where no task has a score.
+    """
+    use_style()
+    scores = tables.seed_scores(main)
+    if scores.empty:
+        return []
+    made = {"study_scores": score_map(tables.score_matrix(scores))}
+    for name, (methods, tasks) in zip(("", "_more", "_all"), tables.comparable_groups(scores), strict=False):
+        if len(methods) < 2:
+            continue
+        summary = tables.summary_table(scores, methods, tasks)
+        made[f"study_iqm{name}"] = interquartile_means(summary, len(tasks))
+        if name:
+            continue
+        if apart := tables.not_looked_at(tasks):
+            alone, title = (
+                tables.summary_table(scores, methods, apart),
+                "tasks not looked at while settings were chosen",
+            )
+            made["study_iqm_unseen"] = interquartile_means(alone, len(apart), title)
+        runs = {method: tables.scores_by_task(scores, method, tasks) for method in methods}
+        shown = dict.fromkeys([*summary["method"][:MOST_PROFILES], *(m for m in ALWAYS if m in methods)])
+        made["study_profiles"] = performance_profiles({method: runs[method] for method in shown})
+        if against := [method for method in tables.AGAINST if method in methods]:
+            made["study_improvement"] = improvements(runs, against)
+    return _save_all(made, folder, "08")
+
+
+def variant_figure(scores: pd.DataFrame, question: str) -> Figure:
+    """The figure of a question of `tables.variant_scores`: lines over the searched number, or a point a variant."""
+    part = scores[scores["question"] == question].sort_values("method", kind="stable")
+    times = part["variant"].map({v.name: v.times for v in VARIANTS}).astype(float)
+    if times.notna().any():
+        return _search_lines(part.assign(times=times)[times.notna()])
+    return _variant_points(part.assign(variant=part["method"] + ": " + part["variant"]))
+
+
+def draw_variants(scores: pd.DataFrame, folder: Path) -> list[Path]:
+    """One figure a question of `tables.variant_scores`, into `folder`; none where there are no variants."""
+    made = {question: variant_figure(scores, question) for question in scores["question"].unique()}
+    return _save_all(made, folder, "11")
+
+
+def _variant_points(scores: pd.DataFrame) -> Figure:
+    """Mean score of each variant with the range of its seeds, a panel a task."""
+    tasks, variants = list(dict.fromkeys(scores["task"])), list(dict.fromkeys(scores["variant"]))
+    size = (3.4 * len(tasks) + 1.5, 0.34 * len(variants) + 1)
+    figure, axes = plt.subplots(1, len(tasks), figsize=size, squeeze=False, sharey=True)
+    look = {"errorbar": ("pi", 100), "linestyle": "none", "capsize": 0.2}
+    for ax, task in zip(axes[0], tasks, strict=True):
+        sns.pointplot(scores[scores["task"] == task], x="score", y="variant", order=variants, ax=ax, **look)
+        ax.set(title=task, ylabel="")
+    return figure
+
+
+def _search_lines(scores: pd.DataFrame) -> Figure:
+    """Mean score over the searched number as a multiple of its default, a line a method, a panel a task."""
+    tasks = list(dict.fromkeys(scores["task"]))
+    figure, axes = panels(len(tasks), 3.4 + 1.8 / min(len(tasks), 3), 3.2, most=3)
+    look = {"palette": COLORS, "marker": "o", "errorbar": ("pi", 100), "err_kws": {"alpha": 0.08}}
+    for ax, task in zip(axes, tasks, strict=True):
+        part = scores[scores["task"] == task]
+        sns.lineplot(part, x="times", y="score", hue="method", legend=ax is axes[-1], ax=ax, **look)
+        ax.set(title=task, xlabel="times the default", xscale="log")
+        ax.set_xticks(TIMES, [f"{times:g}" for times in TIMES])
+        ax.minorticks_off()
+    sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title="")
+    return figure
+
+
+def _save_all(made: Mapping[str, Figure], folder: Path, number: str) -> list[Path]:
+    """Save figures as <number>_<name>.png; earlier ones of that number that are not among them go."""
+    drawn = [save(figure, folder / f"{number}_{name}.png") for name, figure in made.items()]
+    for old in set(folder.glob(f"{number}_*.png")) - {*drawn}:
+        old.unlink()
+    return drawn

@@ -1,0 +1,56 @@
+"""The guidance scale by a rule: exact where the answer is known."""
+
+import gaussian
+import pytest
+import torch
+from gaussian import SEEDS, SLOPE, VARIANCE, LinearCritic
+
+from aepo import files
+from aepo.core.models import ClosedForm
+from aepo.study import guidance_scale, stages
+from aepo.study.policy import Actor
+
+
+def test_exact_guidance_is_matched_by_scale_one_and_half_of_it_by_two():
+    """Gaussian behavior, linear Q: the gradient at the posterior mean is exact, so scale 1 reaches the target."""
+    _, behavior = gaussian.problem()
+    g = torch.Generator().manual_seed(0)
+    state, noise = torch.zeros(len(SEEDS), 500, 1), torch.randn(len(SEEDS), 500, 1, 2, generator=g)
+    support = behavior.sample(state.repeat_interleave(64, 1), torch.randn(len(SEEDS), 32_000, 2, generator=g), 15).view(
+        len(SEEDS), 500, 64, 2
+    )
+    target = guidance_scale.target_advantage(LinearCritic(), state, support, 1.0)
+    assert torch.allclose(target, (VARIANCE * SLOPE.square().sum()).expand(len(SEEDS)), atol=0.03)
+    for beta, scale in ((1.0, 1.0), (0.5, 2.0)):
+        actor = Actor(behavior, None, ClosedForm("point", behavior, LinearCritic(), beta), 1.0, 15, 1)
+        reached = guidance_scale.reached_advantage(actor, LinearCritic(), state, noise, guidance_scale.SCALES)
+        assert guidance_scale.nearest_scales(reached, target, guidance_scale.SCALES).tolist() == [scale] * len(SEEDS)
+
+
+def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch):
+    behavior = stages.train_behavior(run, data, tiny.behavior)
+    critic = stages.train_critic(run, data, tiny.critic)
+    stages.train_energy(run, data, behavior, critic, "aepo", settings=tiny.energy)
+    monkeypatch.setattr(guidance_scale, "STATES", 20)
+    scales = guidance_scale.matched_scales(run, "aepo", 3.0)
+    assert len(scales) == len(run.seeds)
+    assert set(scales) <= set(guidance_scale.SCALES)
+    kept = files.read_json(run.folder / "evaluation" / "scale-aepo-b3.json")
+    assert len(kept["reached"]) == len(guidance_scale.SCALES)
+    monkeypatch.setattr(guidance_scale, "_match", lambda *_: pytest.fail("chosen again"))
+    assert guidance_scale.matched_scales(run, "aepo", 3.0) == scales
+    with pytest.raises(files.StudyError, match=r"energy-aepo-b1\.safetensors is missing"):
+        guidance_scale.matched_scales(run, "aepo", 1.0)
+
+
+def test_a_method_is_matched_by_the_critic_that_guides_it(run, data, tiny, monkeypatch):
+    behavior = stages.train_behavior(run, data, tiny.behavior)
+    stages.train_critic(run, data, tiny.critic)
+    monkeypatch.setattr(guidance_scale, "STATES", 20)
+    with pytest.raises(files.StudyError, match=r"critic-softmax\.safetensors is missing"):
+        guidance_scale.matched_scales(run, "aepo-direct-softmax", 3.0)
+    stages.train_critic(run, data, tiny.critic, "softmax", behavior)
+    guidance_scale.matched_scales(run, "aepo-direct-softmax", 3.0)
+    kept = files.read_json(run.folder / "evaluation" / "scale-aepo-direct-softmax-b3.json")
+    assert set(kept["networks"]) == {"behavior", "critic-softmax"}
+    assert kept["noise_scale"] == 0.25
