@@ -219,13 +219,13 @@ def energy_learner(
         net.loc.copy_(loc)
         net.scale.copy_(scale.clamp(min=1e-6))
     trained = [p for p in net.parameters() if p.requires_grad]
-    return Learner(name, seeds, net, trained, draw, loss, diagnose=diagnose, after_chunk=net.keep_snapshots), net
+    return Learner(name, seeds, net, trained, draw, loss, diagnose=diagnose), net
 
 
 def make_net(data: Dataset, seeds: int, method: Method, settings: EnergySettings) -> EnergyNet:
-    """An energy network of a method, not trained, with room for its snapshots."""
+    """An energy network of a method, not trained."""
     sizes = (seeds, data.state.shape[1], data.action.shape[1], settings.width, settings.depth, VP)
-    return EnergyNet(*sizes, method.gate, settings.snapshots - 1).to(data.state)
+    return EnergyNet(*sizes, method.gate).to(data.state)
 
 
 def _regression(method: Method, pairs, behavior: Behavior, critic: Critic, beta: float, net: EnergyNet):

@@ -146,7 +146,7 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     energy = _known(EnergySettings, settings)
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
-    return EnergyNet(count, n, d, energy.width, energy.depth, VP, settings.get("gate", True), energy.snapshots - 1)
+    return EnergyNet(count, n, d, energy.width, energy.depth, VP, settings.get("gate", True))
 
 
 def load_actor(

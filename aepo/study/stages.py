@@ -17,10 +17,11 @@ from aepo.core.models import VP, WITH_CRITIC, ActionModel, Behavior, Critic, Flo
 from aepo.core.networks import EnergyNet, NoiseNet, generator, initialize, join_seeds, select_seeds
 from aepo.data.datasets import Dataset
 from aepo.files import StudyError
+from aepo.learners.checkpoints import clear_checkpoints
 from aepo.learners.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.learners.energies import SUPPORTED, Support, diffusion_draws, energy_learner, make_net, sample_support
 from aepo.learners.policies import RENEWED, policy_learner
-from aepo.learners.training import Learner, clear_checkpoints, fit, stack_draws
+from aepo.learners.training import THREADS, Learner, fit, stack_draws, threads
 from aepo.methods import METHODS, Method
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs
@@ -76,6 +77,7 @@ def finish_behavior(behavior: Behavior, data: Dataset, seeds: tuple[int, ...], s
     behavior.variance.copy_(table)
 
 
+@threads(THREADS)
 def _stage(
     run: Run,
     name: str,
@@ -91,6 +93,7 @@ def _stage(
         "settings": content,
         "settings_hash": settings_table.digest(content),
         "versions": files.versions(),
+        "threads": THREADS,
     }
     path = run.artifact(name)
     remedy = (
