@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aepo import files, settings
-from aepo.core import networks
+from aepo.core import fast, networks
 from aepo.core.models import VP
 from aepo.learners import capture, training
 from aepo.study.policy import Actor
@@ -275,6 +275,8 @@ def test_the_energy_gradient_without_a_graph_is_that_of_autograd(gate):
         traced = action.clone().requires_grad_(True)
         expected = torch.autograd.grad(net(state, traced, t).sum(), traced)[0]
         torch.testing.assert_close(net.gradient(state, action, t), expected)
+    with pytest.raises(ValueError, match="without layer normalisation"):
+        fast.input_gradient(networks.MLP(1, 2, 1, 8, 1, norm=True), torch.ones(1, 1, 2), slice(1))
 
 
 class RepeatedCall:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aepo.core import fast
 from aepo.core.schedule import VPSchedule
 
 TIME_FEATURES = 16
@@ -151,11 +152,13 @@ class EnergyNet(nn.Module):
         """E at pure noise, loc + scale c(s, 1): the network's log E[exp(beta Q) | s], `(S, B)`."""
         return self._offset(state, torch.ones((), dtype=state.dtype, device=state.device))
 
-    @torch.enable_grad()
+    @torch.no_grad()
     def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         """grad_{a_t} E, `(S, B, d)`, without a graph."""
-        action = noisy_action.detach().requires_grad_()
-        return torch.autograd.grad(self.gated(state, action, t).sum(), action)[0]
+        n, d = state.shape[-1], noisy_action.shape[-1]
+        inputs = torch.cat([state, noisy_action, time_features(t, state)], -1)
+        size = self.scale * self.vp.alpha(t) if self.gate else self.scale
+        return size.unsqueeze(-1) * fast.input_gradient(self.net, inputs, slice(n, n + d))
 
 
 class VelocityNet(nn.Module):
