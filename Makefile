@@ -41,7 +41,7 @@ lab: setup ## JupyterLab on the notebooks, at 127.0.0.1 with its token
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/03_dataset.ipynb $(LAB)
 
 bench: setup ## time every stage, sampling and loading on this machine: runs/bench.csv, notebook 10 and its figures
-	@$(BIN)/aepo bench --device "$(DEVICE)" --output "$(RUNS)/bench.csv" $(BENCH)
+	@$(BIN)/python -m benchmarks.bench --device "$(DEVICE)" --output "$(RUNS)/bench.csv" $(BENCH)
 	@$(BIN)/aepo performance --profile "$(PROFILE)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
 
 evaluate: setup ## as reproduce, to the same numbers, without notebooks and figures: for many tasks on few cores

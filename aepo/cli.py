@@ -318,35 +318,5 @@ def export(
     print(f"{target}: seed {seed}, {size / 1e6:.2f} MB")
 
 
-@app.command()
-def bench(
-    networks: Annotated[str, typer.Option(help="Comma-separated sizes of networks: default, qgpo.")] = "default,qgpo",
-    seeds: Annotated[str, typer.Option(help="Comma-separated numbers of stacked seeds.")] = "1,4,8",
-    batches: Annotated[str, typer.Option(help="Comma-separated batch sizes.")] = "256,4096",
-    states: Annotated[str, typer.Option(help="Comma-separated numbers of states of a policy call.")] = "1,10,256",
-    load: Annotated[int, typer.Option(help="Transitions of the dataset whose loading is timed; 0: none.")] = 1_000_000,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(help="Threads of the CPU.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Rounds behind each median.")] = 15,
-    output: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("runs/bench.csv"),
-) -> None:
-    """Time every stage, sampling and loading on this machine; print the figures and write them as CSV."""
-    from aepo import bench_report
-
-    lists = {"--seeds": seeds, "--batches": batches, "--states": states}
-    counts = {name: _counts(name, text) for name, text in lists.items()}
-    bench_report.run(
-        [name for name in networks.split(",") if name], *counts.values(), load, device, threads, rounds, output
-    )
-
-
-def _counts(option: str, text: str) -> list[int]:
-    """Comma-separated positive whole numbers, or a StudyError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise StudyError(f"{option} must be whole numbers above 0, separated by commas, got {text!r}")
-    return [int(part) for part in parts]
-
-
 if __name__ == "__main__":
     main()

@@ -35,11 +35,31 @@ if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/de
     exit 1
   fi
 fi
-say "installing the pins of requirements.txt (minutes, once)"
+say "installing the pins of requirements.txt (once)"
 install() { .venv/bin/python -m pip install --disable-pip-version-check "$@" 2>>"$log"; }
+uv_command() { # pip's settings in uv's words, so that the same builds come from the same places
+  .venv/bin/python -m pip config list | .venv/bin/python -c '
+import ast, shlex, sys
+found = dict(line.rstrip().split("=", 1) for line in sys.stdin)
+def setting(name):
+    values = [ast.literal_eval(found.get(f"{place}.{name}", "None")) for place in (":env:", "install", "global")]
+    return next((value for value in values if value), "")
+env = {"SSL_CERT_FILE": "cert", "UV_HTTP_TIMEOUT": "default-timeout", "ALL_PROXY": "proxy"}
+words = ["env", *(f"{own}={setting(name)}" for own, name in env.items() if setting(name))]
+words += [".venv/bin/uv", "pip", "install", "--python", ".venv/bin/python", "--index-strategy", "unsafe-best-match"]
+options = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
+options |= {"constraint": "--constraint", "trusted-host": "--allow-insecure-host"}
+words += [f"{option}={value}" for name, option in options.items() for value in setting(name).split()]
+print(shlex.join(words + ["--no-index"] * (setting("no-index") in ("1", "true", "yes"))))'
+}
+by_uv() {
+  install "$(grep '^uv==' requirements.txt)" >>"$log" && command=$(uv_command) &&
+    eval "$command -r requirements.txt" 2>&1 && eval "$command --no-deps --no-build-isolation -e ." 2>&1
+}
+by_pip() { install -r requirements.txt && install --no-deps --no-build-isolation -e .; }
 rm -f .venv/.aepo-*
-{ install -r requirements.txt && install --no-deps --no-build-isolation -e . && : >"$stamp"; } |
-  grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+{ by_uv || { echo "uv could not install them, so pip does (minutes)"; by_pip; } && : >"$stamp"; } | tee -a "$log" |
+  grep --line-buffered -E '^(uv could|Resolved|Prepared|Installed|Collecting|Installing|Successfully)' | cut -c1-100
 [ -f "$stamp" ] && say "done" && exit 0
 if grep -qiE 'no space left|disk quota' "$log"; then
   say "the disk is full; free about $need_mb MB and run the command again"

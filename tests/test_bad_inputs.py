@@ -140,7 +140,6 @@ PARAMETERS = {
     "no file": (f"data import nowhere.hdf5 --task {HOPPER}", "there is no file nowhere.hdf5"),
     "no run": ("results --runs-dir runs", "runs/results.csv is missing: run `make reproduce` or"),
     "no folder": ("export runs/nowhere out", "there is no run folder runs/nowhere"),
-    "no states": ("bench --states 0", "--states must be whole numbers above 0"),
 }
 
 
@@ -152,7 +151,7 @@ def test_a_bad_parameter(place, capsys, monkeypatch, line, sentence):
     assert samples.written(place) == {}
 
 
-@pytest.mark.parametrize("line", ["reproduce --speed 9", "dance", "data collect", "export", "bench --load many"])
+@pytest.mark.parametrize("line", ["reproduce --speed 9", "dance", "data collect", "export"])
 def test_a_wrong_call(place, capsys, monkeypatch, line):
     check(capsys, monkeypatch, place, line, "Usage: ", code=2)
 

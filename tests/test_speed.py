@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aepo import bench, bench_report, files, settings
-from aepo.core import networks
+from aepo import files, settings
+from aepo.core import fast, networks
 from aepo.core.models import VP
-from aepo.files import StudyError
 from aepo.learners import capture, training
 from aepo.learners.actor import Actor
+from benchmarks import bench
 
 SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
 
@@ -74,7 +75,7 @@ class RecordedGraph:
 def test_captured_steps_make_the_steps_of_eager_ones(stage, data, tiny_profile, monkeypatch):
     """The chunk logic of capture (warm-up, input copies, rates, sums) with a stand-in for the graph itself."""
     learners = [bench.learner_of(stage, data, [0, 1], tiny_profile, 8) for _ in range(2)]
-    eager, captured = (training.adam(learner, torch.tensor(1e-3)) for learner in learners)
+    eager, captured = (training.adam(learner, 1e-3) for learner in learners)
 
     def capture(self, draws, info):
         self.rate = self.eager.optimizer.param_groups[0]["lr"]
@@ -97,7 +98,7 @@ def test_captured_steps_make_the_steps_of_eager_ones(stage, data, tiny_profile, 
 
 def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, monkeypatch, capsys):
     learner = bench.learner_of("behavior", data, [0], tiny_profile, 8)
-    steps = training.CapturedSteps(learner, training.adam(learner, torch.tensor(1e-3)))
+    steps = training.CapturedSteps(learner, training.adam(learner, 1e-3))
 
     class Refused:
         def __init__(self, graph):
@@ -127,17 +128,6 @@ def test_a_seed_does_not_depend_on_its_neighbors(stage, data, tiny_profile):
         assert torch.allclose(totals[0][key][1], totals[1][key][0], rtol=1e-4, atol=1e-4), key
 
 
-def test_vmap_makes_the_same_step(data, tiny_profile):
-    learners = [bench.learner_of("behavior", data, [seed], tiny_profile, 8) for seed in (0, 1)]
-    draws = [{key: value[0] for key, value in bench.draws_of(learner, 1).items()} for learner in learners]
-    vmapped = bench.VmapSteps(learners)
-    vmapped.step({key: torch.stack([d[key] for d in draws]) for key in draws[0]})
-    for s, learner in enumerate(learners):
-        training.step(learner, training.adam(learner, 1e-3), draws[s])
-        for stacked, own in zip(vmapped.stacked, learner.trained, strict=True):
-            assert torch.allclose(stacked[s], own, atol=1e-6)
-
-
 def test_unguided_sampling_asks_no_energy(data, tiny_profile):
     behavior, _ = bench.networks_of(data, [0], tiny_profile)
     calls = []
@@ -154,14 +144,12 @@ def test_unguided_sampling_asks_no_energy(data, tiny_profile):
         assert len(calls) == expected
 
 
-def test_products_are_those_of_the_step(data, tiny_profile):
+def test_products_are_those_of_the_step():
     """One linear map of a batch: its product, counted by hand."""
     weight, x = torch.randn(2, 4, 5), torch.randn(2, 3, 4)
-    with bench._Recorder() as recorder:
+    with bench.ProductRecorder() as recorder:
         torch.baddbmm(torch.zeros(2, 1, 5), x, weight)
-    ((product, layouts),) = recorder.calls
-    assert product is torch.bmm
-    assert [shape for shape, *_ in layouts] == [(2, 3, 4), (2, 4, 5)]
+    assert [[shape for shape, _ in pair] for pair in recorder.factors] == [[(2, 3, 4), (2, 4, 5)]]
 
 
 def test_qgpo_networks_have_the_public_sizes():
@@ -199,40 +187,49 @@ def test_bench_csv_keeps_other_rows_of_the_same_machine(tmp_path):
     assert path.read_text().startswith("# device: cpu: a\n# threads: 2\n")
 
 
+def options(output, **more):
+    words = {"networks": ["default"], "seeds": ["1", "2"], "batches": ["8"], "states": ["1"], "load": ["0"]} | more
+    own = [word for name, values in words.items() for word in (f"--{name}", *values)]
+    return [*own, "--device", "cpu", "--rounds", "1", "--output", str(output)]
+
+
 def test_the_benchmark_runs_and_refuses_what_it_cannot(tmp_path, capsys):
     output = tmp_path / "bench.csv"
-    bench_report.run(["default"], [1, 2], [8], [1], 0, "cpu", 1, 1, output)
+    bench.main(options(output, load=["2000"]))
     table = pd.read_csv(output, comment="#")
-    assert set(table["case"]) == {*bench.STAGES, "act-guided", "act-unguided", "all"}
+    assert set(table["case"]) == {*bench.STAGES, "act-guided", "act-unguided", "load-first", "load", "all"}
     stages = table[table["case"].isin(bench.STAGES)]
     assert (stages.groupby(["case", "seeds"])["metric"].apply(set) >= {"ms", "product_share", "ratio_eager"}).all()
     assert (table["value"] > 0).all()
-    for wrong in ((["huge"], "unknown networks 'huge'"), (["default"], "threads and rounds")):
-        with pytest.raises(StudyError, match=wrong[1]):
-            bench_report.run(wrong[0], [1], [8], [1], 0, "cpu", 0, 1, tmp_path / "no.csv")
+    for wrong, said in (({"networks": ["huge"]}, "invalid choice: 'huge'"), ({"states": ["0"]}, "above 0")):
+        with pytest.raises(SystemExit):
+            bench.main(options(tmp_path / "no.csv", **wrong))
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "no.csv").exists()
 
 
 def test_cases_that_take_too_long_are_left_out_with_a_word(monkeypatch, capsys):
     measured = []
     monkeypatch.setattr(bench, "bench_stage", lambda *case: measured.append(case[:4]))
-    list(bench_report._cases(["qgpo"], [1, 8], [256, 4_096], [], 0, "cpu", 1))
+    asked = SimpleNamespace(networks=["qgpo"], seeds=[1, 8], batches=[256, 4_096], states=[], load=0, rounds=1)
+    list(bench.cases(asked, "cpu"))
     assert ("critic", "qgpo", 8, 256) in measured
     assert ("critic", "qgpo", 1, 4_096) in measured
     assert ("energy-qgpo", "qgpo", 1, 4_096) not in measured
-    assert not any(seeds * batch > bench_report.LARGEST for *_, seeds, batch in measured)
+    assert not any(seeds * batch > bench.LARGEST for *_, seeds, batch in measured)
     assert capsys.readouterr().out.count("left out") == len(bench.STAGES) + 1
 
 
 def test_the_comparison_with_the_public_code_asks_for_its_folder(tmp_path):
-    script = files.project_root() / "scripts" / "time_qgpo.py"
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.time_qgpo", tmp_path]
+    done = subprocess.run(command, cwd=files.project_root(), capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"{tmp_path} has no importable diffusion_SDE")
     assert "Offline_RL_2D" in done.stderr
     assert not done.stdout
-    done = subprocess.run([sys.executable, script, tmp_path, "--rounds", "0"], capture_output=True, text=True)
-    assert (done.returncode, "--rounds must be at least 1" in done.stderr) == (2, True)
+    command += ["--rounds", "0"]
+    done = subprocess.run(command, cwd=files.project_root(), capture_output=True, text=True)
+    assert (done.returncode, "above 0" in done.stderr) == (2, True)
 
 
 def separately(net, x):
@@ -251,9 +248,8 @@ def separately(net, x):
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize("outputs", [1, 3, 20])
 @pytest.mark.parametrize("kind", [{"norm": True}, {"residual": True}])
-def test_every_way_to_multiply_gives_the_same_network(seeds, outputs, kind, monkeypatch):
-    """Narrow products, and layer normalisation in place: values and gradients are those of the plain formulas."""
-    monkeypatch.setattr(networks, "LARGE", 1)
+def test_a_stack_computes_what_its_networks_compute_alone(seeds, outputs, kind):
+    """Values, gradients and second derivatives are those of the plain formulas."""
     net = networks.MLP(seeds, 5, outputs, 24, 3, **kind)
     net = networks.initialize(net, range(seeds), "test").double()
     x = torch.randn(seeds, 7, 5, dtype=torch.float64, requires_grad=True)
@@ -269,23 +265,6 @@ def test_every_way_to_multiply_gives_the_same_network(seeds, outputs, kind, monk
     torch.testing.assert_close(*curved)
 
 
-@pytest.mark.parametrize("rows", [20, 100, 257])
-@pytest.mark.parametrize("kind", [{"norm": True}, {"residual": True}])
-def test_without_a_graph_large_batches_go_through_a_network_in_parts(rows, kind, monkeypatch):
-    net = networks.initialize(networks.MLP(2, 5, 3, 64, 3, **kind), range(2), "test")
-    x, parts, layers = torch.randn(2, rows, 5), [], net._layers
-    monkeypatch.setattr(net, "_layers", lambda part: parts.append(part.shape[1]) or layers(part))
-    monkeypatch.setattr(networks, "CACHED", 2 * 64 * 40)
-    with torch.no_grad():
-        torch.testing.assert_close(net(x), layers(x))
-    assert sum(parts) == rows
-    assert max(parts) <= 40 + networks.ALIGNED
-    assert all(part % networks.ALIGNED == 0 for part in parts[:-1])
-    parts.clear()
-    net(x)
-    assert parts == [rows]
-
-
 @pytest.mark.parametrize("gate", [True, False])
 def test_the_energy_gradient_without_a_graph_is_that_of_autograd(gate):
     net = networks.EnergyNet(2, 4, 3, 24, 3, VP, gate)
@@ -297,7 +276,7 @@ def test_the_energy_gradient_without_a_graph_is_that_of_autograd(gate):
         expected = torch.autograd.grad(net(state, traced, t).sum(), traced)[0]
         torch.testing.assert_close(net.gradient(state, action, t), expected)
     with pytest.raises(ValueError, match="without layer normalisation"):
-        networks.MLP(1, 2, 1, 8, 1, norm=True).input_gradient(torch.ones(1, 1, 2), slice(1))
+        fast.input_gradient(networks.MLP(1, 2, 1, 8, 1, norm=True), torch.ones(1, 1, 2), slice(1))
 
 
 class RepeatedCall:
@@ -365,6 +344,26 @@ def test_sampling_neither_waits_for_the_device_nor_copies_to_or_from_it(data, ac
         assert actor.act(state, noise).shape == (2, 3, 2)
     with pytest.raises(AssertionError, match="_to_copy"), OnOneDevice(meta):
         data.state.to(meta)
+
+
+def test_a_training_takes_one_thread_whatever_the_process_has(data, tiny_profile, tmp_path, capsys):
+    """The threads of the process come back, and a checkpoint made with others is not gone on from."""
+    seen = []
+    learner = bench.learner_of("behavior", data, [0], tiny_profile, 8)
+    watched = replace(learner, after_step=lambda: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    with training.threads(3):
+        training.fit(watched, 4, 1e-3, 2, checkpoints=tmp_path)
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+    assert seen == [training.THREADS] * 4
+    newest = sorted(tmp_path.iterdir())[-1]
+    tensors, meta = files.load_tensors(newest)
+    assert meta["threads"] == training.THREADS
+    files.save_tensors(newest, tensors, {key: meta[key] for key in ("seeds", "chunks", "columns")} | {"threads": 2})
+    training.fit(watched, 4, 1e-3, 2, checkpoints=tmp_path)
+    assert "has other threads and is not used" in capsys.readouterr().out
+    assert len(seen) == 6
 
 
 def test_every_notebook_of_the_study_runs_on_one_thread():

@@ -18,7 +18,7 @@ import torch
 
 from aepo import files, lifeline, settings, watch
 from aepo.learners import behavior as behavior_stage
-from aepo.learners import training
+from aepo.learners import checkpoints, training
 from aepo.study import evaluation, runs, stages
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +110,7 @@ def test_checkpoints_of_a_longer_name_are_left_alone(tmp_path):
     own = [tmp_path / name for name in ("curve-aepo-b1.000004.safetensors", ".curve-aepo-b1.000005.safetensors.7.tmp")]
     for path in own:
         path.touch()
-    training.clear_checkpoints(tmp_path, "curve-aepo-b1")
+    checkpoints.clear_checkpoints(tmp_path, "curve-aepo-b1")
     assert list(tmp_path.iterdir()) == [other]
 
 

@@ -46,7 +46,7 @@ def _colors() -> dict[str, tuple[float, ...]]:
     return found
 
 
-# One hue a kind: guided by a closed form of the shift (red), by a network that learned a closed form (blue), a support or clean
+# One hue a kind: a closed form of the shift (red), a network that learned a closed form (blue), a support or clean
 # estimate (green) or the contrastive loss (purple); picks (brown); policies of their own (pink); cloning (grey).
 COLORS = _colors()
 

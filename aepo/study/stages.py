@@ -16,11 +16,12 @@ from aepo.core.networks import EnergyNet, join_seeds, select_seeds
 from aepo.data.datasets import Dataset
 from aepo.files import StudyError
 from aepo.learners.behavior import behavior_learner, finish_behavior
+from aepo.learners.checkpoints import clear_checkpoints
 from aepo.learners.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.learners.energies import SUPPORTED, applied, energy_learner, make_net
 from aepo.learners.policies import RENEWED, WITH_CRITIC, Flow, Trained, policy_learner
 from aepo.learners.support import Support, sample_support
-from aepo.learners.training import Learner, clear_checkpoints, fit
+from aepo.learners.training import THREADS, Learner, fit, threads
 from aepo.methods import METHODS, Method
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs
@@ -30,6 +31,7 @@ TRUSTED_SHARE = 0.1
 SUPPORT = ("support", "support_states", "support_steps")  # settings that support actions depend on
 
 
+@threads(THREADS)
 def _stage(
     run: Run,
     name: str,
@@ -45,6 +47,7 @@ def _stage(
         "settings": content,
         "settings_hash": settings_table.digest(content),
         "versions": files.versions(),
+        "threads": THREADS,
     }
     path = run.artifact(name)
     remedy = (

@@ -1,9 +1,9 @@
-"""Times the public QGPO's own steps beside ours on this machine: python scripts/time_qgpo.py CHECKOUT/Offline_RL_2D
+"""Times the public QGPO's own steps beside ours: python -m benchmarks.time_qgpo CHECKOUT/Offline_RL_2D
 
 CHECKOUT is a clone of github.com/ChenDRAG/CEP-energy-guided-diffusion (made for its commit 4bbfe53); of it `diffusion_SDE`
-is imported, nothing else. Its steps are those of its training loops (train_behavior.py, train_critic.py) on random
-transitions of Hopper's sizes, with batches at hand; ours gather theirs. Our networks have about as many parameters. Drawing
-support actions is in neither. One CPU thread, process CPU time, medians.
+is imported, nothing else. Its steps are those of its training loops on random transitions of Hopper's sizes, with batches
+at hand; ours gather theirs. Our networks have about as many parameters. Drawing support actions is in neither. `products`
+are the matrix products of our behavior step alone. One CPU thread, process CPU time, medians, all in turn.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from types import SimpleNamespace
 
 import torch
 
-from aepo import bench, settings
+from aepo import settings
 from aepo.learners.critics import softmax_critic_learner
-from aepo.learners.training import adam, keep_freed_memory, steps_of
+from aepo.learners.training import adam, steps_of
+from benchmarks import bench
 
 ACTIONS, SOLVER_STEPS = 16, 15
 STEPS = {
-    "behavior": ("behavior",),
+    "behavior": ("behavior", "products"),
     "critic": ("critic-softmax", "critic"),
     "energy": ("energy-qgpo with Q", "energy-qgpo", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support"),
 }
@@ -92,7 +93,8 @@ def our_step(stage: str, batch: int) -> Callable[[], object]:
         own = replace(profile.critic, batch=batch, support=ACTIONS, support_steps=1)
         learner = softmax_critic_learner(data, behavior, (0,), own)[0]
     else:
-        learner = bench.learner_of(stage.removesuffix(" with Q"), data, [0], profile, batch)
+        kind = "behavior" if stage == "products" else stage.removesuffix(" with Q")
+        learner = bench.learner_of(kind, data, [0], profile, batch)
     chunk = steps_of(learner, adam(learner, 1e-3))
     draws = bench.draws_of(learner, 1)
     state, action = data.state[None, :batch], data.action[None, : batch * ACTIONS]
@@ -103,18 +105,15 @@ def our_step(stage: str, batch: int) -> Callable[[], object]:
                 critic.advantage(state, action)
         chunk.run(draws, [1e-3])
 
-    return step
+    return bench.products_of(step, "cpu") if stage == "products" else step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Offline_RL_2D of a clone of the public QGPO")
-    parser.add_argument("--rounds", type=int, default=15, help="at most so many rounds behind each median")
+    parser.add_argument("--rounds", type=bench.count, default=15, help="at most so many rounds behind each median")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
     torch.set_num_threads(1)
-    keep_freed_memory()
     warnings.filterwarnings("ignore", message="To copy construct from a tensor")
     public = Public(arguments.folder)
 
@@ -123,6 +122,8 @@ def main() -> None:
         print(f"{name:24} public {times[0]:7.1f} ms")
         for case, ms in zip(ours, times[1:], strict=True):
             print(f"    {case:20} ours   {ms:7.1f} ms   ratio {ms / times[0]:.2f}", flush=True)
+        if "products" in ours:
+            print(f"    share of the matrix-product rate {times[2] / times[1]:.2f}")
 
     for key, value in bench.machine("cpu").items():
         print(f"# {key}: {value}")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# How long a suite takes in one plan, and its tasks one after another, each from nothing: sh scripts/time_suite.sh [SUITE] [PROFILE]
+# How long a suite takes in one plan, and its tasks one after another, each from nothing: sh benchmarks/time_suite.sh [SUITE] [PROFILE]
 set -eu
 cd "$(dirname "$0")/.."
 suite=${1:-maze2d} profile=${2:-smoke}
