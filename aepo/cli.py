@@ -72,7 +72,7 @@ def _on_disk(task: tasks.Task) -> str:
     found = []
     for dataset_id in dict.fromkeys(task.dataset_ids.values()):
         if storage.complete(dataset_id):
-            size = sum(path.stat().st_size for path in (storage.root() / dataset_id).rglob("*") if path.is_file())
+            size = sum(path.stat().st_size for path in (storage.root() / dataset_id / "data").rglob("*") if path.is_file())
             profiles = [profile for profile, its in task.dataset_ids.items() if its == dataset_id]
             label = "" if len(profiles) == len(settings.PROFILES) else f"{profiles[0]} "
             found.append(f"{label}{size / 1e6:.1f} MB")

@@ -7,12 +7,13 @@ import pytest
 import torch
 from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
-from aepo import batch, files, settings
+from aepo import files, settings
 from aepo.core import losses
 from aepo.core.models import CLOSED_FORMS, ClosedForm
 from aepo.learners import critics, energies, policies, training
 from aepo.methods import METHODS
 from aepo.study import results, stages
+from aepo.study.export import export
 from aepo.study.policy import Actor, Policy, make_actor
 
 BETA = 1.0
@@ -173,11 +174,11 @@ def test_an_exported_policy_with_a_critic_of_its_own_acts_as_the_run_does(run, d
     stages.train_policy(run, data, behavior, critic, method)
     results.evaluate(run, method)
     target = run.folder.parent / "exported"
-    batch.export(run.folder, target, 1, [method])
+    export(run.folder, target, 1, [method])
     state, g = data.state[0].numpy(), torch.Generator()
     own, exported = (
         Policy.load(folder, method, seed=1).act(state, g.manual_seed(0)) for folder in (run.folder, target)
     )
     assert (own == exported).all()
     with pytest.raises(files.StudyError, match="is the run itself"):
-        batch.export(run.folder, run.folder, 1, [method])
+        export(run.folder, run.folder, 1, [method])
