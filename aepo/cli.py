@@ -72,7 +72,8 @@ def _on_disk(task: tasks.Task) -> str:
     found = []
     for dataset_id in dict.fromkeys(task.dataset_ids.values()):
         if storage.complete(dataset_id):
-            size = sum(path.stat().st_size for path in (storage.root() / dataset_id / "data").rglob("*") if path.is_file())
+            files = [path for path in (storage.root() / dataset_id / "data").rglob("*") if path.is_file()]
+            size = sum(path.stat().st_size for path in files)
             profiles = [profile for profile, its in task.dataset_ids.items() if its == dataset_id]
             label = "" if len(profiles) == len(settings.PROFILES) else f"{profiles[0]} "
             found.append(f"{label}{size / 1e6:.1f} MB")
@@ -173,7 +174,7 @@ def results(
     from aepo.study import tables
 
     root = runs.resolve(runs_dir)
-    path = (root / "smoke" if settings.is_smoke(profile) else root) / "results.csv"
+    path = runs.results_path(root, profile)
     main = tables.read(path, profile)
     if task:
         rows = main[main["task"] == task]

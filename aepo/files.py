@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
-USED_FILES = "AEPO_USED_FILES"  # environment variable of a process that `scripts/run_papermill.py` executes a notebook in
+USED_FILES = "AEPO_USED_FILES"  # environment variable of a notebook that `scripts/run_papermill.py` executes
 REMEDY = "delete it and run its stage again"
 REMAKE = "move it away and run the notebooks again, finished stages are kept"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from aepo.files import short
 from aepo.study import notebooks
 
 STAGE_LINE_SECONDS = 20.0
-STALE_SECONDS = 600.0  # a progress file of another machine that is older belongs to a process that is gone
+STALE_SECONDS = 600.0  # a progress file that is older belongs to a process that is gone
 DID_NOT_END = "did not end (killed, cancelled, out of memory or of disk?)"
 
 
@@ -92,30 +90,17 @@ def _clock(seconds: float) -> str:
 
 
 def _stages_at_work(folder: Path) -> Iterator[str]:
-    """Where each stage of a run folder stands: units done, units a second, time left; not those of dead processes."""
+    """Where each stage of a run folder stands: units done, units a second, time left."""
     for path in sorted((folder / "progress").glob("*.json")):
+        if time.time() - _written(path) > STALE_SECONDS:
+            continue
         try:
             bar = json.loads(path.read_text())
-            if not _alive(bar, path.stat().st_mtime):
-                continue
         except (OSError, ValueError):
             continue
         rate = (bar["n"] - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
         left = f", {_clock((bar['total'] - bar['n']) / rate)} left" if rate else ""
         yield f"{path.stem} {bar['n']:,}/{bar['total']:,} {bar['unit']}s, {rate:.0f}/s{left}"
-
-
-def _alive(bar: dict, written: float) -> bool:
-    """Whether the process that wrote a progress file is at work: asked here, guessed by age for another machine."""
-    if bar.get("host") != platform.node():
-        return time.time() - written < STALE_SECONDS
-    try:
-        os.kill(bar["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class _Lines:
@@ -146,7 +131,7 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
     Times count from `started` (unix time).
     """
     lines, many = _Lines(started), len(parts) > 1
-    known, begun, looked, failed, ended = {part.name: part.marks() for part in parts}, {}, {}, set(), set()
+    known, begun, looked, failed, ended = {part.name: part.marks() for part in parts}, {}, {}, {}, set()
     total, since = sum(len(part.notebooks) for part in parts), time.time()
     while True:
         over, done, stages = process.poll() is not None, 0, []
@@ -162,10 +147,10 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
                     ended.add(key)  # Snakemake sets the time of a mark once more
                     lines.say(f"{label}{name}: done in {_clock(time.time() - begun.get(key, lines.start))}")
                 elif key in begun and name not in marks and written != looked.get(key):
-                    looked[key], stopped = written, _has_error(part.executed(name))
-                    if stopped and key not in failed:
+                    stopped = _has_error(part.executed(name))
+                    if stopped and not failed.get(key):
                         lines.say(f"{label}{name}: failed", fg="red")
-                    failed = failed | {key} if stopped else failed - {key}
+                    looked[key], failed[key] = written, stopped
             done += len(marks)
             stages += [label + stage for stage in _stages_at_work(part.folder)]
         if over:

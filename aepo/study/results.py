@@ -290,8 +290,7 @@ def read_results(path: Path) -> pd.DataFrame:
 
 def results_path(run: Run) -> Path:
     """runs/results.csv; the smoke profile, which is no result, has its own below runs/smoke."""
-    root = run.folder.parents[1]
-    return (root / "smoke" if settings_table.is_smoke(run.profile_name) else root) / "results.csv"
+    return runs.results_path(run.folder.parents[1], run.profile_name)
 
 
 def merge_results(run: Run) -> pd.DataFrame:

@@ -80,12 +80,7 @@ def stages_of(method: str, beta: float) -> dict[str, str]:
 
 
 def open_run(
-    task: str,
-    seeds: Sequence[int],
-    methods: Sequence[str],
-    profile: str,
-    device: str,
-    runs_dir: str | Path,
+    task: str, seeds: Sequence[int], methods: Sequence[str], profile: str, device: str, runs_dir: str | Path
 ) -> Run:
     """Check a notebook's parameters and make its run folder; StudyError says in one sentence what is wrong."""
     with files.sentence():
@@ -95,9 +90,9 @@ def open_run(
         raise StudyError(f"seeds must be distinct integers >= 0, at least one, got {list(seeds)}")
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods or len(set(methods)) != len(methods):
-        problem = (
-            f"unknown method {', '.join(map(repr, unknown))}" if unknown else "methods must be distinct, at least one"
-        )
+        problem = "methods must be distinct, at least one"
+        if unknown:
+            problem = f"unknown method {', '.join(map(repr, unknown))}"
         raise StudyError(f"{problem}: choose from {', '.join(METHODS)}, got {', '.join(map(str, methods)) or 'none'}")
     device = choose_device(device)
     folder = resolve(runs_dir) / profile / found.name
@@ -118,13 +113,18 @@ def resolve(runs_dir: str | Path) -> Path:
     return given if given.is_absolute() else project_root() / given
 
 
+def results_path(runs_dir: Path, profile: str) -> Path:
+    """The study's results.csv in the runs folder; the smoke profile, which is no result, has its own below runs/smoke."""
+    return (runs_dir / "smoke" if settings_table.is_smoke(profile) else runs_dir) / "results.csv"
+
+
 def find_folder(folder: str | Path) -> Path:
     """A run folder as given, or relative to the project where it is not below the working directory."""
     given = Path(folder).expanduser()
-    found = next((p for p in (given, project_root() / given) if p.is_dir()), None)
-    if found is None:
-        raise StudyError(f"there is no run folder {given}: give the path of a runs/<profile>/<task> folder")
-    return found
+    for found in (given, project_root() / given):
+        if found.is_dir():
+            return found
+    raise StudyError(f"there is no run folder {given}: give the path of a runs/<profile>/<task> folder")
 
 
 def choose_device(device: str) -> str:

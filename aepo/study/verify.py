@@ -198,7 +198,7 @@ def _of_scores(path: Path, frame: pd.DataFrame, manifest: Mapping[str, Any]) -> 
 def _of_results(folder: Path, frame: pd.DataFrame) -> Iterator[str]:
     """The rows of results.csv of the run's methods and variants against returns.csv."""
     profile, key = folder.parent.name, ["method", "variant"]
-    path = (folder.parent if settings.is_smoke(profile) else folder.parents[1]) / "results.csv"
+    path = runs.results_path(folder.parents[1], profile)
     if not path.exists():
         return
     everything = read_results(path)
