@@ -315,13 +315,6 @@ def policies(methods: Iterable[str]) -> list[str]:
     return [m for m in methods if METHODS[m].policy]
 
 
-def trained_in(method: str) -> str | None:
-    """The notebook, with a method's name, that trains the network a method acts with; None where it has none of its own."""
-    if METHODS[method].energy:
-        return f"06_energy-{METHODS[method].shares or method}"
-    return f"06_policy-{method}" if METHODS[method].policy else None
-
-
 def page() -> str:
     """The table as Markdown, for docs/methods.md: what each method's source says, leaves open, and what was chosen here."""
     lines = [
