@@ -66,7 +66,7 @@ def theory(run: Run, cores: int) -> None:
 
 def performance(run: Run) -> None:
     """Run notebook 10 anew, with nothing beside it: times are not kept from an earlier run."""
-    notebooks.mark(run.folder.parent / "theory", *notebooks.PERFORMANCE).unlink(missing_ok=True)
+    notebooks.mark(run.folder.parent / "theory", notebooks.PERFORMANCE[0]).unlink(missing_ok=True)
     _without_task(run, 1, "performance", notebooks.PERFORMANCE)
 
 
