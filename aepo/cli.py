@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from aepo import cli_data, settings
 from aepo.data import tasks
-from aepo.files import StudyError
+from aepo.files import StudyError, sentence
 from aepo.methods import CORE, METHODS
 from aepo.study import runs
 
@@ -21,8 +22,15 @@ app.add_typer(cli_data.app, name="data")
 Task = Annotated[
     str, typer.Option(help="Task name (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")
 ]
+Suite = Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")]
 ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
+Methods = Annotated[
+    str, typer.Option(help=f"Comma-separated methods of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")
+]
+Seeds = Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
+Cores = Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")]
 
 
 def main() -> None:
@@ -34,30 +42,40 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _seed_count(seeds: str, profile: str) -> int:
-    """The number of seeds asked for, or the profile's; StudyError where it is none."""
-    try:
+def _seeds(seeds: str, profile: str) -> list[int]:
+    """As many seeds as were asked for, or the profile's; StudyError where there are none."""
+    with sentence():
         default = settings.get(profile).seeds
-    except ValueError as error:
-        raise StudyError(str(error)) from None
-    if not seeds:
-        return default
-    if not (seeds.isascii() and seeds.isdigit()) or int(seeds) < 1:
+    if seeds and (not (seeds.isascii() and seeds.isdigit()) or int(seeds) < 1):
         raise StudyError(f"seeds must be a number of seeds >= 1, got {seeds!r}")
-    return int(seeds)
+    return list(range(int(seeds or default)))
+
+
+def _words(text: str) -> list[str]:
+    """What stands between commas."""
+    return [word for word in text.split(",") if word]
+
+
+def _study(task: str, suite: str, methods: str, seeds: str, profile: str, device: str, runs_dir: str) -> list[runs.Run]:
+    """The runs of a command's options, or of their defaults."""
+    with sentence():
+        found = tasks.choose(task, suite)
+    chosen, numbers = _words(methods) or list(CORE), _seeds(seeds, profile)
+    return [runs.open_run(each.argument, numbers, chosen, profile, device, runs_dir) for each in found]
 
 
 def _on_disk(task: tasks.Task) -> str:
     """The profiles whose Minari dataset is complete on disk, with its size; `-` where none is."""
-    from minari.storage.datasets_root_dir import get_dataset_path
+    from aepo.data import storage
 
-    root, found = Path(get_dataset_path()), []
+    found = []
     for dataset_id in dict.fromkeys(task.dataset_ids.values()):
-        data = root / dataset_id / "data"
-        if (data / "metadata.json").exists():
-            size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+        if storage.complete(dataset_id):
+            files = [path for path in (storage.root() / dataset_id / "data").rglob("*") if path.is_file()]
+            size = sum(path.stat().st_size for path in files)
             profiles = [profile for profile, its in task.dataset_ids.items() if its == dataset_id]
-            found.append(f"{'' if len(profiles) == len(settings.PROFILES) else profiles[0] + ' '}{size / 1e6:.1f} MB")
+            label = "" if len(profiles) == len(settings.PROFILES) else f"{profiles[0]} "
+            found.append(f"{label}{size / 1e6:.1f} MB")
     return ", ".join(found) or "-"
 
 
@@ -66,10 +84,8 @@ def list_tasks(
     suite: Annotated[str, typer.Option(help="One suite, or local-small: six that fit an hour; empty: all.")] = "",
 ) -> None:
     """List the tasks, one a line: name, suite, source of the data, environment, size on disk, origin of scores."""
-    try:
+    with sentence():
         chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
-    except ValueError as error:
-        raise StudyError(str(error)) from None
     rows = [
         (t.name, t.suite, t.source, t.env_id or "none: train-only", _on_disk(t), t.scores if t.env_id else "no score")
         for t in chosen
@@ -82,60 +98,44 @@ def list_tasks(
 @app.command()
 def reproduce(
     task: Task = "maze2d-umaze",
-    suite: Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")] = "",
+    suite: Suite = "",
     profile: ProfileName = "quick",
-    methods: Annotated[
-        str, typer.Option(help=f"Comma-separated methods of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")
-    ] = "",
-    seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    methods: Methods = "",
+    seeds: Seeds = "",
+    device: Device = "auto",
     runs_dir: RunsDir = "runs",
-    cores: Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")] = 0,
+    cores: Cores = 0,
     memory: Annotated[int, typer.Option(help="MB that they may take together; 0: all of the machine's.")] = 0,
     cluster: Annotated[str, typer.Option(help="Run them on a cluster: slurm, or another folder of profiles/.")] = "",
 ) -> None:
     """Run what is left to do of the tasks: data, training, evaluation, figures; then print the table of results."""
     from aepo import batch
-    from aepo import cluster as clusters
+    from aepo.cluster import Place, machine_memory, profile_folder
 
-    found, chosen, seed_list = _asked(task, suite, methods, seeds, profile)
-    folder, megabytes = clusters.profile_folder(cluster), memory or clusters.machine_memory()
-    place = clusters.Place(cores or os.cpu_count() or 1, megabytes, device, folder)
-    here = "cpu" if place.cluster else device
-    study = [runs.open_run(each.argument, seed_list, chosen, profile, here, runs_dir) for each in found]
-    batch.reproduce(study, place)
-
-
-def _asked(task: str, suite: str, methods: str, seeds: str, profile: str) -> tuple[list, list[str], list[int]]:
-    """Tasks, methods and seeds that a command was given, or their defaults."""
-    try:
-        found = tasks.choose(task, suite)
-    except ValueError as error:
-        raise StudyError(str(error)) from None
-    return found, [m for m in methods.split(",") if m] or list(CORE), list(range(_seed_count(seeds, profile)))
+    folder = profile_folder(cluster)
+    place = Place(cores or os.cpu_count() or 1, memory or machine_memory(), device, folder)
+    here = "cpu" if folder else device
+    batch.reproduce(_study(task, suite, methods, seeds, profile, here, runs_dir), place)
 
 
 @app.command()
 def evaluate(
     task: Task = "maze2d-umaze",
-    suite: Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")] = "",
+    suite: Suite = "",
     profile: ProfileName = "quick",
-    methods: Annotated[str, typer.Option(help=f"Comma-separated methods; empty: {', '.join(CORE)}.")] = "",
-    seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    methods: Methods = "",
+    seeds: Seeds = "",
+    device: Device = "auto",
     runs_dir: RunsDir = "runs",
 ) -> None:
     """Train and evaluate as `reproduce` does, to the same numbers, one after another and without notebooks and figures."""
-    from aepo import batch
-    from aepo.study import campaign
+    from aepo.study import campaign, summary
 
-    found, chosen, seed_list = _asked(task, suite, methods, seeds, profile)
-    study = [runs.open_run(each.argument, seed_list, chosen, profile, device, runs_dir) for each in found]
-    failed = []
+    study, failed = _study(task, suite, methods, seeds, profile, device, runs_dir), []
     for run in study:
         try:
             campaign.run_task(run)
-            batch.print_table(run.folder)
+            summary.print_table(run.folder)
         except StudyError as error:
             failed.append(run.task.name)
             print(f"aepo: {run.task.name}: {error}", file=sys.stderr)
@@ -144,30 +144,21 @@ def evaluate(
 
 
 @app.command()
-def theory(
-    profile: ProfileName = "quick",
-    seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
-    runs_dir: RunsDir = "runs",
-    cores: Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")] = 0,
-) -> None:
+def theory(profile: ProfileName = "quick", seeds: Seeds = "", runs_dir: RunsDir = "runs", cores: Cores = 0) -> None:
     """Run the notebooks that need no task: 01, the derivation, and 02, the exactly solvable problems."""
     from aepo import batch
 
-    run = runs.open_run("maze2d-umaze", list(range(_seed_count(seeds, profile))), list(CORE), profile, "cpu", runs_dir)
+    [run] = _study("maze2d-umaze", "", "", seeds, profile, "cpu", runs_dir)
     batch.theory(run, cores or os.cpu_count() or 1)
 
 
 @app.command()
-def performance(
-    profile: ProfileName = "quick",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    runs_dir: RunsDir = "runs",
-) -> None:
+def performance(profile: ProfileName = "quick", device: Device = "auto", runs_dir: RunsDir = "runs") -> None:
     """Run notebook 10, what it costs, with nothing beside it."""
     from aepo import batch
 
-    seeds = list(range(_seed_count("", profile)))
-    batch.performance(runs.open_run("maze2d-umaze", seeds, list(CORE), profile, device, runs_dir))
+    [run] = _study("maze2d-umaze", "", "", "", profile, device, runs_dir)
+    batch.performance(run)
 
 
 @app.command()
@@ -179,20 +170,20 @@ def results(
 ) -> None:
     """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
     from aepo.study import result_figures
-    from aepo.study import results as stored
+    from aepo.study import results as episodes
     from aepo.study import tables as study_tables
 
     root = runs.resolve(runs_dir)
-    path = stored.results_path(root, profile)
+    path = runs.results_path(root, profile)
     main = study_tables.main_rows(path, profile)
-    for name in [task] if task else []:
-        rows = main[main["task"] == name]
+    if task:
+        rows = main[main["task"] == task]
         if rows.empty:
             raise StudyError(
-                f"{path} holds no results of task {name!r} at {profile}: run `aepo evaluate --task {name}`"
+                f"{path} holds no results of task {task!r} at {profile}: run `aepo evaluate --task {task}`"
             )
         print(study_tables.readable_task_table(study_tables.task_table(rows)).to_string(index=False), end="\n\n")
-    variants = study_tables.variant_scores(stored.read_results(path), profile)
+    variants = study_tables.variant_scores(episodes.read_results(path), profile)
     searched = study_tables.search_table(variants)
     if tables:
         print(study_tables.markdown_study(main), end="\n\n")
@@ -211,8 +202,8 @@ def ablations(
     methods: Annotated[
         str, typer.Option(help=f"Methods that returns.csv holds beside; empty: those evaluated, or {', '.join(CORE)}.")
     ] = "",
-    seeds: Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seeds: Seeds = "",
+    device: Device = "auto",
     runs_dir: RunsDir = "runs",
     questions: Annotated[
         str, typer.Option(help="Comma-separated, as factor,own; empty: all; a name that is none: lists them.")
@@ -222,58 +213,20 @@ def ablations(
     from aepo.study import ablations as variants
     from aepo.study import campaign
 
-    found, chosen, seed_list = _asked(task, "", methods, seeds, profile)
-    asked = [name for name in questions.split(",") if name] or list(variants.QUESTIONS)
+    asked = _words(questions) or list(variants.QUESTIONS)
     unknown = [name for name in asked if name not in variants.QUESTIONS]
     if unknown:
         raise StudyError(f"unknown question {', '.join(unknown)}: choose from {', '.join(variants.QUESTIONS)}")
-    for each in found:
-        folder = runs.resolve(runs_dir) / profile / each.name
-        evaluated = runs.read_manifest(folder).get("evaluation", {}) if not methods and folder.exists() else {}
-        run = runs.open_run(each.argument, seed_list, list(evaluated) or chosen, profile, device, runs_dir)
+    for run in _study(task, "", methods, seeds, profile, device, runs_dir):
+        evaluated = tuple(runs.read_manifest(run.folder).get("evaluation", {}))
+        if evaluated and not methods:
+            run = replace(run, methods=evaluated)
         campaign.run_task(run)
-        for variant in (v for v in variants.variants_of(profile, run.methods) if v.question in asked):
-            rows = variants.evaluate(run, variant)
-            print(
-                f"{each.name}: {variant.name}: {rows.groupby('method')['return'].mean().round(1).to_dict()}", flush=True
-            )
+        for variant in variants.variants_of(profile, run.methods):
+            if variant.question in asked:
+                means = variants.evaluate(run, variant).groupby("method")["return"].mean().round(1)
+                print(f"{run.task.name}: {variant.name}: {means.to_dict()}", flush=True)
         campaign.run_task(run)
-
-
-@app.command()
-def status(
-    profile: Annotated[str, typer.Option(help="Runs of this profile; empty: of every one.")] = "",
-    runs_dir: RunsDir = "runs",
-) -> None:
-    """Print where each run stands: notebooks done, stages at work, seconds, score so far, failures."""
-    from aepo import status as progress
-
-    found = progress.of_runs(runs.resolve(runs_dir), cli_data.known_profile(profile) if profile else "")
-    for name, rows in found.items():
-        print(f"{name}: {sum(row.state == 'finished' for row in rows)} of {len(rows)} runs finished\n{progress.HEADER}")
-        for row in rows:
-            print(row)
-            for failure in row.failures:
-                typer.secho(f"    {failure}", fg="red")
-    if not found:
-        print(f"no runs below {runs.resolve(runs_dir)}")
-
-
-@app.command()
-def report(
-    profile: ProfileName = "quick",
-    runs_dir: RunsDir = "runs",
-    output: Annotated[str, typer.Option(help="HTML file to write; empty: runs/<profile>/study/report.html.")] = "",
-) -> None:
-    """Write one HTML file of a profile's runs: figures, episodes, what depends on what, what each step took."""
-    from aepo import report as html
-
-    folder = runs.resolve(runs_dir)
-    target = Path(output) if output else folder / cli_data.known_profile(profile) / "study" / "report.html"
-    names, missing = html.write(folder, cli_data.known_profile(profile), target)
-    print(f"{target}: {len(names)} tasks, {target.stat().st_size / 1e6:.1f} MB")
-    if missing:
-        print(f"without results, so not in it: {', '.join(missing)}")
 
 
 @app.command()
@@ -281,7 +234,7 @@ def verify(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them, such as runs/quick.")],
 ) -> None:
     """Recompute the hashes of runs and the numbers of their tables, and print what does not match."""
-    from aepo import verify as checks
+    from aepo.study import verify as checks
 
     found = [folder for given in folders for folder in checks.find(given)]
     wrong = 0
@@ -312,9 +265,9 @@ def export(
     methods: Annotated[str, typer.Option(help="Comma-separated methods to keep.")] = ",".join(CORE),
 ) -> None:
     """Write one seed of a run's last networks as a small folder that `Policy.load` reads."""
-    from aepo import batch
+    from aepo.study.export import export as export_seed
 
-    size = batch.export(runs.find_folder(run), target, seed, methods.split(","))
+    size = export_seed(runs.find_folder(run), target, seed, methods.split(","))
     print(f"{target}: seed {seed}, {size / 1e6:.2f} MB")
 
 

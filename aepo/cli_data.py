@@ -10,7 +10,7 @@ import typer
 
 from aepo import settings
 from aepo.data import tasks
-from aepo.files import StudyError
+from aepo.files import StudyError, sentence
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -21,21 +21,11 @@ ProfileName = Annotated[str, typer.Option(help="smoke, quick or full: what is co
 Clip = Annotated[bool, typer.Option("--clip", help="Move actions outside the action box into it.")]
 
 
-def find(name: str) -> tasks.Task:
-    """The task of that name; StudyError where there is none."""
-    try:
-        return tasks.get(name)
-    except ValueError as error:
-        raise StudyError(str(error)) from None
-
-
-def known_profile(name: str) -> str:
-    """The name of a profile that there is; else StudyError."""
-    try:
-        settings.get(name)
-    except ValueError as error:
-        raise StudyError(str(error)) from None
-    return name
+@sentence()
+def find(name: str, profile: str) -> tasks.Task:
+    """The task of that name; StudyError where there is none, or no such profile."""
+    settings.get(profile)
+    return tasks.get(name)
 
 
 @app.command()
@@ -43,8 +33,7 @@ def show(task: TaskName, profile: ProfileName = "quick") -> None:
     """Print what a task's data are: sizes, episodes, returns, spaces, content hash, scores, what is odd."""
     from aepo.data import report
 
-    found = find(task)
-    for line in report.lines(found, known_profile(profile)):
+    for line in report.lines(find(task, profile), profile):
         print(line)
 
 
@@ -53,8 +42,8 @@ def get(task: TaskName, profile: ProfileName = "quick", clip: Clip = False) -> N
     """Put a task's data on disk: download them, or collect them where the study makes them. What is there is kept."""
     from aepo.data import report, storage
 
-    found = find(task)
-    _prepare(found, known_profile(profile))
+    found = find(task, profile)
+    _prepare(found, profile)
     if clip:
         storage.clip(found.dataset_id(profile))
     print(report.summary(found, profile))
@@ -70,8 +59,8 @@ def import_file(
     """Make a task's Minari dataset of a D4RL HDF5 file; one that is there already is kept."""
     from aepo.data import importing, report
 
-    found = find(task)
-    importing.import_hdf5(file, found, found.dataset_id(known_profile(profile)), clip)
+    found = find(task, profile)
+    importing.import_hdf5(file, found, found.dataset_id(profile), clip)
     print(report.summary(found, profile))
 
 
@@ -82,46 +71,37 @@ def collect(
     profile: ProfileName = "quick",
 ) -> None:
     """Collect the data of one task, or of a whole suite: a failure of one is reported, the others go on."""
-    from aepo.data import report
-
     if bool(task) == bool(suite):
         raise typer.BadParameter("give a TASK or --suite, one of them")
-    known_profile(profile)
-    chosen = _suite(suite) if suite else [find(task)]
-    failed = []
-    for i, each in enumerate(chosen):
-        where = f"[{i + 1}/{len(chosen)}] " if suite else ""
+    if task:
+        _collect_one(find(task, profile), profile, "")
+        return
+    with sentence():
+        settings.get(profile)
+        chosen, failed = [task for task in tasks.suite(suite) if task.recipe], []
+    if not chosen:
+        raise StudyError(f"the data of suite {suite} are not collected here: `aepo data get TASK` downloads them")
+    for number, each in enumerate(chosen, start=1):
+        where = f"[{number}/{len(chosen)}] "
         try:
-            _collectable(each)
-            _prepare(each, profile)
-            print(f"{where}{report.summary(each, profile)}", flush=True)
+            _collect_one(each, profile, where)
         except StudyError as error:
-            if not suite:
-                raise
             failed.append(each.name)
             print(f"aepo: {where}{each.name}: {error}", file=sys.stderr, flush=True)
     if failed:
         raise StudyError(f"{len(failed)} of {len(chosen)} tasks failed: {', '.join(failed)}; call it again for these")
 
 
-def _suite(name: str) -> list[tasks.Task]:
-    try:
-        chosen = [task for task in tasks.suite(name) if task.recipe]
-    except ValueError as error:
-        raise StudyError(str(error)) from None
-    if not chosen:
-        raise StudyError(f"the data of suite {name} are not collected here: `aepo data get TASK` downloads them")
-    return chosen
+def _collect_one(task: tasks.Task, profile: str, where: str) -> None:
+    from aepo.data import datasets, download, report
 
-
-def _collectable(task: tasks.Task) -> None:
     if not task.recipe:
-        from aepo.data import datasets, download
-
         raise StudyError(
             f"task {task.name} has no recipe, its data are not made here: "
             f"run {datasets.command(task, 'quick')}{download.instead(task)}"
         )
+    _prepare(task, profile)
+    print(f"{where}{report.summary(task, profile)}", flush=True)
 
 
 def _prepare(task: tasks.Task, profile: str) -> None:

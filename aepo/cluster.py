@@ -36,11 +36,12 @@ class Place:
 
 def profile_folder(name: str) -> Path | None:
     """The folder of a cluster: profiles/<name>, or a path; None for no name, StudyError where there is no such folder."""
-    candidates = [Path(name), files.project_root() / "profiles" / name]
-    found = [folder.resolve() for folder in candidates if (folder / "config.yaml").is_file()]
-    if name and not found:
-        raise StudyError(f"there is no cluster profile {name!r}: profiles/{name}/config.yaml would be one")
-    return found[0] if name else None
+    if not name:
+        return None
+    for folder in (Path(name), files.project_root() / "profiles" / name):
+        if (folder / "config.yaml").is_file():
+            return folder.resolve()
+    raise StudyError(f"there is no cluster profile {name!r}: profiles/{name}/config.yaml would be one")
 
 
 def cancel(prefix: str) -> None:

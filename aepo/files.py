@@ -23,7 +23,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
-READABLE = (1, 2)  # formats whose networks can still be read
+USED_FILES = "AEPO_USED_FILES"  # environment variable of a notebook that `scripts/run_papermill.py` executes
+REMEDY = "delete it and run its stage again"
 REMAKE = "move it away and run the notebooks again, finished stages are kept"
 
 
@@ -64,6 +65,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+    note_use(path)
+
+
+def note_use(path: Path) -> None:
+    """Tell who executes this notebook, if one is executed, that it wrote this file or found it finished."""
+    if USED_FILES in os.environ:
+        with open(os.environ[USED_FILES], "a") as file:
+            file.write(f"{path.absolute()}\n")
+
+
+def short(path: Path) -> str:
+    """The path, relative to the working directory where it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+@contextmanager
+def sentence() -> Iterator[None]:
+    """A ValueError becomes a StudyError that says the same."""
+    try:
+        yield
+    except ValueError as error:
+        raise StudyError(str(error)) from None
 
 
 def sweep(folder: Path, name: str) -> None:
@@ -129,13 +153,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         meta = meta if isinstance(meta, dict) else {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read ({error}): delete it and run its stage again") from None
-    if meta.get("format") not in READABLE:
-        raise StudyError(
-            f"{path} has format {meta.get('format')}, this version reads {READABLE}: delete it and run its stage again"
-        )
+        raise StudyError(f"{path} cannot be read ({error}): {REMEDY}") from None
+    if meta.get("format") != FORMAT:
+        raise StudyError(f"{path} has format {meta.get('format')}, this version reads {FORMAT}: {REMEDY}")
     if meta.get("sha256") != _content_hash(tensors):
-        raise StudyError(f"{path} is damaged (its checksum does not match): delete it and run its stage again")
+        raise StudyError(f"{path} is damaged (its checksum does not match): {REMEDY}")
+    note_use(path)
     return tensors, meta
 
 
@@ -147,12 +170,15 @@ def write_artifact(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str,
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that `write_json` wrote, empty where there is none; StudyError where it is something else."""
+    if not path.exists():
+        return {}
     try:
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}): {REMAKE}") from None
     if not isinstance(content, dict):
         raise StudyError(f"{path} is no file of this study: {REMAKE}")
+    note_use(path)
     return content
 
 
@@ -177,7 +203,6 @@ def git_commit(root: Path) -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
 
 
-REMEDY = "delete it and run its stage again"
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 
 

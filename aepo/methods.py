@@ -78,10 +78,3 @@ def energies(methods: Iterable[str]) -> list[str]:
 def policies(methods: Iterable[str]) -> list[str]:
     """Those of the given methods that have a policy network of their own."""
     return [m for m in methods if METHODS[m].policy]
-
-
-def trained_in(method: str) -> str | None:
-    """The notebook, with a method's name, that trains the network a method acts with; None where it has none of its own."""
-    if METHODS[method].energy:
-        return f"06_energy-{method}"
-    return f"06_policy-{method}" if METHODS[method].policy else None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
@@ -67,10 +65,7 @@ class Progress:
             return
         self._written = time.monotonic()
         bar = self._bar.format_dict
-        content = {key: bar[key] for key in ("n", "total", "unit", "initial", "elapsed")} | {
-            "pid": os.getpid(),
-            "host": platform.node(),
-        }
+        content = {key: bar[key] for key in ("n", "total", "unit", "initial", "elapsed")}
         with contextlib.suppress(OSError):  # a progress line is never worth a failed training
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(".tmp")

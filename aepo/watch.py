@@ -3,74 +3,57 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from aepo.files import short
+from aepo.study import notebooks
+
 STAGE_LINE_SECONDS = 20.0
-STALE_SECONDS = 600.0  # a progress file of another machine that is older belongs to a process that is gone
+STALE_SECONDS = 600.0  # a progress file that is older belongs to a process that is gone
+DID_NOT_END = "did not end (killed, cancelled, out of memory or of disk?)"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A folder that Snakemake fills, a task's or the theory's: `made` are the files of each of its notebooks."""
+    """A folder that Snakemake fills, a task's or the theory's, and the notebooks that it runs there."""
 
     folder: Path
-    made: Mapping[str, Sequence[Path]]
+    notebooks: tuple[str, ...]
 
     @property
     def name(self) -> str:
         """The folder's name: the task's."""
         return self.folder.name
 
-    def notebook(self, name: str) -> Path:
+    def executed(self, notebook: str) -> Path:
         """Where an executed notebook is."""
-        return self.folder / f"{name}.ipynb"
+        return self.folder / f"{notebook}.ipynb"
 
     def marks(self) -> dict[str, int]:
         """Notebooks that ran to their end, and when (nanoseconds)."""
-        paths = {name: self.folder / ".done" / name for name in self.made}
+        paths = {name: notebooks.mark(self.folder, name) for name in self.notebooks}
         return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists()}
 
     def failure(self, since: float = 0.0) -> str | None:
         """One sentence on the first notebook that began after `since` (unix time) and did not end, or None."""
-        return next(iter(self.failures(since)), None)
-
-    def failures(self, since: float = 0.0) -> list[str]:
-        """One sentence on each notebook that began after `since` (unix time) and has not run to its end."""
-        done, found = self.marks(), []
-        for name in self.made:
-            path = self.notebook(name)
-            said = None if name in done or _stamp(path) < since else stopped(path)
-            found += [f"{name} {said}. Executed notebook: {short(path)}"] if said else []
-        return found
+        done = self.marks()
+        for name in self.notebooks:
+            path = self.executed(name)
+            said = None if name in done or _written(path) < since else _stopped(path)
+            if said:
+                return f"{name} {said}. Executed notebook: {short(path)}"
+        return None
 
 
-DID_NOT_END = "did not end (killed, cancelled, out of memory or of disk?)"
-
-
-def executed(path: Path) -> dict:
-    """An executed notebook as JSON; empty where it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def parameters(path: Path) -> dict:
-    """What an executed notebook was given."""
-    return executed(path).get("metadata", {}).get("papermill", {}).get("parameters", {})
-
-
-def stopped(path: Path) -> str | None:
+def _stopped(path: Path) -> str | None:
     """How an executed notebook stopped short: with the error of a cell, or DID_NOT_END; None where it did not."""
     try:
         notebook = json.loads(path.read_text())
@@ -78,52 +61,46 @@ def stopped(path: Path) -> str | None:
         return None
     except ValueError:  # papermill was cut off while it wrote
         return DID_NOT_END
-    for output in (output for cell in notebook.get("cells", []) for output in cell.get("outputs", [])):
-        if output["output_type"] == "error":
-            return f"stopped with {output['ename']}: {output['evalue']}"
+    for cell in notebook.get("cells", []):
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                return f"stopped with {output['ename']}: {output['evalue']}"
     return None if notebook.get("metadata", {}).get("papermill", {}).get("end_time") else DID_NOT_END
 
 
-def short(path: Path) -> str:
-    """The path, relative to the working directory where it is below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+def _has_error(path: Path) -> bool:
+    """Whether a cell of an executed notebook has stopped with an error, as papermill notes it."""
+    try:
+        return '"exception": true' in path.read_text()
+    except (OSError, ValueError):
+        return False
 
 
-def clock(seconds: float) -> str:
+def _written(path: Path) -> float:
+    """When a file was written (unix time); 0 where it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _clock(seconds: float) -> str:
     """Minutes and seconds as 3:07."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def bars(folder: Path) -> Iterator[tuple[str, dict]]:
-    """Stages of a run folder that are at work, with their progress files; not those of processes that are gone."""
+def _stages_at_work(folder: Path) -> Iterator[str]:
+    """Where each stage of a run folder stands: units done, units a second, time left."""
     for path in sorted((folder / "progress").glob("*.json")):
+        if time.time() - _written(path) > STALE_SECONDS:
+            continue
         try:
             bar = json.loads(path.read_text())
-            if _alive(bar, path.stat().st_mtime):
-                yield path.stem, bar
         except (OSError, ValueError):
             continue
-
-
-def _alive(bar: dict, written: float) -> bool:
-    """Whether the process that wrote a progress file is at work: asked here, guessed by age for another machine."""
-    if bar.get("host") != platform.node():
-        return time.time() - written < STALE_SECONDS
-    try:
-        os.kill(bar["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def stage_line(stage: str, bar: dict) -> str:
-    """Where a stage stands: units done, units a second, time left."""
-    rate = (bar["n"] - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
-    left = f", {clock((bar['total'] - bar['n']) / rate)} left" if rate else ""
-    return f"{stage} {bar['n']:,}/{bar['total']:,} {bar['unit']}s, {rate:.0f}/s{left}"
+        rate = (bar["n"] - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
+        left = f", {_clock((bar['total'] - bar['n']) / rate)} left" if rate else ""
+        yield f"{path.stem} {bar['n']:,}/{bar['total']:,} {bar['unit']}s, {rate:.0f}/s{left}"
 
 
 class _Lines:
@@ -135,7 +112,7 @@ class _Lines:
     def say(self, text: str, **style) -> None:
         if self.width:
             print(f"\r{' ' * self.width}\r", end="", file=sys.stderr)
-        typer.secho(f"[{clock(time.time() - self.start)}] {text}", err=True, **style)
+        typer.secho(f"[{_clock(time.time() - self.start)}] {text}", err=True, **style)
         self.width = 0
 
     def status(self, text: str) -> None:
@@ -154,45 +131,32 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
     Times count from `started` (unix time).
     """
     lines, many = _Lines(started), len(parts) > 1
-    known, begun, looked, failed, ended = {part.name: part.marks() for part in parts}, {}, {}, set(), set()
-    total, since = sum(len(part.made) for part in parts), time.time()
+    known, begun, looked, failed, ended = {part.name: part.marks() for part in parts}, {}, {}, {}, set()
+    total, since = sum(len(part.notebooks) for part in parts), time.time()
     while True:
         over, done, stages = process.poll() is not None, 0, []
         for part in parts:
             label = f"{part.name} " if many else ""
             marks = part.marks()
-            for name in part.made:
-                key, stamp = (part.name, name), _stamp(part.notebook(name))
-                if key not in begun and stamp >= since - 0.01:
+            for name in part.notebooks:
+                key, written = (part.name, name), _written(part.executed(name))
+                if key not in begun and written >= since - 0.01:
                     begun[key] = time.time()
                     lines.say(f"{label}{name}: started")
                 if name in marks and known[part.name].get(name) != marks[name] and key not in ended:
-                    ended.add(key)  # a cluster's job and Snakemake here both set the mark
-                    lines.say(f"{label}{name}: done in {clock(time.time() - begun.get(key, lines.start))}")
-                elif key in begun and name not in marks and stamp != looked.get(key):
-                    looked[key], stopped = stamp, '"exception": true' in _text(part.notebook(name))
-                    if stopped and key not in failed:
+                    ended.add(key)  # Snakemake sets the time of a mark once more
+                    lines.say(f"{label}{name}: done in {_clock(time.time() - begun.get(key, lines.start))}")
+                elif key in begun and name not in marks and written != looked.get(key):
+                    stopped = _has_error(part.executed(name))
+                    if stopped and not failed.get(key):
                         lines.say(f"{label}{name}: failed", fg="red")
-                    failed = failed | {key} if stopped else failed - {key}
+                    looked[key], failed[key] = written, stopped
             done += len(marks)
-            stages += [label + stage_line(*bar) for bar in bars(part.folder)]
+            stages += [label + stage for stage in _stages_at_work(part.folder)]
         if over:
             return
-        if stages or many:
-            lines.status("   ".join([f"{done}/{total} notebooks"] * many + stages))
+        if many:
+            stages.insert(0, f"{done}/{total} notebooks")
+        if stages:
+            lines.status("   ".join(stages))
         time.sleep(0.25)
-
-
-def _stamp(path: Path) -> float:
-    """When a file was written (unix time); 0 where it is not there."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, ValueError):
-        return ""

@@ -32,7 +32,7 @@ from torch.utils import benchmark
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aepo import files, settings
-from aepo.core.models import Behavior, Critic
+from aepo.core.models import VP, Behavior, Critic
 from aepo.core.networks import EnergyNet, generator
 from aepo.data import datasets, tasks
 from aepo.data.datasets import Dataset
@@ -44,7 +44,7 @@ from aepo.learners.support import sample_support
 from aepo.learners.training import Draws, EagerSteps, Learner, adam, step, steps_of
 from aepo.methods import METHODS
 from aepo.settings import Profile
-from aepo.study import runs, stages
+from aepo.study import runs
 
 HOPPER = (11, 3)
 STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo")

@@ -1,10 +1,34 @@
-"""papermill, without the grammar of IRIs that jsonschema would compile at its start, longer than papermill takes itself."""
+"""Execute a notebook; the mark that it then leaves lists the files that it wrote or found finished.
 
+run_papermill.py NOTEBOOK EXECUTED MARK PARAMETERS DEVICE RUNS_DIR: the parameters are JSON, the mark is
+runs/<profile>/<task>/.done/<name>.
+"""
+
+import json
+import os
 import sys
+import tempfile
+from pathlib import Path
 
-sys.modules["rfc3987_syntax"] = None  # jsonschema goes on without it
+# jsonschema goes on without the grammar of IRIs, which it would compile at its start, longer than papermill takes itself.
+sys.modules["rfc3987_syntax"] = None
 
-from papermill.cli import papermill  # noqa: E402
+import papermill  # noqa: E402
+
+
+def main(notebook: str, executed: str, mark: str, parameters: str, device: str, runs_dir: str) -> None:
+    """Files outside of the runs and of the figures beside them, such as datasets, are not listed."""
+    with tempfile.NamedTemporaryFile("r") as used:
+        os.environ["AEPO_USED_FILES"] = used.name  # `files.note_use` in the notebook's kernel appends to it
+        given = json.loads(parameters) | {"device": device, "runs_dir": runs_dir}
+        papermill.execute_notebook(notebook, executed, given, progress_bar=False)
+        paths = {Path(line) for line in used.read().splitlines()} | {Path(executed)}
+    homes = (Path(runs_dir), Path(runs_dir).parent / "figures")
+    kept = sorted(path for path in paths if path.exists() and any(path.is_relative_to(home) for home in homes))
+    folder = Path(mark).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    Path(mark).write_text("".join(f"{os.path.relpath(path, folder)}\n" for path in kept))
+
 
 if __name__ == "__main__":
-    papermill()
+    main(*sys.argv[1:])

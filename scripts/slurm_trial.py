@@ -43,11 +43,12 @@ def wait(what: str, found: Callable[[], object], process: subprocess.Popen, seco
     return result
 
 
-def training(folder: Path, stage: str) -> str | None:
-    """The number of the job that trains a stage and has left its first checkpoint."""
-    if not list((folder / "checkpoints").glob(f"{stage}.0*.safetensors")):
+def training(folder: Path, notebook: str) -> str | None:
+    """The number of the job of a notebook that trains, as 05_critic, and has left its first checkpoint."""
+    if not list((folder / "checkpoints").glob(f"{notebook[3:]}.0*.safetensors")):
         return None
-    running = [number for number, _, comment in queue("RUNNING") if comment == f"rule_{stage}_wildcards_{folder.name}"]
+    wanted = f"rule_notebook_wildcards_{folder.name}_{notebook}"
+    running = [number for number, _, comment in queue("RUNNING") if comment == wanted]
     return running[0] if running else None
 
 
@@ -84,10 +85,10 @@ def main(folder: Path, tasks: list[str]) -> None:
     say("Slurm, second call: one job is killed, one is cancelled")
     second = subprocess.Popen(command(slurm, tasks, "--cluster=slurm"))
     root = slurm / "smoke"
-    job = wait("a critic", lambda: training(root / tasks[0], "critic"), second)
+    job = wait("a critic", lambda: training(root / tasks[0], "05_critic"), second)
     kill(job)
     say(f"SIGKILL to every process of job {job}, the critic of {tasks[0]}")
-    job = wait("a behavior", lambda: training(root / tasks[1], "behavior"), second)
+    job = wait("a behavior", lambda: training(root / tasks[1], "04_behavior"), second)
     subprocess.run(["timeout", "20", "scancel", job], check=True)
     say(f"scancel {job}, the behavior of {tasks[1]}")
     code = second.wait(timeout=3600)

@@ -1,5 +1,6 @@
 """Many tasks in one DAG: what it holds, what one failure keeps the rest from, and what the summary says of it."""
 
+import collections
 import re
 import subprocess
 import sys
@@ -8,32 +9,32 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aepo import batch, files
+from aepo import batch
 from aepo.data import tasks
-from aepo.study import runs
+from aepo.study import notebooks, runs
 
 ROOT = Path(__file__).parents[1]
 AEPO = Path(sys.executable).parent / "aepo"
 
 
 def dry_run(tmp_path, *values, options=()):
-    """Snakemake's plan: how many jobs each rule has, and all that it printed."""
+    """Snakemake's plan: how many jobs each notebook has, and all that it printed."""
     command = [sys.executable, "-m", "snakemake", "-n", "--cores", "2", "--directory", str(tmp_path), *options]
     command += ["--config", "profile=smoke", f"runs_dir={tmp_path / 'runs'}", *values]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
-    table = text[text.index("Job stats:") :].split("\n\n")[0].splitlines()[3:]
-    return {line.split()[0]: int(line.split()[1]) for line in table}, text
+    total = int(re.search(r"^total +(\d+)$", text, re.MULTILINE)[1])
+    jobs = collections.Counter(re.findall(r"wildcards: .*notebook=([^-\s]+)", text))
+    assert total == sum(jobs.values()) + 1
+    return jobs, text
 
 
 def test_a_suite_is_one_plan_and_stages_are_shared_between_methods(tmp_path):
     jobs, text = dry_run(tmp_path, "suite=maze2d", "methods=bc,aepo,aepo-cubature,qgpo", "device=cpu")
-    assert jobs.pop("total") == sum(jobs.values())
-    assert jobs == {"study": 1, "energy": 18} | dict.fromkeys(
-        ("dataset", "behavior", "critic", "evaluation", "results", "guidance"), 6
-    )
-    assert text.count("mem_mb=3000, ") + text.count("mem_mb=1500, ") == sum(jobs.values()) - 1
+    once = ("03_dataset", "04_behavior", "05_critic", "07_evaluation", "08_results", "09_guidance_on_real_tasks")
+    assert jobs == {"06_energy": 18} | dict.fromkeys(once, 6)
+    assert text.count("mem_mb=3000, ") + text.count("mem_mb=1500, ") == sum(jobs.values())
 
 
 def test_tasks_are_chosen_by_name_or_by_suite(tmp_path):
@@ -96,33 +97,12 @@ def test_only_a_failure_lets_the_rest_be_evaluated_without_it(tmp_path, monkeypa
     (run.folder / ".done").mkdir(parents=True)
     for notebook in ("04_behavior", "05_critic"):
         (run.folder / ".done" / notebook).touch()
-    monkeypatch.setattr(runs, "forget_incomplete", lambda *_: None)
     started, start = [], batch.lifeline.start
     monkeypatch.setattr(
         batch.lifeline, "start", lambda command, **more: started.append(command) or start(["sh", "-c", ending], **more)
     )
-    part = batch.Part(run.folder, runs.products(run.folder, run.figures, run.methods, run.profile, True))
+    part = batch.Part(run.folder, tuple(notebooks.of_methods(notebooks.STUDY, run.methods)))
     ran, well = batch._bring_to_end([run], [part], "study", batch.Place(1, 1000, "cpu"))
     assert (ran, well) == (False, False)
     assert len(started) == calls
     assert ["partial=1" in command for command in started] == [False, True][:calls]
-
-
-def test_the_report_is_one_file_of_what_is_finished(tmp_path):
-    folder, figures = tmp_path / "runs" / "smoke", tmp_path / "figures" / "smoke" / "maze2d-large"
-    for name in ("maze2d-large", "maze2d-medium"):
-        files.write_json(folder / name / "manifest.json", {"evaluation": {"bc": {}}})
-    (folder / "maze2d-large" / ".done").mkdir()
-    (folder / "maze2d-large" / ".done" / "08_results").touch()
-    (folder / "maze2d-large" / "returns.csv").write_text("method,return\nbc,1.0\n")
-    figures.mkdir(parents=True)
-    (figures / "08_scores.png").write_bytes(b"drawn")
-    command = [str(AEPO), "report", "--profile", "smoke", "--runs-dir", str(tmp_path / "runs")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    html = folder / "study" / "report.html"
-    assert done.stdout.startswith(f"{html}: 1 tasks, ")
-    assert "without results, so not in it: maze2d-medium" in done.stdout
-    text = html.read_text()
-    assert "08_scores.png" in text
-    assert not re.findall(r'(?:src|href)="https?://[^"]*\.(?:js|css)"', text)

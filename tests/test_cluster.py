@@ -1,4 +1,4 @@
-"""Clusters: each rule has its partition, GPU, memory and time in one file; jobs of a killed call are cancelled."""
+"""Clusters: notebooks have partition, GPU, memory and time in one file; jobs of a killed call are cancelled."""
 
 import os
 import re
@@ -10,43 +10,36 @@ import pytest
 import yaml
 
 from aepo import cluster, files
+from aepo.study import notebooks
 
 ROOT = Path(__file__).parents[1]
-PLANNED = {"dataset", "behavior", "critic", "energy", "policy", "evaluation", "results", "guidance"}
-RULES = {*PLANNED, "ablations"}
 
 
-@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
-def test_a_profile_has_a_place_for_every_rule(name, tmp_path):
-    profile = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+def test_the_profile_has_a_place_for_every_notebook(tmp_path):
+    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
     assert profile["keep-going"] is True
     assert profile["retries"] >= 1
     assert (
         profile["rerun-triggers"]
         == yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())["rerun-triggers"]
     )
-    rules = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.MULTILINE))
-    assert set(profile["set-resources"]) == RULES <= rules
+    assert set(profile["set-resources"]) == {"notebook"}
     command = [sys.executable, "-m", "snakemake", "-n", "--directory", str(tmp_path), "--workflow-profile"]
-    command += [
-        f"profiles/{name}",
-        "--config",
-        "suite=maze2d",
-        "profile=smoke",
-        "methods=bc,aepo,iql",
-        f"runs_dir={tmp_path / 'runs'}",
-    ]
+    command += ["profiles/slurm", "--config", "suite=maze2d", "profile=smoke", "methods=bc,aepo,iql"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [*command, f"runs_dir={tmp_path / 'runs'}"], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    planned = re.findall(r"^rule (\w+):.*?resources: (.*?)$", done.stdout + done.stderr, re.MULTILINE | re.DOTALL)
-    assert {rule for rule, _ in planned} >= PLANNED
-    for rule, resources in planned:
-        if rule in RULES:
-            asked = profile["set-resources"][rule]
-            assert f"gpu={asked['gpu']}" in resources
-            assert f"mem_mb={asked['mem_mb'].removeprefix('attempt * ')}," in resources
-            assert name != "slurm" or f"slurm_partition=main, runtime={asked['runtime']}" in resources
+    text = done.stdout + done.stderr
+    planned = re.findall(r"^rule notebook:.*?notebook=(\S+)\n +resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
+    assert {name for name, _ in planned} == set(notebooks.of_methods(notebooks.STUDY, ["bc", "aepo", "iql"]))
+    for name, resources in planned:
+        small = name == "08_results"
+        assert f"mem_mb={2000 if small else 4000}," in resources
+        assert f"gpu={int(not small and name != '03_dataset')}" in resources
+        assert "slurm_partition=main" in resources
+        assert f"runtime={30 if small else 480}" in resources
 
 
 def test_a_cluster_is_a_folder_of_profiles():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
-from aepo import batch, files, settings
+from aepo import files, settings
 from aepo.core import losses
 from aepo.core.guidance import KINDS
 from aepo.core.models import ClosedForm
@@ -16,6 +16,7 @@ from aepo.learners.actor import Actor, make_actor
 from aepo.learners.support import sample_support
 from aepo.methods import METHODS
 from aepo.study import evaluation, stages
+from aepo.study.export import export
 from aepo.study.policy import Policy
 
 BETA = 1.0
@@ -176,11 +177,11 @@ def test_an_exported_policy_with_a_critic_of_its_own_acts_as_the_run_does(run, d
     stages.train_policy(run, data, behavior, critic, method)
     evaluation.evaluate(run, method)
     target = run.folder.parent / "exported"
-    batch.export(run.folder, target, 1, [method])
+    export(run.folder, target, 1, [method])
     state, g = data.state[0].numpy(), torch.Generator()
     own, exported = (
         Policy.load(folder, method, seed=1).act(state, g.manual_seed(0)) for folder in (run.folder, target)
     )
     assert (own == exported).all()
     with pytest.raises(files.StudyError, match="is the run itself"):
-        batch.export(run.folder, run.folder, 1, [method])
+        export(run.folder, run.folder, 1, [method])

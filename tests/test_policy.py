@@ -200,7 +200,7 @@ def test_results_replace_their_own_rows_and_leave_others(run):
 
     row = dict.fromkeys(results.COLUMNS, 0) | {"method": "bc", "variant": ""}
     run.folder.joinpath("returns.csv").write_text(pd.DataFrame([row, row]).to_csv(index=False))
-    path = results.results_path(run.folder.parents[1], run.profile_name)
+    path = runs.results_path(run.folder.parents[1], run.profile_name)
     path.write_text(pd.DataFrame([{"profile": "quick", "task": "other"} | row]).to_csv(index=False))
     for _ in range(2):
         merged = results.merge_results(run)
@@ -209,7 +209,7 @@ def test_results_replace_their_own_rows_and_leave_others(run):
 
 def test_results_keep_what_other_runs_of_the_task_made(run):
     """A run of fewer methods, as the README's first command is beside the tracked table, takes nothing away."""
-    path, row = results.results_path(run.folder.parents[1], run.profile_name), dict.fromkeys(results.COLUMNS, 0)
+    path, row = runs.results_path(run.folder.parents[1], run.profile_name), dict.fromkeys(results.COLUMNS, 0)
     of = {"profile": "smoke", "task": "maze2d-umaze"}
     rows = [of | row | {"method": m, "variant": v} for m, v in (("qgpo", ""), ("bc", ""), ("bc", "noise 0"))]
     path.write_text(pd.DataFrame(rows).to_csv(index=False))
@@ -243,5 +243,5 @@ def test_reading_and_writing_a_table_moves_no_digit(tmp_path):
 
 
 def test_a_smoke_run_with_other_networks_is_no_result_either(tmp_path):
-    assert results.results_path(tmp_path, "smoke-qgpo") == tmp_path / "smoke" / "results.csv"
-    assert results.results_path(tmp_path, "quick-qgpo") == tmp_path / "results.csv"
+    assert runs.results_path(tmp_path, "smoke-qgpo") == tmp_path / "smoke" / "results.csv"
+    assert runs.results_path(tmp_path, "quick-qgpo") == tmp_path / "results.csv"

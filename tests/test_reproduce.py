@@ -72,6 +72,12 @@ def test_a_killed_study_is_finished_by_the_next_call(tmp_path):
     assert "Nothing to do" in again.stdout
     assert "started" not in again.stderr
 
+    (broken.parent / "figures" / TASK / "08_scores.png").unlink()
+    redrawn = reproduce(broken)
+    assert "08_results: started" in redrawn.stderr
+    assert "07_evaluation: started" not in redrawn.stderr
+    assert (broken.parent / "figures" / TASK / "08_scores.png").exists()
+
     stamps = {path: path.stat().st_mtime_ns for path in (broken / TASK).glob("*.safetensors")}
     figures = broken.parent / "figures" / TASK
     drawn = sorted(path.name for path in figures.iterdir())

@@ -1,15 +1,13 @@
-"""`aepo verify` finds each thing that was changed, `aepo status` tells finished, running, failed and stopped runs apart."""
+"""`aepo verify` finds each thing that was changed."""
 
 import json
-import platform
 import shutil
 
-import nbformat
 import pandas as pd
 import pytest
 
-from aepo import cli, files, status, verify
-from aepo.study import results, runs, stages
+from aepo import cli, files
+from aepo.study import results, runs, stages, verify
 
 
 @pytest.fixture(scope="module")
@@ -132,66 +130,3 @@ def test_the_command(finished, copied, capsys, monkeypatch):
         cli.main()
     assert stop.value.code == 1
     assert "1 of 1 runs do not match" in capsys.readouterr().err
-
-
-def executed(path, methods, error=None, ended=True):
-    """An executed notebook as papermill leaves it."""
-    cell = nbformat.v4.new_code_cell("run()")
-    if error:
-        cell.outputs = [nbformat.v4.new_output("error", ename="StudyError", evalue=error, traceback=[])]
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    notebook.metadata.papermill = {"parameters": {"methods": methods}, "end_time": "2026-01-01" if ended else None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, path)
-    return path
-
-
-def test_status_tells_runs_apart(copied, capsys, monkeypatch):
-    methods, folder = ["bc", "aepo"], copied.parent
-    assert status.of_run(copied).state == "evaluated"
-    for name, paths in runs.products(copied, copied, methods, status.settings.SMOKE).items():
-        executed(paths[0], methods)
-        (copied / ".done").mkdir(exist_ok=True)
-        (copied / ".done" / name).touch()
-    executed(folder / "maze2d-large" / "03_dataset.ipynb", methods, error="the disk is full")
-    executed(folder / "maze2d-medium" / "03_dataset.ipynb", methods, ended=False)
-    busy = executed(folder / "maze2d-umaze-dense" / "03_dataset.ipynb", methods, ended=False).parent
-    bar = {
-        "n": 100,
-        "total": 300,
-        "unit": "step",
-        "initial": 0,
-        "elapsed": 10.0,
-        "pid": 1,
-        "host": platform.node(),
-    }
-    files.write_json(busy / "progress" / "critic.json", bar)
-    (folder.parent / "quick").mkdir()
-    found = {run.name: run for run in status.of_runs(folder.parent)["smoke"]}
-    assert {name: run.state for name, run in found.items()} == {
-        "maze2d-large": "failed",
-        "maze2d-medium": "failed",
-        "maze2d-umaze": "finished",
-        "maze2d-umaze-dense": "running",
-    }
-    assert found["maze2d-umaze-dense"].now == ("critic 100/300 steps, 10/s, 0:20 left",)
-    assert found["maze2d-umaze"].done == found["maze2d-umaze"].total == 7
-    assert set(found["maze2d-umaze"].scores) == set(methods)
-    assert found["maze2d-umaze"].seconds > 0
-    assert found["maze2d-large"].failures[0].startswith("03_dataset stopped with StudyError: the disk is full.")
-    assert "did not end" in found["maze2d-medium"].failures[0]
-
-    files.write_json(busy / "progress" / "critic.json", bar | {"pid": 2**22 + 1})  # above any process id
-    assert status.of_run(busy).now == ()
-
-    (folder / "maze2d-medium" / ".done").mkdir()
-    (folder / "maze2d-medium" / ".done" / "03_dataset").touch()
-    assert status.of_run(folder / "maze2d-medium").state == "stopped"
-    with files.lock(folder, "reproduce-maze2d-medium"):
-        assert status.of_run(folder / "maze2d-medium").state == "running"
-
-    monkeypatch.setattr("sys.argv", ["aepo", "status", "--profile", "smoke", "--runs-dir", str(folder.parent)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert not stop.value.code
-    assert capsys.readouterr().out.startswith("smoke: 1 of 4 runs finished\ntask ")

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from aepo import files
-from aepo import settings as settings_table
 from aepo.data.datasets import Dataset, recorded_returns
 from aepo.methods import DATASET
 from aepo.study import evaluation
@@ -129,17 +128,12 @@ def read_results(path: Path) -> pd.DataFrame:
     return frame
 
 
-def results_path(runs_folder: Path, profile: str) -> Path:
-    """runs/results.csv; the smoke profile, which is no result, has its own in runs/smoke."""
-    return (runs_folder / "smoke" if settings_table.is_smoke(profile) else runs_folder) / "results.csv"
-
-
 def merge_results(run: Run) -> pd.DataFrame:
     """Put this run's rows into the study's results.csv in place of older ones of its methods and variants, under a lock.
 
     What other runs of the task made stays.
     """
-    path = results_path(run.folder.parents[1], run.profile_name)
+    path = runs.results_path(run.folder.parents[1], run.profile_name)
     rows = read_returns(run.folder / "returns.csv")
     rows.insert(0, "profile", run.profile_name)
     rows.insert(1, "task", run.task.name)

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 
 from aepo import files
-from aepo import methods as methods_table
 from aepo import settings as settings_table
 from aepo.data import tasks
 from aepo.data.datasets import Dataset
@@ -76,26 +75,19 @@ def stages_of(method: str, beta: float) -> dict[str, str]:
 
 
 def open_run(
-    task: str,
-    seeds: Sequence[int],
-    methods: Sequence[str],
-    profile: str,
-    device: str,
-    runs_dir: str | Path,
+    task: str, seeds: Sequence[int], methods: Sequence[str], profile: str, device: str, runs_dir: str | Path
 ) -> Run:
     """Check a notebook's parameters and make its run folder; StudyError says in one sentence what is wrong."""
-    try:
+    with files.sentence():
         found, _ = tasks.get(task), settings_table.get(profile)
-    except ValueError as error:
-        raise StudyError(str(error)) from None
     bad = [s for s in seeds if not isinstance(s, int) or isinstance(s, bool) or s < 0]
     if bad or not seeds or len(set(seeds)) != len(seeds):
         raise StudyError(f"seeds must be distinct integers >= 0, at least one, got {list(seeds)}")
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods or len(set(methods)) != len(methods):
-        problem = (
-            f"unknown method {', '.join(map(repr, unknown))}" if unknown else "methods must be distinct, at least one"
-        )
+        problem = "methods must be distinct, at least one"
+        if unknown:
+            problem = f"unknown method {', '.join(map(repr, unknown))}"
         raise StudyError(f"{problem}: choose from {', '.join(METHODS)}, got {', '.join(map(str, methods)) or 'none'}")
     device = choose_device(device)
     folder = resolve(runs_dir) / profile / found.name
@@ -116,13 +108,18 @@ def resolve(runs_dir: str | Path) -> Path:
     return given if given.is_absolute() else project_root() / given
 
 
+def results_path(runs_dir: Path, profile: str) -> Path:
+    """The study's results.csv in the runs folder; the smoke profile, which is no result, has its own below runs/smoke."""
+    return (runs_dir / "smoke" if settings_table.is_smoke(profile) else runs_dir) / "results.csv"
+
+
 def find_folder(folder: str | Path) -> Path:
     """A run folder as given, or relative to the project where it is not below the working directory."""
     given = Path(folder).expanduser()
-    found = next((p for p in (given, project_root() / given) if p.is_dir()), None)
-    if found is None:
-        raise StudyError(f"there is no run folder {given}: give the path of a runs/<profile>/<task> folder")
-    return found
+    for found in (given, project_root() / given):
+        if found.is_dir():
+            return found
+    raise StudyError(f"there is no run folder {given}: give the path of a runs/<profile>/<task> folder")
 
 
 def choose_device(device: str) -> str:
@@ -183,81 +180,6 @@ def record_data(folder: Path, data: Dataset) -> None:
     update_manifest(folder, "data", data.dataset_id, entry)
 
 
-FIGURES = {
-    "03_dataset": ("maze_map", "actions", "ranges", "rewards"),
-    "04_behavior": ("behavior_loss", "behavior_actions", "posterior_variance"),
-    "05_critic": ("critic_losses", "value_map"),
-    "06_energy": ("energy_loss", "curvature", "guidance_field", "guidance_curve"),
-    "06_policy": ("policy_loss", "policy_actions"),
-    "07_evaluation": ("trajectories",),
-    "08_results": ("scores", "guidance_curves"),
-    "09_guidance_on_real_tasks": ("guidance",),
-}
-OF_ROLLOUTS = ("guidance_curve", "guidance_curves", "trajectories")  # figures that a train-only task does not have
-THEORY_FIGURES = {
-    "01_closed_form_guidance": (
-        "fields",
-        "posterior_variance",
-        "orders",
-        "sign_reversal",
-        "cubature",
-        "support",
-        "errors",
-    ),
-    "02_exact_toys": ("densities", "samples", "known", "guidance_error", "solver"),
-}
-ABLATION_FIGURES = {"11_ablations": ("factor", "own", "grid", "expectile", "floor", "solver", "support", "noise")}
-PERFORMANCE_FIGURES = {"10_performance": ("seeds", "batches", "sampling")}
-
-
 def figure_path(run: Run, notebook: str, name: str, method: str | None = None) -> Path:
-    """Where a notebook's figure of `FIGURES` is written; 06_energy writes one set a method."""
-    if name not in FIGURES[notebook]:
-        raise ValueError(f"{name!r} is not a figure of {notebook}")
+    """Where a notebook's figure is written; a notebook that is run once a method gives the method."""
     return run.figures / f"{notebook[:2]}_{name}{f'-{method}' if method else ''}.png"
-
-
-def products(
-    folder: Path, figures: Path, methods: Sequence[str], profile: settings_table.Profile, rollouts: bool = True
-) -> dict[str, list[Path]]:
-    """The files that each executed notebook leaves behind: networks, tables, figures; fewer without rollouts."""
-    results = folder.parents[0 if settings_table.is_smoke(folder.parent.name) else 1] / "results.csv"
-    guided, beta = methods_table.energies(methods), profile.evaluation.beta
-    made = {"03_dataset": [], "04_behavior": ["behavior.safetensors"], "05_critic": ["critic.safetensors"]}
-    made |= {f"06_energy-{m}": [f"{energy_stage(m, beta[m])}.safetensors"] for m in guided}
-    made |= {
-        f"06_policy-{m}": [f"{policy_stage(m, beta.get(m, 0.0))}.safetensors"] for m in methods_table.policies(methods)
-    }
-    made |= {"09_guidance_on_real_tasks": []} if guided else {}
-    made |= {
-        "07_evaluation": ["returns.csv", *(f"evaluation/{m}.safetensors" for m in methods if rollouts)],
-        "08_results": [results],
-    }
-    result = {}
-    for notebook, paths in made.items():
-        base, _, method = notebook.partition("-")
-        suffix = f"-{method}" if method else ""
-        drawn = [
-            figures / f"{base[:2]}_{name}{suffix}.png"
-            for name in FIGURES[base]
-            if (guided or name != "guidance_curves") and (rollouts or name not in OF_ROLLOUTS)
-        ]
-        result[notebook] = [folder / f"{notebook}.ipynb", *(folder / name for name in paths), *drawn]
-    return result
-
-
-def theory_products(
-    folder: Path, figures: Path, drawn: Mapping[str, Sequence[str]] = THEORY_FIGURES
-) -> dict[str, list[Path]]:
-    """The files that each executed notebook of the theory (or of PERFORMANCE_FIGURES) leaves behind."""
-    return {
-        notebook: [folder / f"{notebook}.ipynb", *(figures / f"{notebook[:2]}_{name}.png" for name in names)]
-        for notebook, names in drawn.items()
-    }
-
-
-def forget_incomplete(folder: Path, made: Mapping[str, Sequence[Path]]) -> None:
-    """Remove the end mark of each notebook whose files are not all there, so that it runs again."""
-    for notebook, paths in made.items():
-        if not all(path.exists() for path in paths):
-            (folder / ".done" / notebook).unlink(missing_ok=True)

@@ -18,8 +18,7 @@ from aepo.data.datasets import load, recorded_returns
 from aepo.methods import DATASET
 from aepo.study import runs
 from aepo.study.ablations import slug
-from aepo.study.results import read_results, read_returns, results_path
-from aepo.watch import parameters
+from aepo.study.results import read_results, read_returns
 
 NOT_HASHED = {"seconds", "device", "settings_hash", "versions", "git_commit"}  # of an evaluation's manifest entry
 Tensors = dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]
@@ -60,12 +59,12 @@ def _of_artifact(folder: Path, name: str, meta: Mapping[str, Any], artifacts: Te
     if meta.get("settings_hash") != settings.digest(content):
         yield f"{path}: its settings hash is {meta.get('settings_hash')}, its settings give {settings.digest(content)}"
     if "stage" in meta:
-        beside = path.with_suffix(".json")
         told = {key: value for key, value in meta.items() if key not in ("format", "sha256")}
-        if not beside.exists():
-            yield f"{beside} is missing"
-        elif _json(beside) != told:
-            yield f"{beside} does not say what {path.name} holds"
+        try:
+            if files.read_json(path.with_suffix(".json")) != told:
+                yield f"{path.with_suffix('.json')} does not say what {path.name} holds"
+        except files.StudyError as error:
+            yield str(error)
     for stage, digest in content.items():
         if stage in artifacts and isinstance(digest, str) and digest != artifacts[stage][1].get("settings_hash"):
             yield f"{path} was made of a {stage} with settings hash {digest}, {stage}.safetensors is another"
@@ -74,13 +73,6 @@ def _of_artifact(folder: Path, name: str, meta: Mapping[str, Any], artifacts: Te
             yield f"{path} was made of {stage}.safetensors, which is missing or damaged"
         elif digest != artifacts[stage][1]["sha256"]:
             yield f"{path} was made of other networks than {stage}.safetensors holds (their checksums differ)"
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        return None
 
 
 def _of_manifest(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) -> Iterator[str]:
@@ -93,10 +85,8 @@ def _of_manifest(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) 
         if not (folder / f"{name}.safetensors").exists():
             yield f"{where} tells of {name}.safetensors, which is missing"
         elif name in artifacts:
-            meta = artifacts[name][1]
-            wrong = [
-                key for key in ("settings", "settings_hash", "seeds", "versions") if entry.get(key) != meta.get(key)
-            ]
+            told = ("settings", "settings_hash", "seeds", "versions")
+            wrong = [key for key in told if entry.get(key) != artifacts[name][1].get(key)]
             if wrong:
                 yield f"{where} tells other {', '.join(wrong)} of {name} than {name}.safetensors holds"
     for method, entry in manifest.get("evaluation", {}).items():
@@ -113,8 +103,9 @@ def task_of(folder: Path) -> tasks.Task | None:
     if folder.name in tasks.TASKS:
         return tasks.TASKS[folder.name]
     try:
-        return tasks.get(parameters(folder / "03_dataset.ipynb").get("task", ""))
-    except ValueError:
+        executed = json.loads((folder / "03_dataset.ipynb").read_text())
+        return tasks.get(executed["metadata"]["papermill"]["parameters"]["task"])
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -150,37 +141,33 @@ def _of_returns(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) -
     path = folder / "returns.csv"
     try:
         frame = read_returns(path)
-        main = frame[frame["variant"] == ""]
-        for method, rows in main[main["method"] != DATASET].groupby("method"):
-            yield from _of_rollouts(path, f"evaluation/{method}", rows, artifacts)
-        for method, rows in frame[frame["variant"] == "curve"].groupby("method"):
-            yield from _of_rollouts(path, f"evaluation/curve-{method}", rows, artifacts)
-        variants = frame[~frame["variant"].isin(["", "curve"])]
-        for (variant, method), rows in variants.groupby(["variant", "method"]):
-            name = f"ablations/{slug(variant)}/evaluation/{method}"
-            with contextlib.suppress(files.StudyError):  # a damaged one is told with the variant's folder
-                artifacts = artifacts | {name: files.load_tensors(folder / f"{name}.safetensors")}
-            yield from _of_rollouts(path, name, rows, artifacts)
-        yield from _of_recorded(folder, main[main["method"] == DATASET], manifest)
+        for (variant, method), rows in frame[frame["method"] != DATASET].groupby(["variant", "method"]):
+            yield from _of_rollouts(folder, variant, method, rows, artifacts)
+        yield from _of_recorded(folder, frame[frame["method"] == DATASET], manifest)
         yield from _of_scores(path, frame, manifest)
         yield from _of_results(folder, frame)
     except (KeyError, ValueError, files.StudyError) as error:
         yield f"{path} cannot be read ({type(error).__name__}: {error})"
 
 
-def _of_rollouts(path: Path, name: str, rows: pd.DataFrame, artifacts: Tensors) -> Iterator[str]:
+def _of_rollouts(folder: Path, variant: str, method: str, rows: pd.DataFrame, artifacts: Tensors) -> Iterator[str]:
     """Rows of a method, in the order they are written in, against its kept rollouts."""
+    name = f"evaluation/curve-{method}" if variant == "curve" else f"evaluation/{method}"
+    if variant not in ("", "curve"):
+        name = f"ablations/{slug(variant)}/{name}"
+        with contextlib.suppress(files.StudyError):  # a damaged one is told with the variant's folder
+            artifacts = artifacts | {name: files.load_tensors(folder / f"{name}.safetensors")}
+    path = folder / "returns.csv"
     if name not in artifacts:
         yield f"{path} has rows of {name}.safetensors, which is missing or damaged"
         return
     tensors, meta = artifacts[name]
     for column, key in (("return", "returns"), ("length", "length"), ("success", "success")):
-        kept = tensors[key].double().flatten().numpy()
-        if not _same(rows[column].astype(float).to_numpy(), kept):
-            yield f"{path}: column {column} of {rows['method'].iloc[0]} is not what {name}.safetensors holds"
+        if not _same(rows[column].astype(float).to_numpy(), tensors[key].double().flatten().numpy()):
+            yield f"{path}: column {column} of {method} is not what {name}.safetensors holds"
     seeds = meta["settings"].get("seeds")
     if seeds is not None and list(dict.fromkeys(rows["seed"])) != seeds:
-        yield f"{path}: seeds of {rows['method'].iloc[0]} are not those of {name}.safetensors"
+        yield f"{path}: seeds of {method} are not those of {name}.safetensors"
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
@@ -209,23 +196,17 @@ def _of_scores(path: Path, frame: pd.DataFrame, manifest: Mapping[str, Any]) -> 
 
 def _of_results(folder: Path, frame: pd.DataFrame) -> Iterator[str]:
     """The rows of results.csv of the run's methods and variants against returns.csv."""
-    profile = folder.parent.name
-    path = results_path(folder.parents[1], profile)
+    profile, key = folder.parent.name, ["method", "variant"]
+    path = runs.results_path(folder.parents[1], profile)
     if not path.exists():
         return
     everything = read_results(path)
-    own, key = (
-        everything[(everything["profile"] == profile) & (everything["task"] == folder.name)],
-        ["method", "variant"],
-    )
+    own = everything[(everything["profile"] == profile) & (everything["task"] == folder.name)]
     own = own[pd.MultiIndex.from_frame(own[key]).isin(pd.MultiIndex.from_frame(frame[key]))]
-    own = own.drop(columns=["profile", "task"]).reset_index(drop=True)
-    numbers = frame.select_dtypes("number").columns
-    same = own.shape == frame.shape and all(
-        _same(own[name].to_numpy(float, na_value=np.nan), frame[name].to_numpy(float, na_value=np.nan))
-        if name in numbers
-        else own[name].equals(frame[name])
-        for name in frame.columns
-    )
-    if len(own) and not same:
-        yield f"{path}: its rows of {profile} {folder.name} are not those of {folder / 'returns.csv'}"
+    try:
+        pd.testing.assert_frame_equal(
+            own[frame.columns].reset_index(drop=True), frame, check_dtype=False, rtol=1e-9, atol=1e-9
+        )
+    except AssertionError:
+        if len(own):
+            yield f"{path}: its rows of {profile} {folder.name} are not those of {folder / 'returns.csv'}"

@@ -1,0 +1,120 @@
+"""What each notebook needs before it runs and while it runs, and the marks of those that ran to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aepo import methods, settings
+from aepo.data.tasks import Task
+
+SMALL, LARGE = 1500, 3000  # MB of a notebook that reads tables, and of one that holds a dataset and its training
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """How a notebook is run: those that must have ended before, MB of memory, the methods that it is given.
+
+    `gives`: "none" (it runs alike for all methods), "all" of the run's, "own" (one run a method, `<notebook>-<method>`),
+    "guided" (those with an energy network on the shared critic). `gpu`: whether it uses one where there is one.
+    """
+
+    needs: tuple[str, ...] = ()
+    gives: str = "none"
+    memory: int = LARGE
+    gpu: bool = True
+
+
+BEFORE_ENERGY = ("04_behavior", "05_critic")
+NOTEBOOKS = {
+    "01_closed_form_guidance": Notebook(memory=SMALL, gpu=False),
+    "02_exact_toys": Notebook(gpu=False),
+    "03_dataset": Notebook(gpu=False),
+    "04_behavior": Notebook(("03_dataset",)),
+    "05_critic": Notebook(("03_dataset",)),
+    "06_energy": Notebook(BEFORE_ENERGY, "own"),
+    "06_policy": Notebook(BEFORE_ENERGY, "own"),
+    "07_evaluation": Notebook((*BEFORE_ENERGY, "06_energy", "06_policy"), "all"),
+    "08_results": Notebook(("07_evaluation",), "all", SMALL, gpu=False),
+    "09_guidance_on_real_tasks": Notebook(("06_energy",), "guided"),
+    "10_performance": Notebook(),
+    "11_ablations": Notebook(("07_evaluation",), "all"),
+}
+THEORY, PERFORMANCE = ("01_closed_form_guidance", "02_exact_toys"), ("10_performance",)  # they need no task
+TRAINING = tuple(name for name in NOTEBOOKS if "03" <= name[:2] < "07")
+STUDY = (*TRAINING, "09_guidance_on_real_tasks", "07_evaluation", "08_results")
+
+
+def entry(name: str) -> Notebook:
+    """The entry of NOTEBOOKS of a notebook, or of one that is run for a method: 06_energy of 06_energy-aepo."""
+    return NOTEBOOKS[name.partition("-")[0]]
+
+
+def of_methods(names: Iterable[str], chosen: Sequence[str]) -> list[str]:
+    """Notebooks as they are run for the chosen methods: 06_energy becomes 06_energy-<method>, once for each energy."""
+    own = {"06_energy": methods.energies(chosen), "06_policy": methods.policies(chosen)}
+    found = []
+    for name in names:
+        kind = NOTEBOOKS[name].gives
+        if kind == "own":
+            found += [f"{name}-{method}" for method in own[name]]
+        elif kind != "guided" or guided(chosen):
+            found.append(name)
+    return found
+
+
+def guided(chosen: Iterable[str]) -> list[str]:
+    """The chosen methods' energies on the shared critic."""
+    return [m for m in methods.energies(chosen) if methods.METHODS[m].critic == "expectile"]
+
+
+def parameters(name: str, task: str, seeds: Sequence[int], chosen: Sequence[str], profile: str) -> dict:
+    """What a notebook is given, without device and folder: what it was given decides whether it runs again."""
+    given = {"task": task, "seeds": list(seeds), "profile": profile}
+    kind = entry(name).gives
+    if kind == "own":
+        given["methods"] = [name.partition("-")[2]]
+    elif kind == "guided":
+        given["methods"] = guided(chosen)
+    elif kind == "all":
+        given["methods"] = list(chosen)
+    return given
+
+
+def settings_hash(task: Task | None, profile: str) -> str:
+    """Hash of a task's settings and of which data it has: its notebooks run again when it changes."""
+    own = settings.for_task(profile, task.settings if task else {})
+    return settings.digest([settings.as_dict(own), task.dataset_id(profile) if task else None])
+
+
+def mark(folder: Path, name: str) -> Path:
+    """The file that a notebook leaves in a run folder when it ran to its end: it lists the files that it needs to stay.
+
+    `scripts/run_papermill.py` writes it.
+    """
+    return folder / ".done" / name
+
+
+def ended(folder: Path) -> set[str]:
+    """Notebooks of a run folder that ran to their end."""
+    return {path.name for path in (folder / ".done").glob("*")}
+
+
+def forget_incomplete(folder: Path) -> None:
+    """Remove the mark of each notebook that lists a file which is gone, so that the notebook runs again."""
+    for path in (folder / ".done").glob("*"):
+        if not all((path.parent / line).exists() for line in path.read_text().splitlines()):
+            path.unlink()
+
+
+def reached(folder: Path, chosen: Iterable[str]) -> list[str]:
+    """Those of the chosen methods whose own networks are there."""
+    done = ended(folder)
+    return [m for m in chosen if done.issuperset(of_methods(("06_energy", "06_policy"), [m]))]
+
+
+def can_go_on(folder: Path, chosen: Iterable[str]) -> bool:
+    """Whether a run that has not ended has what its evaluation needs for some of its methods."""
+    done = ended(folder)
+    return done.issuperset(BEFORE_ENERGY) and "08_results" not in done and bool(reached(folder, chosen))
