@@ -41,23 +41,23 @@ def known_profile(name: str) -> str:
 @app.command()
 def show(task: TaskName, profile: ProfileName = "quick") -> None:
     """Print what a task's data are: sizes, episodes, returns, spaces, content hash, scores, what is odd."""
-    from aepo.data import report
+    from aepo.data import describe
 
     found = find(task)
-    for line in report.lines(found, known_profile(profile)):
+    for line in describe.description(found, known_profile(profile)):
         print(line)
 
 
 @app.command()
 def get(task: TaskName, profile: ProfileName = "quick", clip: Clip = False) -> None:
     """Put a task's data on disk: download them, or collect them where the study makes them. What is there is kept."""
-    from aepo.data import report, storage
+    from aepo.data import describe, storage
 
     found = find(task)
     _prepare(found, known_profile(profile))
     if clip:
-        storage.clip(found.dataset_id(profile))
-    print(report.summary(found, profile))
+        storage.ask_to_clip(found.dataset_id(profile))
+    print(describe.summary(found, profile))
 
 
 @app.command("import")
@@ -68,11 +68,11 @@ def import_file(
     profile: ProfileName = "quick",
 ) -> None:
     """Make a task's Minari dataset of a D4RL HDF5 file; one that is there already is kept."""
-    from aepo.data import importing, report
+    from aepo.data import describe, importing
 
     found = find(task)
     importing.import_hdf5(file, found, found.dataset_id(known_profile(profile)), clip)
-    print(report.summary(found, profile))
+    print(describe.summary(found, profile))
 
 
 @app.command()
@@ -82,7 +82,7 @@ def collect(
     profile: ProfileName = "quick",
 ) -> None:
     """Collect the data of one task, or of a whole suite: a failure of one is reported, the others go on."""
-    from aepo.data import report
+    from aepo.data import describe
 
     if bool(task) == bool(suite):
         raise typer.BadParameter("give a TASK or --suite, one of them")
@@ -94,7 +94,7 @@ def collect(
         try:
             _collectable(each)
             _prepare(each, profile)
-            print(f"{where}{report.summary(each, profile)}", flush=True)
+            print(f"{where}{describe.summary(each, profile)}", flush=True)
         except StudyError as error:
             if not suite:
                 raise

@@ -30,7 +30,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from aepo import files
-from aepo.data.behaviors import Actor, episode_returns, save_actor
+from aepo.data.collect import SquashedGaussian, episode_returns, save_actor
 from aepo.data.suites import D4RL_LOCOMOTION
 
 CURVE_EPISODES, KEPT_EPISODES = 10, 20
@@ -98,7 +98,7 @@ def actor_tensors(model: SAC) -> dict[str, np.ndarray]:
 
 def measure(env_id: str, path: Path, episodes: int, seed: int) -> dict[str, float]:
     """Mean and standard deviation of the return of a stored actor, with sampled and with deterministic actions."""
-    actor, row = Actor.load(path), {}
+    actor, row = SquashedGaussian.load(path), {}
     for name, stochastic in (("stochastic", True), ("deterministic", False)):
         returns = episode_returns(env_id, actor, episodes, seed, stochastic)
         row |= {f"{name}_mean": round(float(returns.mean()), 3), f"{name}_std": round(float(returns.std()), 3)}

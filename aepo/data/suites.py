@@ -1,12 +1,14 @@
-"""The rows of the task table, suite by suite: names, data, environments, scores. `aepo.tasks` makes `Task`s of them."""
+"""The rows of the task table, suite by suite: names, data, environments, scores. `tasks` makes `Task`s of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from gymnasium_robotics.envs.maze import maps
+
 from aepo import searched
-from aepo.data import mazes
+from aepo.environments import MAZES
 
 MINARI, D4RL, LOCAL = "minari", "d4rl", "local"
 PROFILES = ("smoke", "quick", "full")
@@ -51,7 +53,6 @@ POINTMAZE = {
     "large": (3.549999952316284, 462.260009765625),
     "large-dense": (27.165931701660156, 481.5344543457031),
 }
-POINTMAZE_HORIZON = {"open": 300, "umaze": 300, "medium": 600, "large": 800}
 D4RL_MAZE2D = {
     "open-v0": (0.01, 20.66, 150),
     "umaze-v1": (23.85, 161.86, 300),
@@ -63,6 +64,10 @@ D4RL_MAZE2D = {
     "large-dense-v1": (30.569041, 303.4857382709002, 800),
 }
 LEGACY_ANT, LEGACY_ANT_FORCES = 111, 84
+MAZE_TITLES = {"open": "Open", "umaze": "UMaze", "medium": "Medium", "large": "Large"}
+MAZE_MAPS = {"open": maps.OPEN, "umaze": maps.U_MAZE, "medium": maps.MEDIUM_MAZE, "large": maps.LARGE_MAZE}
+# Start and goal cell (row, column) of AntMaze's evaluation, in the maze of the data.
+ANT_CELLS = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large": ((1, 1), (7, 9))}
 KITCHEN = {
     "complete": (("microwave", "kettle", "light switch", "slide cabinet"), 280),
     "partial": (("microwave", "kettle", "light switch", "slide cabinet"), 450),
@@ -118,14 +123,23 @@ def _maze_settings(size: str, dense: bool, chosen_by_search: dict[str, Any], **c
     return {"critic": chosen | critic} | chosen_by_search
 
 
+def _evaluation_maze(size: str, goal: tuple[int, int], start: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Arguments of a maze with one goal "g", kept for a whole episode, and one start "r" (without: all free cells)."""
+    maze = [list(row) for row in MAZE_MAPS[size]]
+    maze[goal[0]][goal[1]] = "g"
+    if start:
+        maze[start[0]][start[1]] = "r"
+    return {"maze_map": maze, "continuing_task": True, "reset_target": False}
+
+
 def _point_environment(name: str) -> dict[str, Any]:
     """The official evaluation of PointMaze: one goal cell, starts in all others, reward in each step at the goal."""
     size, _, dense = name.partition("-")
-    title = {"open": "Open", "umaze": "UMaze", "medium": "Medium", "large": "Large"}[size]
+    horizon, goal = MAZES[size]
     return {
-        "env_id": f"PointMaze_{title}{'Dense' if dense else ''}-v3",
-        "env_kwargs": {"maze_map": mazes.POINT_GOALS[size], "continuing_task": True, "reset_target": False},
-        "horizon": POINTMAZE_HORIZON[size],
+        "env_id": f"PointMaze_{MAZE_TITLES[size]}{dense.title()}-v3",
+        "env_kwargs": _evaluation_maze(size, goal),
+        "horizon": horizon,
         "observation_keys": GOAL_KEYS,
         "dimensions": (6, 2),
         "continuing": True,
@@ -148,13 +162,14 @@ def pointmaze() -> Iterator[dict[str, Any]]:
 def antmaze() -> Iterator[dict[str, Any]]:
     for name in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
         size, _, kind = name.partition("-")
+        start, goal = ANT_CELLS[size]
         variant = "_Diverse_GR" if kind == "diverse" and size != "umaze" else ""
         yield {
             "name": f"antmaze-{name}-v1",
             "source": MINARI,
             "dataset_ids": _official(f"D4RL/antmaze/{name}-v1"),
-            "env_id": f"AntMaze_{ {'umaze': 'UMaze', 'medium': 'Medium', 'large': 'Large'}[size] }{variant}-v4",
-            "env_kwargs": {"maze_map": mazes.ANT_GOALS[size], "continuing_task": True, "reset_target": False},
+            "env_id": f"AntMaze_{MAZE_TITLES[size]}{variant}-v4",
+            "env_kwargs": _evaluation_maze(size, goal, start),
             "horizon": 700 if size == "umaze" else 1000,
             "observation_keys": ANT_KEYS,
             "dimensions": (31, 8),
@@ -300,20 +315,20 @@ def d4rl() -> Iterator[dict[str, Any]]:
 
 
 def maze2d() -> Iterator[dict[str, Any]]:
-    for size, title in (("umaze", "UMaze"), ("medium", "Medium"), ("large", "Large")):
-        for dense in (False, True):
-            name = size + "-dense" * dense
+    for size in ("umaze", "medium", "large"):
+        for kind in ("", "Dense"):
+            name = f"{size}-dense" if kind else size
             yield {
                 "name": f"maze2d-{name}",
                 "source": LOCAL,
                 "dataset_ids": _local_ids(f"maze2d/{name}"),
-                "env_id": f"aepo/Maze2D-{title}{'Dense' * dense}-v0",
-                "horizon": POINTMAZE_HORIZON[size],
+                "env_id": f"aepo/Maze2D-{MAZE_TITLES[size]}{kind}-v0",
+                "horizon": MAZES[size][0],
                 "dimensions": (4, 2),
                 "continuing": True,
                 "recipe": "waypoint",
                 "scores": "0: random policy, 100: noiseless way-point controller, both measured when the data are made",
-                "settings": _maze_settings(size, dense, searched.MAZE2D, **WALKS),
+                "settings": _maze_settings(size, bool(kind), searched.MAZE2D, **WALKS),
             }
 
 
