@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import minari
@@ -183,7 +185,8 @@ def test_replaying_the_actions_gives_the_recorded_episode():
 def test_tiers_return_what_their_training_measured(env_id, tier):
     (checkpoint,) = collect.tier_checkpoints(env_id, tier)
     row = collect.training(env_id)["checkpoints"][str(checkpoint)]
-    returns = collect.episode_returns(env_id, collect.load_checkpoint(env_id, checkpoint), 20, seed=99)
+    script = runpy.run_path(Path(__file__).parents[1] / "scripts" / "train_behaviors.py")
+    returns = script["episode_returns"](env_id, collect.load_checkpoint(env_id, checkpoint), 20, seed=99)
     error = np.hypot(row["stochastic_std"], returns.std()) / np.sqrt(20)
     assert abs(returns.mean() - row["stochastic_mean"]) < 4 * error + 0.02 * abs(row["stochastic_mean"])
 
@@ -240,7 +243,7 @@ def test_medium_expert_is_half_and_half():
 def test_unknown_tier_and_missing_actors_are_said_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(files.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of simple, medium"):
         collect.RECIPES["sac"](actor_task(tier="novice"), 100, 0)
-    with pytest.raises(files.StudyError, match=r"no behavior policies for Humanoid-v5 .*train_collect.py humanoid$"):
+    with pytest.raises(files.StudyError, match=r"no behavior policies for Humanoid-v5 .*train_behaviors.py humanoid$"):
         collect.RECIPES["sac"](actor_task("Humanoid-v5"), 100, 0)
 
 

@@ -10,7 +10,7 @@ import copy
 import functools
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import minari
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from aepo import files
 from aepo.data import cache, storage
@@ -103,7 +103,7 @@ class SquashedGaussian:
 
     @classmethod
     def load(cls, path: Path) -> SquashedGaussian:
-        """Read a file that `save_actor` wrote, half precision widened to float32."""
+        """Read a file of scripts/train_behaviors.py, half precision widened to float32."""
         wide = {name: value.astype(np.float32) for name, value in load_file(path).items()}
         names = [f"layers.{i}" for i in range(sum(name.startswith("layers.") for name in wide) // 2)]
         *layers, mu, log_std = [(wide[f"{name}.weight"], wide[f"{name}.bias"]) for name in (*names, "mu", "log_std")]
@@ -119,13 +119,6 @@ class SquashedGaussian:
             log_std = np.clip(hidden @ self.log_std[0].T + self.log_std[1], LOG_STD_MIN, LOG_STD_MAX)
             latent = latent + np.exp(log_std) * rng.standard_normal(latent.shape, dtype=np.float32)
         return np.clip(self.low + 0.5 * (np.tanh(latent) + 1) * (self.high - self.low), self.low, self.high)
-
-
-def save_actor(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write an actor's arrays in half precision, atomically (the action box too: it is small and exact there)."""
-    half = {name: np.ascontiguousarray(value, dtype=np.float16) for name, value in tensors.items()}
-    with files.atomic_path(path) as temporary:
-        temporary.write_bytes(save(half))
 
 
 @functools.lru_cache
@@ -162,31 +155,6 @@ def load_checkpoint(env_id: str, steps: int) -> SquashedGaussian:
     if not path.exists() or storage.sha256(path) != expected:
         raise files.StudyError(f"{path} is missing or changed: restore it from the repository")
     return SquashedGaussian.load(path)
-
-
-def episode_returns(
-    env_id: str, actor: SquashedGaussian | None, episodes: int, seed: int, stochastic: bool = True
-) -> np.ndarray:
-    """Returns `(episodes,)` of whole episodes, stepped side by side; without an actor of the random policy."""
-    envs = [gym.make(env_id, disable_env_checker=True) for _ in range(episodes)]
-    rng = np.random.default_rng([seed, int(stochastic)])
-    space = envs[0].action_space
-    states = np.array([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
-    returns, running = np.zeros(episodes), np.arange(episodes)
-    while len(running):
-        if actor is None:
-            actions = rng.uniform(space.low, space.high, (len(running), *space.shape)).astype(np.float32)
-        else:
-            actions = actor.act(states[running], rng if stochastic else None)
-        ended = np.zeros(len(running), dtype=bool)
-        for row, i in enumerate(running):
-            states[i], reward, terminated, truncated, _ = envs[i].step(actions[row])
-            returns[i] += reward
-            ended[row] = terminated or truncated
-        running = running[~ended]
-    for env in envs:
-        env.close()
-    return returns
 
 
 def collect_actors(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
