@@ -30,7 +30,7 @@ CONSTANT = 1e-3  # a dimension that varies less is left as it is: dividing would
 Cached = tuple[dict[str, Tensor], dict[str, Any]]  # by the names of `Dataset`'s fields; content hash, warnings, files
 
 
-def fetch(folder: Path, dataset_id: str, task: Task) -> Cached:
+def load_or_build(folder: Path, dataset_id: str, task: Task) -> Cached:
     """The dataset's tensors and what is known of them: from the cache, which is made where it is missing or wrong."""
     target = _path(folder, task)
     if target.exists():

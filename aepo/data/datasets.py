@@ -66,7 +66,7 @@ def prepare(task: Task, profile: str, data: DataSettings) -> str:
     if storage.complete(dataset_id):
         return dataset_id
     if task.source == MINARI:
-        return download.fetch(task, dataset_id)
+        return download.download_dataset(task, dataset_id)
     if task.source == LOCAL:
         return collect.collect_dataset(task, dataset_id, data)
     if task.file:
@@ -101,7 +101,7 @@ def load(task: Task, profile: str) -> Dataset:
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     stored = None if low is None or high is None else (float(low), float(high))
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
-        tensors, made = cache.fetch(folder, dataset_id, task)
+        tensors, made = cache.load_or_build(folder, dataset_id, task)
     return Dataset(
         dataset_id=dataset_id,
         content_hash=made["content_hash"],

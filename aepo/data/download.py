@@ -26,7 +26,7 @@ CONNECT_SECONDS = 5
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO)
 
 
-def fetch(task: Task, dataset_id: str) -> str:
+def download_dataset(task: Task, dataset_id: str) -> str:
     """Download a task's dataset where it is not on disk yet; returns its id. The hub's client shows its progress.
 
     Sizes and checksums that the server names are compared. StudyError, and nothing written, where it does not succeed.
