@@ -31,22 +31,22 @@ def find(name: str, profile: str) -> tasks.Task:
 @app.command()
 def show(task: TaskName, profile: ProfileName = "quick") -> None:
     """Print what a task's data are: sizes, episodes, returns, spaces, content hash, scores, what is odd."""
-    from aepo.data import report
+    from aepo.data import describe
 
-    for line in report.lines(find(task, profile), profile):
+    for line in describe.description(find(task, profile), profile):
         print(line)
 
 
 @app.command()
 def get(task: TaskName, profile: ProfileName = "quick", clip: Clip = False) -> None:
     """Put a task's data on disk: download them, or collect them where the study makes them. What is there is kept."""
-    from aepo.data import report, storage
+    from aepo.data import describe, storage
 
     found = find(task, profile)
     _prepare(found, profile)
     if clip:
-        storage.clip(found.dataset_id(profile))
-    print(report.summary(found, profile))
+        storage.ask_to_clip(found.dataset_id(profile))
+    print(describe.summary(found, profile))
 
 
 @app.command("import")
@@ -57,11 +57,11 @@ def import_file(
     profile: ProfileName = "quick",
 ) -> None:
     """Make a task's Minari dataset of a D4RL HDF5 file; one that is there already is kept."""
-    from aepo.data import importing, report
+    from aepo.data import describe, importing
 
     found = find(task, profile)
     importing.import_hdf5(file, found, found.dataset_id(profile), clip)
-    print(report.summary(found, profile))
+    print(describe.summary(found, profile))
 
 
 @app.command()
@@ -93,15 +93,17 @@ def collect(
 
 
 def _collect_one(task: tasks.Task, profile: str, where: str) -> None:
-    from aepo.data import datasets, download, report
+    from aepo.data import datasets, download
 
     if not task.recipe:
         raise StudyError(
             f"task {task.name} has no recipe, its data are not made here: "
             f"run {datasets.command(task, 'quick')}{download.instead(task)}"
         )
+    from aepo.data import describe
+
     _prepare(task, profile)
-    print(f"{where}{report.summary(task, profile)}", flush=True)
+    print(f"{where}{describe.summary(task, profile)}", flush=True)
 
 
 def _prepare(task: tasks.Task, profile: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import gymnasium_robotics
 import numpy as np
+from gymnasium.wrappers import TransformObservation
 
 from aepo.files import StudyError
 
@@ -37,7 +38,7 @@ class Maze2D(gym.Env):
 
     def __init__(self, maze: str, goal_cell: tuple[int, int], dense: bool = False, render_mode: str | None = None):
         self._point = gym.make(maze, render_mode=render_mode, disable_env_checker=True).unwrapped
-        _remove_model_file(self._point)
+        remove_model_file(self._point)
         self.maze = self._point.maze
         self.goal_cell = np.array(goal_cell)
         self.goal = np.asarray(self.maze.cell_rowcol_to_xy(self.goal_cell), dtype=np.float64)
@@ -72,24 +73,14 @@ class Maze2D(gym.Env):
 
 
 for _size, _title in (("umaze", "UMaze"), ("medium", "Medium"), ("large", "Large")):
-    for _dense in (False, True):
+    _steps, _goal = MAZES[_size]
+    for _kind, _arguments in (("", {}), ("Dense", {"dense": True})):
         gym.register(
-            f"aepo/Maze2D-{_title}{'Dense' * _dense}-v0",
+            f"aepo/Maze2D-{_title}{_kind}-v0",
             entry_point="aepo.environments:Maze2D",
-            kwargs={
-                "maze": f"PointMaze_{_title}-v3",
-                "goal_cell": MAZES[_size][1],
-                **({"dense": True} if _dense else {}),
-            },
-            max_episode_steps=MAZES[_size][0],
+            kwargs={"maze": f"PointMaze_{_title}-v3", "goal_cell": _goal, **_arguments},
+            max_episode_steps=_steps,
         )
-
-
-class CopiedObservations(gym.ObservationWrapper):
-    """Observations of their own: FrankaKitchen hands out arrays that share memory with the simulation."""
-
-    def observation(self, observation: Any) -> Any:
-        return copy.deepcopy(observation)
 
 
 class KitchenSuccess(gym.Wrapper):
@@ -106,34 +97,23 @@ class KitchenSuccess(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-class FlattenKeys(gym.ObservationWrapper):
+def _flat(env: gym.Env, keys: tuple[str, ...]) -> gym.Env:
     """A dict observation as one array: its parts `keys`, in that order."""
-
-    def __init__(self, env: gym.Env, keys: tuple[str, ...]):
-        super().__init__(env)
-        self.keys = keys
-        parts = [env.observation_space[key] for key in keys]
-        low, high = (np.concatenate([np.ravel(getattr(p, end)) for p in parts]) for end in ("low", "high"))
-        self.observation_space = gym.spaces.Box(low, high, dtype=parts[0].dtype)
-
-    def observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        return flatten(observation, self.keys)
+    parts = [env.observation_space[key] for key in keys]
+    low, high = (np.concatenate([np.ravel(getattr(p, end)) for p in parts]) for end in ("low", "high"))
+    space = gym.spaces.Box(low, high, dtype=parts[0].dtype)
+    return TransformObservation(env, lambda observation: flatten(observation, keys), space)
 
 
-class AppendedZeros(gym.ObservationWrapper):
+def _with_zeros(env: gym.Env, count: int) -> gym.Env:
     """Observations with `count` zeros at the end: what legacy data have and today's environment has not."""
-
-    def __init__(self, env: gym.Env, count: int):
-        super().__init__(env)
-        self.count, space = count, env.observation_space
-        low, high = (np.concatenate([end, np.zeros(count)]) for end in (space.low, space.high))
-        self.observation_space = gym.spaces.Box(low, high, dtype=space.dtype)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return np.concatenate([observation, np.zeros(self.count)])
+    zeros, space = np.zeros(count), env.observation_space
+    low, high = (np.concatenate([end, zeros]) for end in (space.low, space.high))
+    space = gym.spaces.Box(low, high, dtype=space.dtype)
+    return TransformObservation(env, lambda observation: np.concatenate([observation, zeros]), space)
 
 
-def _remove_model_file(env: gym.Env) -> None:
+def remove_model_file(env: gym.Env) -> None:
     """Gymnasium-Robotics' mazes leave their MuJoCo model in the temporary folder."""
     path = getattr(env.unwrapped, "tmp_xml_file_path", None)
     if path:
@@ -162,17 +142,18 @@ def make(task: Task, flat: bool = True) -> gym.Env:
         raise StudyError(
             f"the environment {task.env_id} of task {task.name} cannot be made ({reason}): check env_id and env_kwargs"
         ) from None
-    _remove_model_file(env)
+    remove_model_file(env)
     if task.env_id.startswith("FrankaKitchen"):
-        env = KitchenSuccess(CopiedObservations(env))
+        # FrankaKitchen hands out arrays that share memory with the simulation.
+        env = KitchenSuccess(TransformObservation(env, copy.deepcopy, env.observation_space))
     if task.zeros:
-        env = AppendedZeros(env, task.zeros)
+        env = _with_zeros(env, task.zeros)
     try:
         _check_spaces(task, env)
     except StudyError:
         env.close()
         raise
-    return FlattenKeys(env, task.observation_keys) if flat and task.observation_keys else env
+    return _flat(env, task.observation_keys) if flat and task.observation_keys else env
 
 
 def _check_spaces(task: Task, env: gym.Env) -> None:

@@ -30,10 +30,7 @@ def _settings(
 MAZE2D = _settings(
     {
         "qgpo": 4.0,
-        "aepo-direct": 4.0,
-        "mean-q": 0.5,
         "aepo": 0.5,
-        "aepo-cubature": 4.0,
     },
     candidates=64,
     qipo=12.0,
@@ -42,10 +39,7 @@ MAZE2D = _settings(
 POINTMAZE = _settings(
     {
         "qgpo": 2.0,
-        "aepo-direct": 2.0,
-        "mean-q": 2.0,
         "aepo": 2.0,
-        "aepo-cubature": 4.0,
         "aepo-support": 4.0,
     },
     qipo=12.0,
@@ -53,7 +47,6 @@ POINTMAZE = _settings(
 )
 ROBOTS = _settings(
     {
-        "mean-q": 0.5,
         "aepo": 2.0,
     },
     iql=1.5,

@@ -70,10 +70,10 @@ class EnergySettings:
     """Energy network. `target_batches`: batches whose statistics standardise the regression target.
 
     `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
-    a batch of the contrastive loss. Switches, for ablations; None is the method's own: `form`, what is learned, or of a
-    method without a network the closed form; `gate` by alpha_t, `bregman` loss. `clamp`: closed forms stay within beta times
-    the range of recorded advantages. `beyond`: shift networks are trained beyond the data too, at states moved by `jitter`
-    standard deviations and at actions anywhere in the box.
+    a batch of the contrastive loss. Switches, for ablations; None is the method's own. `form`: what is learned, or of a method
+    without a network the closed form; `differentiated`: the gradient of its energy in place of the shift. `gate` by alpha_t,
+    `bregman` loss. `clamp`: closed forms stay within beta times the range of recorded advantages. `beyond`: shift networks
+    are trained beyond the data too, at states moved by `jitter` standard deviations and at actions anywhere in the box.
     """
 
     width: int = 128
@@ -90,6 +90,7 @@ class EnergySettings:
     gate: bool | None = None
     bregman: bool | None = None
     clamp: bool = True
+    differentiated: bool = False
     beyond: bool = True
     jitter: float = 0.5
 
@@ -134,10 +135,12 @@ class EvaluationSettings:
     candidates: int = 16
     pick: str = "best"
     noise_scale: Mapping[str, float] = field(
-        default_factory=lambda: {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS}
+        default_factory=lambda: {name: 0.25 if name in (*LOW_NOISE, "bc-low-noise") else 1.0 for name in METHODS}
     )
     beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0))
-    guidance_scale: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(GUIDED))
+    guidance_scale: Mapping[str, float | None] = field(
+        default_factory=lambda: {name: None if METHODS[name].scaled else 1.0 for name in GUIDED}
+    )
     scale_factor: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 1.0))
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     curve_episodes: int = 10

@@ -45,7 +45,7 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
     watch = Watch(events, pause, last)
 
     watch.enter("collect")
-    datasets.prepare(run.task, PROFILE, run.profile.data, progress=False)
+    datasets.prepare(run.task, PROFILE, run.profile.data)
     data = datasets.load(run.task, PROFILE)
     runs.record_data(run.folder, data)
     watch.enter("behavior")

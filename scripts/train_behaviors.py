@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import gymnasium as gym
 import numpy as np
 import torch
+from safetensors.numpy import save
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from aepo import files
-from aepo.data.behaviors import Actor, episode_returns, save_actor
+from aepo.data.collect import SquashedGaussian
 from aepo.data.suites import D4RL_LOCOMOTION
 
 CURVE_EPISODES, KEPT_EPISODES = 10, 20
@@ -96,9 +98,41 @@ def actor_tensors(model: SAC) -> dict[str, np.ndarray]:
     return arrays
 
 
+def save_actor(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write an actor's arrays in half precision, atomically (the action box too: it is small and exact there)."""
+    half = {name: np.ascontiguousarray(value, dtype=np.float16) for name, value in tensors.items()}
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(save(half))
+
+
+def episode_returns(
+    env_id: str, actor: SquashedGaussian | None, episodes: int, seed: int, stochastic: bool = True
+) -> np.ndarray:
+    """Returns `(episodes,)` of whole episodes, stepped side by side; without an actor of the random policy."""
+    envs = [gym.make(env_id, disable_env_checker=True) for _ in range(episodes)]
+    rng = np.random.default_rng([seed, int(stochastic)])
+    space = envs[0].action_space
+    states = np.array([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
+    returns, running = np.zeros(episodes), np.arange(episodes)
+    while len(running):
+        if actor is None:
+            actions = rng.uniform(space.low, space.high, (len(running), *space.shape)).astype(np.float32)
+        else:
+            actions = actor.act(states[running], rng if stochastic else None)
+        ended = np.zeros(len(running), dtype=bool)
+        for row, i in enumerate(running):
+            states[i], reward, terminated, truncated, _ = envs[i].step(actions[row])
+            returns[i] += reward
+            ended[row] = terminated or truncated
+        running = running[~ended]
+    for env in envs:
+        env.close()
+    return returns
+
+
 def measure(env_id: str, path: Path, episodes: int, seed: int) -> dict[str, float]:
     """Mean and standard deviation of the return of a stored actor, with sampled and with deterministic actions."""
-    actor, row = Actor.load(path), {}
+    actor, row = SquashedGaussian.load(path), {}
     for name, stochastic in (("stochastic", True), ("deterministic", False)):
         returns = episode_returns(env_id, actor, episodes, seed, stochastic)
         row |= {f"{name}_mean": round(float(returns.mean()), 3), f"{name}_std": round(float(returns.std()), 3)}

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 def data():
     """The smoke dataset of maze2d-umaze, made in the real environment."""
     task = tasks.get("maze2d-umaze")
-    datasets.prepare(task, "smoke", settings.SMOKE.data, progress=False)
+    datasets.prepare(task, "smoke", settings.SMOKE.data)
     return datasets.load(task, "smoke")
 
 

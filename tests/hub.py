@@ -64,7 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = path.read_bytes()
         tag = hashlib.sha256(content).hexdigest()
         if self.server.mode == "corrupt" and len(content) >= LARGE:
-            content = content[:-100] + bytes(100)
+            content = content[:-100] + b"\xff" * 100
         headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT}
         if body and self.server.mode == "broken" and len(content) >= LARGE:
             self.send(200, content, body, headers, sent=len(content) // 2)

@@ -27,7 +27,7 @@ NAME = f"runs/smoke/{TASK}"
 def study(run, *_):
     """What the notebooks call, in this process: in place of batch.reproduce, which starts Snakemake."""
     run = run if isinstance(run, runs.Run) else run[0]
-    datasets.prepare(run.task, run.profile_name, run.profile.data, progress=False)
+    datasets.prepare(run.task, run.profile_name, run.profile.data)
     data = datasets.load(run.task, run.profile_name)
     runs.record_data(run.folder, data)
     behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
@@ -164,7 +164,7 @@ TASK_FILES = {
     "pickle": (POISON.decode("latin-1"), "is not YAML"),
     "no YAML": ("nonsense: [", "is not YAML"),
     "key": (GOOD + "speed: 3\n", "unknown key 'speed'"),
-    "setting": (GOOD + "settings: {critic: {discont: 1}}\n", "unknown setting critic: discont"),
+    "setting": (GOOD + "settings: {critic: {discont: 1}}\n", "unknown key 'discont' in settings: critic"),
     "dataset": (GOOD.replace("mine/pendulum-v0", "no.hdf5"), "there is no dataset file"),
     "environment": (GOOD.replace("mine/pendulum-v0", "data.hdf5").replace("Pendulum", "Moon"), "Moon-v1 of task mine"),
 }

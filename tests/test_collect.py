@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import minari
@@ -11,7 +13,7 @@ import pytest
 from gymnasium_robotics.envs.maze import maps
 
 from aepo import files, settings
-from aepo.data import behaviors, collect, tasks, waypoint
+from aepo.data import collect, tasks, waypoint
 from aepo.data.tasks import LOCAL, Task
 
 GOAL_CELLS = {"UMaze": (1, 1), "Medium": (6, 6), "Large": (7, 9)}
@@ -22,7 +24,7 @@ D4RL_MAPS = {
     "Large": "############ #OOOO#OOOOO# #O##O#O#O#O# #OOOOOO#OOO# #O####O###O# #OO#O#OOOOO# ##O#O#O#O### "
     "#OO#OOO#OGO# ############",
 }
-ENVIRONMENTS = sorted(json.loads(path.read_text())["env_id"] for path in behaviors.BEHAVIORS.glob("*/training.json"))
+ENVIRONMENTS = sorted(json.loads(path.read_text())["env_id"] for path in collect.ACTORS.glob("*/training.json"))
 
 
 def local_task(env_id, recipe, horizon, **more):
@@ -61,14 +63,14 @@ def bytes_of(episodes):
 
 @pytest.mark.parametrize("task", [tasks.get("maze2d-umaze"), pointmaze(), actor_task()], ids=lambda task: task.recipe)
 def test_the_same_seed_gives_the_same_bytes(task):
-    first, again, other = (collect.RECIPES[task.recipe](task, 700, seed, False) for seed in (3, 3, 4))
+    first, again, other = (collect.RECIPES[task.recipe](task, 700, seed) for seed in (3, 3, 4))
     assert bytes_of(first) == bytes_of(again) != bytes_of(other)
     assert sum(len(episode) for episode in first) == 700
 
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_pointmaze_segments_end_at_the_success_and_keep_their_goal(dense):
-    segments = collect.RECIPES["pointmaze"](pointmaze(dense=dense), 1500, 0, False)
+    segments = collect.RECIPES["pointmaze"](pointmaze(dense=dense), 1500, 0)
     assert len(segments) > 5
     for i, segment in enumerate(segments):
         states, goals = segment.observations["observation"], segment.observations["desired_goal"]
@@ -91,7 +93,7 @@ def test_pointmaze_segments_end_at_the_success_and_keep_their_goal(dense):
 
 def test_pointmaze_transitions_are_the_simulator_s():
     """Each recorded state follows from the one before and the action: set there, a fresh simulator goes the same way."""
-    segment = collect.RECIPES["pointmaze"](pointmaze(), 60, 1, False)[0]
+    segment = collect.RECIPES["pointmaze"](pointmaze(), 60, 1)[0]
     env = waypoint.make_maze("PointMaze_UMaze-v3").unwrapped
     env.reset(seed=0)
     states = segment.observations["observation"]
@@ -101,7 +103,7 @@ def test_pointmaze_transitions_are_the_simulator_s():
 
 
 def test_pointmaze_goals_are_all_over_the_maze():
-    segments = collect.RECIPES["pointmaze"](pointmaze(), 3000, 0, False)
+    segments = collect.RECIPES["pointmaze"](pointmaze(), 3000, 0)
     maze = waypoint.make_maze("PointMaze_UMaze-v3").unwrapped.maze
     cells = {tuple(maze.cell_xy_to_rowcol(segment.observations["desired_goal"][0])) for segment in segments}
     assert len(cells) == 7
@@ -116,10 +118,11 @@ def test_maze2d_goals_are_d4rl_s(name):
 
 
 @pytest.mark.parametrize("name", ["UMaze", "Large"])
-def test_controller_and_random_policy_bracket_the_scores(name):
+def test_controller_and_random_policy_bracket_the_scores(name, monkeypatch):
     """Under the official evaluation (one goal, kept): Minari's own numbers are 13 and 219 of 300, 4 and 462 of 800."""
     task = replace(pointmaze(name), horizon=gym.spec(f"PointMaze_{name}-v3").max_episode_steps)
-    low, high, origin = waypoint.maze_references(task, 0, episodes=5)
+    monkeypatch.setattr(waypoint, "REFERENCE_EPISODES", 5)
+    low, high, origin = waypoint.maze_references(task, 0)
     assert low < 60
     assert high > 0.5 * task.horizon
     assert "random" in origin
@@ -131,7 +134,7 @@ def test_a_pointmaze_dataset_goes_through_minari(tmp_path, monkeypatch):
 
     monkeypatch.setattr(waypoint, "REFERENCE_EPISODES", 1)
     task = tasks.get("local-pointmaze-umaze")
-    stored = minari.load_dataset(datasets.prepare(task, "smoke", settings.DataSettings(steps=400), progress=False))
+    stored = minari.load_dataset(datasets.prepare(task, "smoke", settings.DataSettings(steps=400)))
     assert stored.total_steps == 400
     assert set(stored[0].observations) == {"observation", "achieved_goal", "desired_goal"}
     evaluation = stored.recover_environment(eval_env=True)
@@ -144,7 +147,7 @@ def test_a_pointmaze_dataset_goes_through_minari(tmp_path, monkeypatch):
 
 def test_actor_episodes_end_where_the_environment_ends_them():
     task = actor_task("Hopper-v5", "mixed")
-    episodes = collect.RECIPES["sac"](task, 3000, 0, False)
+    episodes = collect.RECIPES["sac"](task, 3000, 0)
     assert sum(map(len, episodes)) == 3000
     ends = 0
     for episode in episodes:
@@ -166,7 +169,7 @@ def test_environments_share_whole_episodes_where_they_can(steps, count):
 
 
 def test_replaying_the_actions_gives_the_recorded_episode():
-    episode = collect.RECIPES["sac"](actor_task("InvertedPendulum-v5", "simple"), 300, 5, False)[0]
+    episode = collect.RECIPES["sac"](actor_task("InvertedPendulum-v5", "simple"), 300, 5)[0]
     env = gym.make("InvertedPendulum-v5")
     observation, _ = env.reset(seed=episode.seed)
     assert np.array_equal(observation, episode.observations[0])
@@ -180,20 +183,21 @@ def test_replaying_the_actions_gives_the_recorded_episode():
 @pytest.mark.parametrize("env_id", ["Reacher-v5", "InvertedPendulum-v5"])
 @pytest.mark.parametrize("tier", ["simple", "medium", "expert"])
 def test_tiers_return_what_their_training_measured(env_id, tier):
-    (checkpoint,) = behaviors.tier_checkpoints(env_id, tier)
-    row = behaviors.training(env_id)["checkpoints"][str(checkpoint)]
-    returns = behaviors.episode_returns(env_id, behaviors.load_checkpoint(env_id, checkpoint), 20, seed=99)
+    (checkpoint,) = collect.tier_checkpoints(env_id, tier)
+    row = collect.training(env_id)["checkpoints"][str(checkpoint)]
+    script = runpy.run_path(Path(__file__).parents[1] / "scripts" / "train_behaviors.py")
+    returns = script["episode_returns"](env_id, collect.load_checkpoint(env_id, checkpoint), 20, seed=99)
     error = np.hypot(row["stochastic_std"], returns.std()) / np.sqrt(20)
     assert abs(returns.mean() - row["stochastic_mean"]) < 4 * error + 0.02 * abs(row["stochastic_mean"])
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_tracked_actors_are_whole(env_id):
-    training = behaviors.training(env_id)
+    training = collect.training(env_id)
     assert training["env_id"] == env_id
     tiers = training["tiers"]
     used = {tiers["simple"], tiers["medium"], tiers["expert"], *tiers["mixed"]}
-    folder = behaviors.BEHAVIORS / env_id.split("-")[0].lower()
+    folder = collect.ACTORS / env_id.split("-")[0].lower()
     assert (
         used == {int(path.stem) for path in folder.glob("*.safetensors")} == {int(s) for s in training["checkpoints"]}
     )
@@ -203,7 +207,7 @@ def test_tracked_actors_are_whole(env_id):
     assert training["random_return"] < returns["simple"] < returns["medium"] < returns["expert"]
     space = gym.make(env_id).observation_space
     for checkpoint in used:
-        actor = behaviors.load_checkpoint(env_id, checkpoint)
+        actor = collect.load_checkpoint(env_id, checkpoint)
         actions = actor.act(np.zeros((3, *space.shape)), np.random.default_rng(0))
         assert actions.dtype == np.float32
         assert (actions >= actor.low).all()
@@ -213,7 +217,7 @@ def test_tracked_actors_are_whole(env_id):
 
 @pytest.mark.parametrize("robot", ["halfcheetah", "hopper", "walker2d"])
 def test_an_expert_that_is_none_is_named_so(robot):
-    training = json.loads((behaviors.BEHAVIORS / robot / "training.json").read_text())
+    training = json.loads((collect.ACTORS / robot / "training.json").read_text())
     reached = training["checkpoints"][str(training["tiers"]["expert"])]["stochastic_mean"]
     task = tasks.get(f"local-{robot}-expert")
     share = reached / task.references[1]
@@ -222,36 +226,36 @@ def test_an_expert_that_is_none_is_named_so(robot):
 
 
 def test_tracked_actors_are_small():
-    assert sum(path.stat().st_size for path in behaviors.BEHAVIORS.rglob("*")) < 10e6
+    assert sum(path.stat().st_size for path in collect.ACTORS.rglob("*")) < 10e6
 
 
 def test_medium_expert_is_half_and_half():
     task = actor_task("Reacher-v5", "medium-expert")
-    medium, expert = behaviors.tier_checkpoints(task.env_id, "medium-expert")
-    episodes = collect.RECIPES["sac"](task, 1000, 0, False)
+    medium, expert = collect.tier_checkpoints(task.env_id, "medium-expert")
+    episodes = collect.RECIPES["sac"](task, 1000, 0)
     half = np.cumsum([len(episode) for episode in episodes]).tolist().index(500)
     for checkpoint, part in ((medium, episodes[: half + 1]), (expert, episodes[half + 1 :])):
-        row = behaviors.training(task.env_id)["checkpoints"][str(checkpoint)]
+        row = collect.training(task.env_id)["checkpoints"][str(checkpoint)]
         returns = [episode.rewards.sum() for episode in part]
         assert np.mean(returns) == pytest.approx(row["stochastic_mean"], abs=2 * row["stochastic_std"])
 
 
 def test_unknown_tier_and_missing_actors_are_said_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(files.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of simple, medium"):
-        collect.RECIPES["sac"](actor_task(tier="novice"), 100, 0, False)
+        collect.RECIPES["sac"](actor_task(tier="novice"), 100, 0)
     with pytest.raises(files.StudyError, match=r"no behavior policies for Humanoid-v5 .*train_behaviors.py humanoid$"):
-        collect.RECIPES["sac"](actor_task("Humanoid-v5"), 100, 0, False)
+        collect.RECIPES["sac"](actor_task("Humanoid-v5"), 100, 0)
 
 
 def test_a_changed_actor_is_refused(tmp_path, monkeypatch):
-    source = behaviors.BEHAVIORS / "reacher"
+    source = collect.ACTORS / "reacher"
     target = tmp_path / "reacher"
     target.mkdir()
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
-    checkpoint = behaviors.tier_checkpoints("Reacher-v5", "expert")[0]
+    checkpoint = collect.tier_checkpoints("Reacher-v5", "expert")[0]
     path = target / f"{checkpoint}.safetensors"
     path.write_bytes(path.read_bytes()[:-2] + b"\0\1")
-    monkeypatch.setattr(behaviors, "BEHAVIORS", tmp_path)
+    monkeypatch.setattr(collect, "ACTORS", tmp_path)
     with pytest.raises(files.StudyError, match="is missing or changed: restore it from the repository"):
-        behaviors.load_checkpoint("Reacher-v5", checkpoint)
+        collect.load_checkpoint("Reacher-v5", checkpoint)

@@ -16,7 +16,7 @@ from minari.serialization import serialize_space
 from samples import HOPPER, ID, at, d4rl, entry, forbidden, hdf5, hopper, other, rows, written
 
 from aepo import files
-from aepo.data import datasets, importing, reading, storage
+from aepo.data import datasets, importing, storage
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -55,7 +55,7 @@ BAD_ROWS = {
 def test_a_bad_d4rl_file(folder, change, sentence):
     d4rl(folder / "bad.hdf5", change)
     with pytest.raises(files.StudyError, match=sentence) as raised:
-        importing.import_hdf5(folder / "bad.hdf5", HOPPER, progress=False)
+        importing.import_hdf5(folder / "bad.hdf5", HOPPER, ID)
     assert "bad.hdf5" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert written(folder) == {}
@@ -72,13 +72,13 @@ def test_a_file_that_is_none(folder, monkeypatch):
     ):
         make()
         with pytest.raises(files.StudyError, match=sentence):
-            importing.import_hdf5(path, HOPPER, progress=False)
+            importing.import_hdf5(path, HOPPER, ID)
     assert written(folder) == {}
 
 
 def test_actions_are_clipped_on_request_only(folder):
     d4rl(folder / "wide.hdf5", entry("actions", ([3, 9], 1), 1.5))
-    importing.import_hdf5(folder / "wide.hdf5", HOPPER, clip=True, progress=False)
+    importing.import_hdf5(folder / "wide.hdf5", HOPPER, ID, clip=True)
     data = datasets.load(HOPPER, "full")
     assert data.action[[3, 9], 1].tolist() == [1, 1]
     assert torch.allclose(data.action[:3], torch.from_numpy(rows()["actions"][:3]), atol=1e-6)
@@ -108,7 +108,7 @@ def put(name, value):
 
 
 def empty_episode(file):
-    for key in reading.KEYS:
+    for key in ("observations", "actions", "rewards", "terminations", "truncations"):
         value = file[f"episode_1/{key}"][()]
         file.pop(f"episode_1/{key}")
         file[f"episode_1/{key}"] = value[:1] if key == "observations" else value[:0]
@@ -198,7 +198,7 @@ def test_a_mark_has_actions_clipped_and_the_data_stay_as_they_are(folder):
     data_folder = hopper()
     at("episode_0/actions", (2, 0), -1.25)(data_folder / "data")
     before = written(folder)
-    storage.clip(ID)
+    storage.ask_to_clip(ID)
     data = datasets.load(HOPPER, "full")
     assert data.action[2, 0] == -1
     assert data.warnings == ("1 of 13 actions were outside the box, by 0.25 at most, and are clipped",)
@@ -225,7 +225,7 @@ import resource, sys
 from aepo.data import importing, tasks
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    importing.import_hdf5(sys.argv[1], tasks.get("d4rl-hopper-medium-v2"), "aepo/check/hopper-v0", progress=False)
+    importing.import_hdf5(sys.argv[1], tasks.get("d4rl-hopper-medium-v2"), "aepo/check/hopper-v0")
 except importing.StudyError as error:
     print(error)
 """
@@ -240,7 +240,9 @@ except importing.StudyError as error:
 def test_of_two_processes_one_works_and_the_other_waits(folder):
     d4rl(folder / "f.hdf5")
     path = str(folder / "f.hdf5")
-    code = f"from aepo import importing, tasks; importing.import_hdf5({path!r}, tasks.get({HOPPER.name!r}), {ID!r})"
+    code = (
+        f"from aepo.data import importing, tasks; importing.import_hdf5({path!r}, tasks.get({HOPPER.name!r}), {ID!r})"
+    )
     environment = dict(os.environ)
     with storage.claim(ID) as staging:
         other = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
@@ -259,5 +261,5 @@ def test_what_a_killed_process_left_is_cleared_away(folder):
     left = folder / "minari" / ".staging-aepo-check-hopper-v0"
     (left / "aepo").mkdir(parents=True)
     d4rl(folder / "f.hdf5")
-    importing.import_hdf5(folder / "f.hdf5", HOPPER, progress=False)
+    importing.import_hdf5(folder / "f.hdf5", HOPPER, ID)
     assert sorted(p.name for p in (folder / "minari").iterdir()) == [".locks", "aepo"]

@@ -9,7 +9,7 @@ import samples
 from typer.testing import CliRunner
 
 from aepo import cli, files, settings
-from aepo.data import collect, datasets, report, storage, tasks
+from aepo.data import collect, datasets, describe, storage, tasks
 
 pytestmark = pytest.mark.usefixtures("folder")
 SMALL = settings.DataSettings(steps=400)
@@ -66,10 +66,10 @@ def test_collect_keeps_what_is_there_and_show_describes_it(aepo):
 
 
 def test_a_suite_goes_on_after_a_failure(aepo, monkeypatch):
-    def recipe(task, steps, seed, progress):
+    def recipe(task, steps, seed):
         if task.name == "maze2d-medium":
             raise files.StudyError("no way through the maze")
-        return collect.collect_maze2d(task, steps, seed, progress)
+        return collect.collect_maze2d(task, steps, seed)
 
     monkeypatch.setitem(collect.RECIPES, "waypoint", recipe)
     monkeypatch.setattr(collect, "reference_scores", lambda task, seed: (0.0, 1.0, "of a test"))
@@ -108,6 +108,6 @@ def test_get_with_clip_makes_downloaded_data_readable(aepo):
     code, out, _ = aepo("data", "get", task.name, "--clip")
     assert code == 0
     assert "13 transitions in 3 episodes" in out
-    shown = report.lines(task, "quick")
+    shown = describe.description(task, "quick")
     assert any("1 of 13 actions were outside the box" in line for line in shown)
     assert np.isclose(float(datasets.load(task, "quick").action[2, 0]), -1)

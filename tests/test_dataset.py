@@ -56,9 +56,9 @@ def test_the_walk_goes_on_across_segments(data):
 
 
 def test_collecting_again_gives_the_same_walk():
-    first, second = (collect.collect_maze2d(TASK, 300, seed=4, progress=False) for _ in range(2))
+    first, second = (collect.collect_maze2d(TASK, 300, seed=4) for _ in range(2))
     assert all(np.array_equal(a.observations, b.observations) for a, b in zip(first, second, strict=True))
-    other = collect.collect_maze2d(TASK, 300, seed=5, progress=False)
+    other = collect.collect_maze2d(TASK, 300, seed=5)
     assert not np.array_equal(first[0].observations[:20], other[0].observations[:20])
 
 
@@ -114,7 +114,7 @@ def test_a_broken_off_collection_leaves_nothing(tmp_path, monkeypatch):
         lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(files.StudyError, match=r"cannot write the dataset aepo/maze2d/umaze-smoke-v0 .*No space left"):
-        datasets.prepare(TASK, "smoke", settings.DataSettings(steps=50), progress=False)
+        datasets.prepare(TASK, "smoke", settings.DataSettings(steps=50))
     assert [p.name for p in tmp_path.iterdir()] == [".locks"]
 
 
@@ -135,9 +135,7 @@ def test_recorded_returns_are_windows_of_the_walk(data):
 
 def test_a_profile_with_other_networks_has_the_same_data(data):
     task = tasks.get("maze2d-umaze")
-    assert datasets.prepare(task, "smoke-qgpo", settings.get("smoke-qgpo").data, progress=False) == task.dataset_id(
-        "smoke"
-    )
+    assert datasets.prepare(task, "smoke-qgpo", settings.get("smoke-qgpo").data) == task.dataset_id("smoke")
     assert datasets.load(task, "smoke-qgpo").content_hash == data.content_hash
 
 

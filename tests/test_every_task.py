@@ -115,10 +115,10 @@ def test_a_task_runs(name, folder):
     task = replace(tasks.get(name), horizon=4)
     if task.source == tasks.D4RL:
         write_hdf5(task, folder / "data.hdf5")
-        assert importing.import_hdf5(folder / "data.hdf5", task, progress=False) == task.dataset_ids["smoke"]
+        assert importing.import_hdf5(folder / "data.hdf5", task, task.dataset_ids["smoke"])
     else:
         write_minari(task, task.dataset_ids["smoke"])
-    assert datasets.prepare(task, "smoke", settings.SMOKE.data, progress=False) == task.dataset_ids["smoke"]
+    assert datasets.prepare(task, "smoke", settings.SMOKE.data) == task.dataset_ids["smoke"]
     data = datasets.load(task, "smoke")
     steps = sum(len(r) for _, _, r, _ in recorded(task)[0])
     assert data.state.shape == (steps, task.dimensions[0])

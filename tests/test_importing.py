@@ -16,6 +16,7 @@ TASK = replace(
     horizon=5,
     references=(-20.0, 3234.0),
 )
+ID = "aepo/d4rl/test-v0"
 LENGTHS = (4, 1, 5, 3)  # steps of each episode; the file ends inside the last
 ENDS = ("terminal", "timeout", "timeout", "cut")
 
@@ -47,7 +48,7 @@ def write(path, rows, leave_out=()):
 
 def test_every_transition_is_kept_with_its_next_observation(folder):
     rows = recording()
-    assert importing.import_hdf5(write(folder / "f.hdf5", rows), TASK, progress=False) == "aepo/d4rl/test-v0"
+    assert importing.import_hdf5(write(folder / "f.hdf5", rows), TASK, ID) == "aepo/d4rl/test-v0"
     data = datasets.load(TASK, "quick")
     for name, key in (("state", "observations"), ("next_state", "next_observations"), ("reward", "rewards")):
         assert torch.equal(getattr(data, name), torch.from_numpy(rows[key])), name
@@ -66,7 +67,7 @@ def test_every_transition_is_kept_with_its_next_observation(folder):
 def test_without_next_observations_the_last_step_before_a_timeout_is_dropped(folder):
     """As D4RL's qlearning_dataset does; an episode of one step that timed out is gone, a terminal step stays."""
     rows = recording()
-    importing.import_hdf5(write(folder / "f.hdf5", rows, ["next_observations"]), TASK, progress=False)
+    importing.import_hdf5(write(folder / "f.hdf5", rows, ["next_observations"]), TASK, ID)
     data = datasets.load(TASK, "quick")
     kept = np.array([0, 1, 2, 3, 5, 6, 7, 8, 10, 11])
     assert torch.bincount(data.episode).tolist() == [4, 4, 2]
@@ -89,7 +90,7 @@ def test_without_timeouts_episodes_are_cut_at_the_horizon(folder):
 
 def test_next_observations_show_where_a_file_without_timeouts_was_cut(folder):
     rows = recording()
-    importing.import_hdf5(write(folder / "f.hdf5", rows, ["timeouts"]), replace(TASK, horizon=100), progress=False)
+    importing.import_hdf5(write(folder / "f.hdf5", rows, ["timeouts"]), replace(TASK, horizon=100), ID)
     data = datasets.load(TASK, "quick")
     assert torch.bincount(data.episode).tolist() == list(LENGTHS)
     assert torch.equal(data.next_state, torch.from_numpy(rows["next_observations"]))
@@ -98,7 +99,7 @@ def test_next_observations_show_where_a_file_without_timeouts_was_cut(folder):
 def test_a_step_whose_next_observation_is_not_the_next_row_ends_an_episode(folder, capsys):
     rows = recording()
     rows["next_observations"][1] += 1
-    importing.import_hdf5(write(folder / "f.hdf5", rows), TASK, progress=False)
+    importing.import_hdf5(write(folder / "f.hdf5", rows), TASK, ID)
     data = datasets.load(TASK, "quick")
     assert torch.bincount(data.episode).tolist() == [2, 2, 1, 5, 3]
     assert torch.equal(data.next_state, torch.from_numpy(rows["next_observations"]))
@@ -106,9 +107,9 @@ def test_a_step_whose_next_observation_is_not_the_next_row_ends_an_episode(folde
 
 
 def test_an_existing_dataset_is_kept(folder, capsys):
-    importing.import_hdf5(write(folder / "f.hdf5", recording()), TASK, progress=False)
+    importing.import_hdf5(write(folder / "f.hdf5", recording()), TASK, ID)
     before = datasets.load(TASK, "quick").content_hash
-    importing.import_hdf5(write(folder / "g.hdf5", recording(1)), TASK, progress=False)
+    importing.import_hdf5(write(folder / "g.hdf5", recording(1)), TASK, ID)
     assert "is there already and is kept" in capsys.readouterr().out
     assert datasets.load(TASK, "quick").content_hash == before
     assert storage.complete("aepo/d4rl/test-v0")

@@ -238,7 +238,6 @@ def test_methods_have_what_they_need():
         assert own | {"iql", "qipo", "qipo-flow"} == set(profile.evaluation.beta)
     for method in METHODS.values():
         assert not method.policy or method.policy in policies.MODELS
-        assert not method.shares or METHODS[method.shares].energy == method.energy
 
 
 def test_make_lab_serves_the_notebooks_with_a_token():

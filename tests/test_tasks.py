@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from aepo import environments, files, observations, settings
+from aepo import environments, files, settings
 from aepo.data import tasks
 from aepo.data.suites import SUITES
 from aepo.study import evaluation, runs
@@ -65,7 +65,7 @@ def test_the_parts_of_a_goal_observation_come_in_the_stated_order():
     task = tasks.get("antmaze-umaze-v1")
     env = environments.make(task, flat=False)
     observation, _ = env.reset(seed=0)
-    flat = observations.flatten(observation, task.observation_keys)
+    flat = environments.flatten(observation, task.observation_keys)
     assert flat[:2].tolist() == observation["achieved_goal"].tolist()
     assert flat[2:29].tolist() == observation["observation"].tolist()
     assert flat[29:].tolist() == observation["desired_goal"].tolist()

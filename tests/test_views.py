@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aepo.core import models, networks
-from aepo.data import datasets, oddities, tasks
+from aepo.data import datasets, describe, tasks
 from aepo.data.datasets import Dataset
 from aepo.learners.actor import Actor
 from aepo.settings import BehaviorSettings, CriticSettings
@@ -104,24 +104,24 @@ def test_what_was_collected_next_stops_at_an_episodes_end_unless_the_walk_goes_o
 
 def test_oddities_are_said_and_nothing_else():
     plain = dataset()
-    assert oddities.find(plain) == []
+    assert describe.oddities(plain) == []
     state = plain.state.clone()
     state[:, 2] = 3.0
     action = torch.where(plain.action > 0.5, 1.0, plain.action)
     action[:, 1] = 0.25
     odd = replace(plain, state=state, action=action, reward=torch.ones(len(plain)))
     odd = replace(odd, terminated=(torch.arange(len(plain)) == 3).float(), truncated=torch.zeros(len(plain)))
-    said = "\n".join(oddities.find(odd))
+    said = "\n".join(describe.oddities(odd))
     for part in (
         "1 of 5 observation dimensions never change (2)",
         "action dimensions 1 never change",
         "at a bound of the box",
-        "every reward is 1",
+        "all 120 rewards are 1: nothing can be learned",
         "1 steps terminate inside an episode",
         "neither terminate nor are truncated",
     ):
         assert part in said
-    assert oddities.find(replace(plain, episode=torch.arange(len(plain))))[0].startswith(
+    assert describe.oddities(replace(plain, episode=torch.arange(len(plain))))[0].startswith(
         "120 of 120 episodes have one step"
     )
 

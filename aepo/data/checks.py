@@ -10,7 +10,6 @@ import numpy as np
 from aepo.files import StudyError
 
 TOLERANCE = 1e-6  # of the box's width: rounding, not a violation
-BLOCK = 65_536  # rows looked at at a time, so that checks need no memory worth naming
 ONLY_VECTORS = "only vectors of real numbers can be used"
 
 
@@ -27,7 +26,7 @@ def lengths(arrays: Mapping[str, np.ndarray], name: str) -> None:
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{key} {size}" for key, size in sizes.items())
         raise StudyError(f"{name}: its arrays differ in length ({shown}), so it is damaged or of another kind")
-    if not next(iter(sizes.values())):
+    if 0 in sizes.values():
         raise StudyError(f"{name} is empty: it holds no episode")
 
 
@@ -55,18 +54,16 @@ def action_box(space: gym.Space, name: str) -> gym.spaces.Box:
     return space
 
 
-def observation_parts(space: gym.Space, wanted: tuple[str, ...], name: str) -> int:
+def observation_size(space: gym.Space, wanted: tuple[str, ...], name: str) -> int:
     """Numbers in an observation: of a box all, of a dict those of the wanted parts."""
+    parts = [space]
     if isinstance(space, gym.spaces.Dict):
-        missing = [key for key in wanted if key not in space.spaces]
-        if missing or not wanted:
+        if not wanted or not set(wanted) <= set(space):
             raise StudyError(
                 f"{name} has observations with the parts {', '.join(space)}, its task takes "
                 f"{', '.join(wanted) or 'plain arrays'}: correct the task's observation_keys"
             )
         parts = [space[key] for key in wanted]
-    else:
-        parts = [space]
     for part in parts:
         if not isinstance(part, gym.spaces.Box):
             raise StudyError(f"{name} has observations {part}: {ONLY_VECTORS}")
@@ -77,34 +74,21 @@ def observation_parts(space: gym.Space, wanted: tuple[str, ...], name: str) -> i
 def finite(arrays: Mapping[str, np.ndarray], name: str) -> None:
     """No NaN, no infinity; the sentence says in which array and at which step first."""
     for key, array in arrays.items():
-        if array.dtype.kind != "f":
-            continue
-        bad, first = 0, None
-        for start in range(0, len(array), BLOCK):
-            wrong = ~np.isfinite(array[start : start + BLOCK])
-            if wrong.any():
-                rows = np.flatnonzero(wrong.reshape(len(wrong), -1).any(1))
-                bad += int(wrong.sum())
-                first = start + int(rows[0]) if first is None else first
-        if bad:
-            raise StudyError(f"{name}: {key} holds NaN or infinity ({bad} numbers, first at step {first})")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            wrong = np.argwhere(~np.isfinite(array))
+            raise StudyError(f"{name}: {key} holds NaN or infinity ({len(wrong)} numbers, first at step {wrong[0, 0]})")
 
 
-def outside(actions: np.ndarray, box: gym.spaces.Box) -> tuple[int, float]:
+def outside_box(actions: np.ndarray, box: gym.spaces.Box) -> tuple[int, float]:
     """How many actions `(N, d)` leave the box, and by how much at most; rounding is not counted."""
-    count, most = 0, 0.0
-    slack = TOLERANCE * (box.high - box.low)
-    for start in range(0, len(actions), BLOCK):
-        part = actions[start : start + BLOCK]
-        excess = np.maximum(box.low - part, part - box.high)
-        count += int((excess > slack).any(1).sum())
-        most = max(most, float(excess.max(initial=0.0)))
-    return count, most
+    excess = np.maximum(box.low - actions, actions - box.high)
+    count = (excess > TOLERANCE * (box.high - box.low)).any(1).sum()
+    return int(count), float(excess.max(initial=0.0))
 
 
 def inside_box(actions: np.ndarray, box: gym.spaces.Box, name: str, remedy: str) -> None:
     """All actions lie in the box; else how many do not, and by how much."""
-    count, most = outside(actions, box)
+    count, most = outside_box(actions, box)
     if count:
         raise StudyError(
             f"{name}: {count} of {len(actions)} actions are outside the action box, by {most:.3g} at most: {remedy}"
@@ -126,10 +110,3 @@ def same_box(found: gym.spaces.Box, expected: gym.spaces.Box, name: str, other: 
         raise StudyError(
             f"{name} has the action space {found}, {other} {expected}: it belongs to another version of it"
         )
-
-
-def odd(arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """What is allowed and yet worth a warning."""
-    reward = arrays["reward"]
-    same = len(reward) > 1 and bool((reward == reward[0]).all())
-    return (f"all {len(reward)} rewards are {reward[0]:g}: nothing can be learned from them",) if same else ()

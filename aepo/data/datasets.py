@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import minari
 import numpy as np
 import torch
 from torch import Tensor
@@ -60,7 +57,7 @@ class Dataset:
         return (state - self.state_mean) / self.state_std
 
 
-def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True) -> str:
+def prepare(task: Task, profile: str, data: DataSettings) -> str:
     """Download, import or collect the task's Minari dataset where it is not on disk yet; returns its id.
 
     A second process waits for the first. StudyError where it cannot be had, with the next step, and nothing is written.
@@ -69,19 +66,15 @@ def prepare(task: Task, profile: str, data: DataSettings, progress: bool = True)
     if storage.complete(dataset_id):
         return dataset_id
     if task.source == MINARI:
-        return download.fetch(task, dataset_id, progress)
-    if task.source == D4RL and task.file:
-        return importing.import_hdf5(task.file, task, dataset_id, progress=progress)
-    if task.source == D4RL:
-        raise files.StudyError(
-            f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study: "
-            f"fetch the HDF5 file yourself, then run {command(task, profile)}{download.instead(task)}"
-        )
-    with storage.claim(dataset_id) as staging:
-        if staging is not None:
-            _collect(task, dataset_id, data, staging, progress)
-            cache.build(staging / dataset_id, dataset_id, task)
-    return dataset_id
+        return download.download_dataset(task, dataset_id)
+    if task.source == LOCAL:
+        return collect.collect_dataset(task, dataset_id, data)
+    if task.file:
+        return importing.import_hdf5(task.file, task, dataset_id)
+    raise files.StudyError(
+        f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study: "
+        f"fetch the HDF5 file yourself, then run {command(task, profile)}{download.instead(task)}"
+    )
 
 
 def command(task: Task, profile: str) -> str:
@@ -92,34 +85,11 @@ def command(task: Task, profile: str) -> str:
     return f"`aepo data {verb} {task.argument} --profile {profile}`"
 
 
-def _collect(task: Task, dataset_id: str, data: DataSettings, staging: Path, progress: bool) -> None:
-    """Run the task's recipe and write what it recorded as a Minari dataset."""
-    storage.reserve(staging, data.steps, data.steps // task.horizon, task.dimensions)
-    episodes = collect.RECIPES[task.recipe](task, data.steps, data.seed, progress)
-    env, eval_env = collect.environment_specs(task)
-    storage.reserve(staging, data.steps, len(episodes), task.dimensions)
-    low, high, origin = collect.reference_scores(task, data.seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is set to None", module="minari")
-        minari.create_dataset_from_buffers(
-            dataset_id,
-            buffer=episodes,
-            env=env,
-            eval_env=eval_env,
-            algorithm_name=f"{collect.describe(task)}, seed {data.seed}",
-            author="AEPO study contributors",
-            ref_min_score=low,
-            ref_max_score=high,
-            description=f"{data.steps} steps, collected by the AEPO study. Scores: {origin}.",
-            requirements=storage.requirements(),
-        )
-
-
 def load(task: Task, profile: str) -> Dataset:
     """The task's dataset of a profile as float32 tensors on the CPU, memory-mapped; no transition spans two episodes.
 
     The first load reads and checks the data (StudyError) and leaves a cache beside them, later ones take that:
-    `aepo.cache` says what is verified when.
+    `cache` says what is verified when.
     """
     dataset_id = task.dataset_id(profile)
     if not storage.complete(dataset_id):
@@ -128,12 +98,14 @@ def load(task: Task, profile: str) -> Dataset:
         )
     folder = storage.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    stored = None if low is None or high is None else (float(low), float(high))
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
-        tensors, made = cache.fetch(folder, dataset_id, task)
+        tensors, made = cache.load_or_build(folder, dataset_id, task)
     return Dataset(
         dataset_id=dataset_id,
         content_hash=made["content_hash"],
-        reference_scores=task.references or storage.references(metadata),
+        reference_scores=task.references or stored,
         warnings=tuple(made["warnings"]),
         **tensors,
     )

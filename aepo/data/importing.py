@@ -23,10 +23,8 @@ NEEDED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
 
 
-def import_hdf5(
-    path: str | os.PathLike, task: Task, dataset_id: str | None = None, clip: bool = False, progress: bool = True
-) -> str:
-    """Make a Minari dataset of a D4RL file, the task's where no id is given; returns its id. One that exists is kept.
+def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool = False) -> str:
+    """Make a Minari dataset of a D4RL file; returns its id. One that exists is kept.
 
     Every transition keeps its action, reward, flags and next observation; `infos` and `metadata` are not copied. Without
     `timeouts` (v0 files) episodes are cut at the task's horizon. With `next_observations` all transitions are there: an
@@ -35,12 +33,12 @@ def import_hdf5(
     is kept, its own observation standing in for the next one, which nothing learns from.
     `clip` moves actions into the box; without it an action outside is a StudyError.
     """
-    path, dataset_id = Path(path), dataset_id or task.dataset_ids["full"]
+    path = Path(path)
     with storage.claim(dataset_id) as staging:
         if staging is None:
             print(f"dataset {dataset_id} is there already and is kept: delete its folder to import it again")
             return dataset_id
-        arrays = read(path)
+        arrays = checked_arrays(path)
         spec, box = _environment(task, arrays, str(path))
         if clip:
             np.clip(arrays["actions"], box.low, box.high, out=arrays["actions"])
@@ -49,9 +47,9 @@ def import_hdf5(
         _say_cuts(arrays, last, str(path))
         steps = int((last - first).sum())
         storage.reserve(staging, steps, len(first), (arrays["observations"].shape[1], arrays["actions"].shape[1]))
-        bar = Progress("import", steps) if progress else None
         observations = arrays["observations"]
-        with warnings.catch_warnings():
+        low, high = task.references or (None, None)
+        with warnings.catch_warnings(), Progress("import", steps) as bar:
             warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", module="minari")
             minari.create_dataset_from_buffers(
                 dataset_id,
@@ -61,17 +59,15 @@ def import_hdf5(
                 action_space=box,
                 algorithm_name="as recorded by D4RL",
                 author="D4RL",
-                ref_min_score=None if task.references is None else task.references[0],
-                ref_max_score=None if task.references is None else task.references[1],
+                ref_min_score=low,
+                ref_max_score=high,
                 description=f"{steps} of the {len(observations)} transitions of {path.name}, imported by the AEPO study.",
             )
-        if bar:
-            bar.close()
         cache.build(staging / dataset_id, dataset_id, task)
     return dataset_id
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def checked_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a D4RL file, checked: `observations (N, n), actions (N, d), rewards (N,)`, flags as bool `(N,)`."""
     name = str(path)
     with reading.open_hdf5(path) as file:
@@ -123,7 +119,7 @@ def _say_cuts(arrays: Mapping[str, np.ndarray], last: np.ndarray, name: str) -> 
 
 
 def _episodes(
-    arrays: Mapping[str, np.ndarray], first: np.ndarray, last: np.ndarray, bar: Progress | None
+    arrays: Mapping[str, np.ndarray], first: np.ndarray, last: np.ndarray, bar: Progress
 ) -> Iterator[EpisodeBuffer]:
     observations, terminal = arrays["observations"], arrays["terminals"]
     final = arrays.get("next_observations")
@@ -138,14 +134,13 @@ def _episodes(
             terminations=terminal[a:b],
             truncations=truncated | arrays["timeouts"][a:b] if "timeouts" in arrays else truncated,
         )
-        if bar:
-            bar.update(b - a)
+        bar.update(b - a)
 
 
 def _environment(task: Task, arrays: Mapping[str, np.ndarray], name: str) -> tuple[EnvSpec | None, gym.spaces.Box]:
     """The spec of the environment that evaluates the task, and its action box; [-1, 1]^d where there is none."""
     sizes = arrays["observations"].shape[1], arrays["actions"].shape[1]
-    box = reading.check_task(task, sizes, name)
+    box = reading.environment_box(task, sizes, name)
     if box is None:
         return None, gym.spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
     spec = gym.spec(task.env_id)

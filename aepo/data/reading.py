@@ -1,4 +1,4 @@
-"""A Minari dataset's transitions as arrays, read in bulk and checked."""
+"""A Minari dataset's transitions as arrays, read episode by episode and checked."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import h5py
 import minari
 import numpy as np
 from minari.dataset.minari_storage import MinariStorage
-from minari.serialization import deserialize_space
 
 from aepo import environments
 from aepo.data import checks, storage
 from aepo.data.tasks import Task
 from aepo.files import StudyError
 
-KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
 DELETE = "delete its folder and get it again"
 REOPEN = 500  # episodes after which the file is opened anew: HDF5 keeps 20 kB a short episode until it is closed
 
@@ -47,26 +45,6 @@ def metadata(folder: Path, dataset_id: str) -> dict[str, Any]:
     return found
 
 
-def spaces(found: Mapping[str, Any], folder: Path) -> tuple[gym.Space, gym.Space]:
-    """Observation and action space of a dataset; of its environment where old metadata lack them."""
-    try:
-        if "observation_space" in found and "action_space" in found:
-            return deserialize_space(found["observation_space"]), deserialize_space(found["action_space"])
-        _check_registered(found)
-        storage = MinariStorage.read(folder / "data")
-    except Exception as error:
-        raise StudyError(f"{folder} names spaces that cannot be read ({error}): {DELETE}") from None
-    return storage.observation_space, storage.action_space
-
-
-def _check_registered(found: Mapping[str, Any]) -> None:
-    """The environment that metadata name is one that is known here: Minari would call whatever function they name."""
-    spec = json.loads(found["env_spec"])
-    known = gym.registry.get(spec["id"])
-    if known is None or known.entry_point != spec["entry_point"] or spec.get("additional_wrappers"):
-        raise ValueError(f"their environment {spec['id']} is none of this installation")
-
-
 def transitions(
     folder: Path, dataset_id: str, task: Task, clip: bool = False
 ) -> tuple[dict[str, np.ndarray], gym.spaces.Box, tuple[str, ...]]:
@@ -76,14 +54,13 @@ def transitions(
     int64. `clip` moves actions into the box instead of refusing those outside.
     """
     name, found = f"dataset {dataset_id}", metadata(folder, dataset_id)
-    observation_space, action_space = spaces(found, folder)
-    size = checks.observation_parts(observation_space, task.observation_keys, name)
-    box = checks.action_box(action_space, name)
-    expected = check_task(task, (size, box.shape[0]), name)
+    stored = _open_dataset(folder, found)
+    size = checks.observation_size(stored.observation_space, task.observation_keys, name)
+    box = checks.action_box(stored.action_space, name)
+    expected = environment_box(task, (size, box.shape[0]), name)
     if expected is not None:
         checks.same_box(box, expected, name, f"the environment {task.env_id}")
-    parts = task.observation_keys if isinstance(observation_space, gym.spaces.Dict) else ()
-    count, width = found["total_steps"], box.shape[0]
+    count, episodes, width = found["total_steps"], found["total_episodes"], box.shape[0]
     arrays = {
         "state": np.empty((count, size), np.float32),
         "next_state": np.empty((count, size), np.float32),
@@ -91,32 +68,28 @@ def transitions(
         **{key: np.empty(count, np.float32) for key in ("reward", "terminated", "truncated")},
         "episode": np.empty(count, np.int64),
     }
-    at = episodes = 0
+    at = 0
     with np.errstate(over="ignore"):
-        for i, (observations, actions, rewards, terminations, truncations) in enumerate(
-            _episodes(folder, found, parts, name)
-        ):
-            steps = len(rewards)
-            _check_episode(i, observations, actions, rewards, terminations, truncations, size, width, name)
-            if at + steps > count:
+        for i, recorded in enumerate(_episodes(stored, episodes, name)):
+            observations = _checked_observations(i, recorded, task.observation_keys, size, width, name)
+            rows = slice(at, at + len(observations) - 1)
+            if rows.stop > count:
                 break
-            rows = slice(at, at + steps)
-            column = 0
-            for part in observations:
-                columns = slice(column, column + part.shape[1])
-                arrays["state"][rows, columns], arrays["next_state"][rows, columns] = part[:-1], part[1:]
-                column += part.shape[1]
-            arrays["action"][rows], arrays["reward"][rows] = actions, rewards
-            arrays["terminated"][rows], arrays["truncated"][rows] = terminations, truncations
+            arrays["state"][rows], arrays["next_state"][rows] = observations[:-1], observations[1:]
+            arrays["action"][rows], arrays["reward"][rows] = recorded["actions"], recorded["rewards"]
+            arrays["terminated"][rows] = recorded["terminations"]
+            arrays["truncated"][rows] = recorded["truncations"]
             arrays["episode"][rows] = i
-            at, episodes = at + steps, i + 1
-    if (at, episodes) != (count, found["total_episodes"]):
+            at = rows.stop
+    if at != count or rows.stop > count:
         raise StudyError(
-            f"{name} should hold {count} steps in {found['total_episodes']} episodes and does not: it is damaged, {DELETE}"
+            f"{name} should hold {count} steps in {episodes} episodes and does not: it is damaged, {DELETE}"
         )
     checks.finite(arrays, name)
-    warnings = checks.odd(arrays)
-    outside, most = checks.outside(arrays["action"], box)
+    reward = arrays["reward"]
+    same = count > 1 and (reward == reward[0]).all()
+    warnings = (f"all {count} rewards are {reward[0]:g}: nothing can be learned from them",) if same else ()
+    outside, most = checks.outside_box(arrays["action"], box)
     if clip and outside:
         np.clip(arrays["action"], box.low, box.high, out=arrays["action"])
         warnings += (f"{outside} of {count} actions were outside the box, by {most:.3g} at most, and are clipped",)
@@ -124,8 +97,8 @@ def transitions(
     return arrays, box, warnings
 
 
-def check_task(task: Task, sizes: tuple[int, int], name: str) -> gym.spaces.Box | None:
-    """Sizes of observation and action are those of the task and its environment; returns that one's action box."""
+def environment_box(task: Task, sizes: tuple[int, int], name: str) -> gym.spaces.Box | None:
+    """The action box of the task's environment, None where it has none; StudyError where sizes are not the task's."""
     if task.dimensions:
         checks.same_sizes(sizes, task.dimensions, name, f"task {task.name}")
     if task.env_id is None:
@@ -139,65 +112,56 @@ def check_task(task: Task, sizes: tuple[int, int], name: str) -> gym.spaces.Box 
     return box
 
 
-def _check_episode(
-    i: int,
-    observations: list[np.ndarray],
-    actions: np.ndarray,
-    rewards: np.ndarray,
-    terminations: np.ndarray,
-    truncations: np.ndarray,
-    size: int,
-    width: int,
-    name: str,
-) -> None:
-    steps = len(rewards)
+def _open_dataset(folder: Path, found: Mapping[str, Any]) -> MinariStorage:
+    """Minari's reader of a dataset; where old metadata lack the spaces, it makes the environment that they name."""
+    if found.get("data_format", "hdf5") == "hdf5":
+        open_hdf5(folder / "data" / "main_data.hdf5").close()
+    try:
+        if "observation_space" not in found or "action_space" not in found:
+            _check_registered(json.loads(found["env_spec"]))
+        return MinariStorage.read(folder / "data")
+    except Exception as error:
+        raise StudyError(f"{folder} names spaces that cannot be read ({error}): {DELETE}") from None
+
+
+def _check_registered(spec: Mapping[str, Any]) -> None:
+    """The environment that metadata name is one that is known here: Minari would call whatever function they name."""
+    known = gym.registry.get(spec["id"])
+    if known is None or known.entry_point != spec["entry_point"] or spec.get("additional_wrappers"):
+        raise ValueError(f"their environment {spec['id']} is none of this installation")
+
+
+def _episodes(stored: MinariStorage, count: int, name: str) -> Iterator[dict[str, Any]]:
+    """Each episode as Minari reads it."""
+    for start in range(0, count, REOPEN):
+        episodes = stored.get_episodes(range(start, min(start + REOPEN, count)))
+        for i in range(start, min(start + REOPEN, count)):
+            try:
+                yield next(episodes)
+            except KeyError as error:
+                raise StudyError(f"{name}: episode {i} lacks a key ({error.args[0]}): {DELETE}") from None
+            except OSError as error:
+                raise StudyError(f"{name} is damaged at episode {i} ({storage.reason(error)}): {DELETE}") from None
+
+
+def _checked_observations(
+    i: int, recorded: Mapping[str, Any], keys: tuple[str, ...], size: int, width: int, name: str
+) -> np.ndarray:
+    """The observations `(T + 1, size)` of episode `i` of T steps; StudyError where its arrays do not fit together."""
+    steps = len(recorded["rewards"])
     if not steps:
         raise StudyError(f"{name}: episode {i} has length 0; it is damaged, {DELETE}")
-    shapes = [part.shape for part in observations]
-    right = (
-        all(len(shape) == 2 and shape[0] == steps + 1 for shape in shapes)
-        and sum(shape[1] for shape in shapes) == size
-        and actions.shape == (steps, width)
-        and rewards.shape == terminations.shape == truncations.shape == (steps,)
-    )
-    if not right:
-        found = {"actions": actions.shape, "terminations": terminations.shape, "truncations": truncations.shape}
-        shown = ", ".join(f"{key} {shape}" for key, shape in ({"observations": shapes[0]} | found).items())
+    try:
+        observations = environments.flatten(recorded["observations"], keys)
+    except ValueError as error:
+        raise StudyError(f"{name}: episode {i}: {error}: {DELETE}") from None
+    wanted = dict.fromkeys(("rewards", "terminations", "truncations"), (steps,))
+    wanted |= {"observations": (steps + 1, size), "actions": (steps, width)}
+    shapes = {key: array.shape for key, array in {**recorded, "observations": observations}.items() if key in wanted}
+    if shapes != wanted:
+        shown = ", ".join(f"{key} {shape}" for key, shape in shapes.items() if key != "rewards")
         raise StudyError(f"{name}: the arrays of episode {i} with {steps} rewards differ in length ({shown}): {DELETE}")
-
-
-Episode = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def _episodes(folder: Path, found: Mapping[str, Any], parts: tuple[str, ...], name: str) -> Iterator[Episode]:
-    """(observation parts, actions, rewards, terminations, truncations) of each episode."""
-    if found.get("data_format", "hdf5") != "hdf5":
-        for episode in MinariStorage.read(folder / "data").get_episodes(range(found["total_episodes"])):
-            observations = episode["observations"]
-            chosen = [observations[key] for key in parts] if parts else [observations]
-            yield [np.asarray(part) for part in chosen], *(np.asarray(episode[key]) for key in KEYS[1:])
-        return
-    path, count = folder / "data" / "main_data.hdf5", found["total_episodes"]
-    names = [f"observations/{part}" for part in parts] or ["observations"]
-    for start in range(0, count, REOPEN):
-        with open_hdf5(path) as file:
-            for i in range(start, min(start + REOPEN, count)):
-                try:
-                    arrays = [_array(file, f"episode_{i}/{key}") for key in (*names, *KEYS[1:])]
-                except KeyError as error:
-                    raise StudyError(f"{name}: episode {i} lacks a key ({error.args[0]}): {DELETE}") from None
-                except OSError as error:
-                    raise StudyError(f"{path} is damaged at episode {i} ({storage.reason(error)}): {DELETE}") from None
-                yield arrays[: len(names)], *arrays[len(names) :]
-
-
-def _array(file: h5py.File, name: str) -> np.ndarray:
-    """One array, through h5py's low-level functions: a third of the time with thousands of short episodes."""
-    dataset = h5py.h5d.open(file.id, name.encode())
-    array = np.empty(dataset.shape, dataset.dtype)
-    if array.size:
-        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
-    return array
+    return observations
 
 
 def open_hdf5(path: Path) -> h5py.File:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from minari.storage.datasets_root_dir import get_dataset_path
 
@@ -30,17 +30,12 @@ def complete(dataset_id: str) -> bool:
     return (root() / dataset_id / "data" / "metadata.json").exists()
 
 
-def lock(dataset_id: str) -> AbstractContextManager[int]:
-    """The lock of a dataset's making, of the datasets below Minari's folder."""
-    return files.lock(root(), dataset_id.replace("/", "-"))
-
-
-def clips(folder: Path) -> bool:
+def is_clipped(folder: Path) -> bool:
     """Whether it was asked that this dataset's actions be moved into the action box where they are outside."""
     return (folder / CLIP_MARK).exists()
 
 
-def clip(dataset_id: str) -> None:
+def ask_to_clip(dataset_id: str) -> None:
     """Ask for that: a mark beside the data, which themselves stay as they are."""
     mark = root() / dataset_id / CLIP_MARK
     try:
@@ -56,15 +51,23 @@ def claim(dataset_id: str) -> Iterator[Path | None]:
     What lies there when the block ends well is moved into place, otherwise it is removed. The dataset's lock is held: a
     second process waits, then finds the dataset complete. StudyError where the disk does not do it.
     """
-    folder = root()
+    folder, name = root(), dataset_id.replace("/", "-")
+    staging, target = folder / f".staging-{name}", folder / dataset_id
     try:
-        with lock(dataset_id):
+        with files.lock(folder, name):
             if complete(dataset_id):
                 yield None
                 return
-            with _staging(folder, dataset_id) as staging:
-                yield staging
-                _place(staging, folder, dataset_id)
+            shutil.rmtree(staging, ignore_errors=True)  # what a killed process left
+            staging.mkdir(parents=True)
+            try:
+                with _minari_folder(staging):
+                    yield staging
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(staging / dataset_id, target)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     except files.StudyError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
@@ -77,28 +80,16 @@ def claim(dataset_id: str) -> Iterator[Path | None]:
 
 
 @contextmanager
-def _staging(folder: Path, dataset_id: str) -> Iterator[Path]:
-    """A folder beside Minari's own, for which Minari takes it; a killed process's leftovers are removed first."""
-    staging = folder / f".staging-{dataset_id.replace('/', '-')}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+def _minari_folder(folder: Path) -> Iterator[None]:
+    """Minari takes another folder for its own."""
     before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(staging)
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
     try:
-        yield staging
+        yield
     finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
+        del os.environ["MINARI_DATASETS_PATH"]
+        if before is not None:
             os.environ["MINARI_DATASETS_PATH"] = before
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _place(staging: Path, folder: Path, dataset_id: str) -> None:
-    target = folder / dataset_id
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(staging / dataset_id, target)
 
 
 def reserve(staging: Path, steps: int, episodes: int, numbers: tuple[int, int]) -> None:
@@ -119,21 +110,14 @@ def reserve(staging: Path, steps: int, episodes: int, numbers: tuple[int, int]) 
             os.unlink(staging / "space")
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def reason(error: Exception) -> str:
     """The system's words for an error, without the rest of HDF5's long messages."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     found = re.search(r"error message = '([^']+)'", text) or re.search(r"\(([^():,]+)", text)
     return found[1].strip() if found else text
-
-
-def references(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The returns of score 0 and 100 that a dataset's metadata hold, or None."""
-    scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    return None if None in scores else (float(scores[0]), float(scores[1]))
-
-
-def requirements() -> list[str]:
-    """What the bytes of simulated data depend on, in pip's style."""
-    return [
-        f"{name}=={version}" for name, version in files.versions().items() if name in ("mujoco", "gymnasium-robotics")
-    ]

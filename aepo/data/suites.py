@@ -1,12 +1,14 @@
-"""The rows of the task table, suite by suite: names, data, environments, scores. `aepo.tasks` makes `Task`s of them."""
+"""The rows of the task table, suite by suite: names, data, environments, scores. `tasks` makes `Task`s of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from gymnasium_robotics.envs.maze import maps
+
 from aepo import searched
-from aepo.data import mazes
+from aepo.environments import MAZES
 
 MINARI, D4RL, LOCAL = "minari", "d4rl", "local"
 PROFILES = ("smoke", "quick", "full")
@@ -51,7 +53,6 @@ POINTMAZE = {
     "large": (3.549999952316284, 462.260009765625),
     "large-dense": (27.165931701660156, 481.5344543457031),
 }
-POINTMAZE_HORIZON = {"open": 300, "umaze": 300, "medium": 600, "large": 800}
 D4RL_MAZE2D = {
     "open-v0": (0.01, 20.66, 150),
     "umaze-v1": (23.85, 161.86, 300),
@@ -63,23 +64,16 @@ D4RL_MAZE2D = {
     "large-dense-v1": (30.569041, 303.4857382709002, 800),
 }
 LEGACY_ANT, LEGACY_ANT_FORCES = 111, 84
+MAZE_TITLES = {"open": "Open", "umaze": "UMaze", "medium": "Medium", "large": "Large"}
+MAZE_MAPS = {"open": maps.OPEN, "umaze": maps.U_MAZE, "medium": maps.MEDIUM_MAZE, "large": maps.LARGE_MAZE}
+# Start and goal cell (row, column) of AntMaze's evaluation, in the maze of the data.
+ANT_CELLS = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large": ((1, 1), (7, 9))}
 KITCHEN = {
     "complete": (("microwave", "kettle", "light switch", "slide cabinet"), 280),
     "partial": (("microwave", "kettle", "light switch", "slide cabinet"), 450),
     "mixed": (("microwave", "kettle", "bottom burner", "light switch"), 450),
 }
 
-LOCAL_LOCOMOTION = (
-    "hopper",
-    "halfcheetah",
-    "walker2d",
-    "swimmer",
-    "reacher",
-    "pusher",
-    "invertedpendulum",
-    "inverteddoublependulum",
-)
-TIERS = ("simple", "medium", "expert", "mixed")
 LOCAL_SMALL = (
     "maze2d-umaze",
     "local-pointmaze-umaze",
@@ -97,17 +91,25 @@ ROBOTS = DENSE | searched.ROBOTS
 SPARSE_LONG = {"critic": {"discount": 0.99, "reward_scale": 0.02}}
 ANTMAZE = {"critic": {"discount": 0.99, "expectile": 0.9, "reward_scale": 0.02}}
 
-VERSIONS_DIFFER = "environment version differs from D4RL's"
+DATA_DIFFER = "D4RL's constants; data and environment versions differ from D4RL's"
+VERSIONS_DIFFER = "D4RL's constants; environment version differs from D4RL's"
 MINARI_STORED = "of Minari's metadata, in a third-party copy"
+MEASURED_ACTORS = "0: random policy, 100: our expert actor, both measured after its training"
+MEASURED_WALKS = "0: random policy, 100: noiseless way-point controller, both measured when the data are made"
+REWARD_CHANGED = "gymnasium-robotics changed the reward of door, hammer and relocate in 1.2.1 under the same name"
+ANT_FORCES = "its contact forces are 0 in the data (D4RL issue 143) and in evaluation"
+MAP_TURNED = "one start, one goal, in the maze of the data; Minari's evaluation map is turned by 180 degrees"
 
 
-def _official(dataset_id: str) -> dict[str, str]:
-    return dict.fromkeys(PROFILES, dataset_id)
+def _stored(source: str, dataset_id: str) -> dict[str, Any]:
+    """Where data come from that are the same in every profile."""
+    return {"source": source, "dataset_ids": dict.fromkeys(PROFILES, dataset_id)}
 
 
-def _local_ids(stem: str) -> dict[str, str]:
-    """Minari ids of what we make ourselves: never an official one."""
-    return {"smoke": f"aepo/{stem}-smoke-v0", "quick": f"aepo/{stem}-v0", "full": f"aepo/{stem}-full-v0"}
+def _collected(stem: str) -> dict[str, Any]:
+    """Data that we make ourselves, with Minari ids of our own: never official ones."""
+    ids = {"smoke": f"aepo/{stem}-smoke-v0", "quick": f"aepo/{stem}-v0", "full": f"aepo/{stem}-full-v0"}
+    return {"source": LOCAL, "dataset_ids": ids}
 
 
 def _maze_settings(size: str, dense: bool, chosen_by_search: dict[str, Any], **critic: Any) -> dict[str, Any]:
@@ -118,14 +120,23 @@ def _maze_settings(size: str, dense: bool, chosen_by_search: dict[str, Any], **c
     return {"critic": chosen | critic} | chosen_by_search
 
 
+def _evaluation_maze(size: str, goal: tuple[int, int], start: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Arguments of a maze with one goal "g", kept for a whole episode, and one start "r" (without: all free cells)."""
+    maze = [list(row) for row in MAZE_MAPS[size]]
+    maze[goal[0]][goal[1]] = "g"
+    if start:
+        maze[start[0]][start[1]] = "r"
+    return {"maze_map": maze, "continuing_task": True, "reset_target": False}
+
+
 def _point_environment(name: str) -> dict[str, Any]:
     """The official evaluation of PointMaze: one goal cell, starts in all others, reward in each step at the goal."""
     size, _, dense = name.partition("-")
-    title = {"open": "Open", "umaze": "UMaze", "medium": "Medium", "large": "Large"}[size]
+    horizon, goal = MAZES[size]
     return {
-        "env_id": f"PointMaze_{title}{'Dense' if dense else ''}-v3",
-        "env_kwargs": {"maze_map": mazes.POINT_GOALS[size], "continuing_task": True, "reset_target": False},
-        "horizon": POINTMAZE_HORIZON[size],
+        "env_id": f"PointMaze_{MAZE_TITLES[size]}{dense.title()}-v3",
+        "env_kwargs": _evaluation_maze(size, goal),
+        "horizon": horizon,
         "observation_keys": GOAL_KEYS,
         "dimensions": (6, 2),
         "continuing": True,
@@ -138,8 +149,7 @@ def pointmaze() -> Iterator[dict[str, Any]]:
     for name, references in POINTMAZE.items():
         yield _point_environment(name) | {
             "name": f"pointmaze-{name}-v2",
-            "source": MINARI,
-            "dataset_ids": _official(f"D4RL/pointmaze/{name}-v2"),
+            **_stored(MINARI, f"D4RL/pointmaze/{name}-v2"),
             "references": references,
             "scores": f"0: random policy, 100: way-point controller, {MINARI_STORED}",
         }
@@ -148,21 +158,19 @@ def pointmaze() -> Iterator[dict[str, Any]]:
 def antmaze() -> Iterator[dict[str, Any]]:
     for name in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
         size, _, kind = name.partition("-")
+        start, goal = ANT_CELLS[size]
         variant = "_Diverse_GR" if kind == "diverse" and size != "umaze" else ""
         yield {
             "name": f"antmaze-{name}-v1",
-            "source": MINARI,
-            "dataset_ids": _official(f"D4RL/antmaze/{name}-v1"),
-            "env_id": f"AntMaze_{ {'umaze': 'UMaze', 'medium': 'Medium', 'large': 'Large'}[size] }{variant}-v4",
-            "env_kwargs": {"maze_map": mazes.ANT_GOALS[size], "continuing_task": True, "reset_target": False},
+            **_stored(MINARI, f"D4RL/antmaze/{name}-v1"),
+            "env_id": f"AntMaze_{MAZE_TITLES[size]}{variant}-v4",
+            "env_kwargs": _evaluation_maze(size, goal, start),
             "horizon": 700 if size == "umaze" else 1000,
             "observation_keys": ANT_KEYS,
             "dimensions": (31, 8),
             "scores": "those stored with the dataset, else returns only",
             "settings": ANTMAZE,
-            "note": "one start, one goal, in the maze of the data; Minari's evaluation map is turned by 180 degrees"
-            if size == "umaze"
-            else "one start, one goal: the official evaluation map",
+            "note": MAP_TURNED if size == "umaze" else "one start, one goal: the official evaluation map",
         }
 
 
@@ -171,17 +179,14 @@ def adroit() -> Iterator[dict[str, Any]]:
         for kind in ("human", "cloned", "expert"):
             yield {
                 "name": f"{hand}-{kind}-v2",
-                "source": MINARI,
-                "dataset_ids": _official(f"D4RL/{hand}/{kind}-v2"),
+                **_stored(MINARI, f"D4RL/{hand}/{kind}-v2"),
                 "env_id": f"AdroitHand{title}-v1",
                 "horizon": 200,
                 "dimensions": (n, d),
                 "references": references,
                 "scores": f"0: random policy, 100: expert, {MINARI_STORED}",
                 "settings": DENSE,
-                "note": "gymnasium-robotics changed the reward of door, hammer and relocate in 1.2.1 under the same name"
-                if hand != "pen"
-                else "",
+                "note": "" if hand == "pen" else REWARD_CHANGED,
             }
 
 
@@ -189,8 +194,7 @@ def kitchen() -> Iterator[dict[str, Any]]:
     for kind, (subtasks, horizon) in KITCHEN.items():
         yield {
             "name": f"kitchen-{kind}-v2",
-            "source": MINARI,
-            "dataset_ids": _official(f"D4RL/kitchen/{kind}-v2"),
+            **_stored(MINARI, f"D4RL/kitchen/{kind}-v2"),
             "env_id": "FrankaKitchen-v1",
             "env_kwargs": {
                 "tasks_to_complete": list(subtasks),
@@ -211,18 +215,15 @@ def kitchen() -> Iterator[dict[str, Any]]:
 def mujoco() -> Iterator[dict[str, Any]]:
     for robot, (title, n, d, horizon) in LOCOMOTION.items():
         simple = robot in ("hopper", "halfcheetah", "walker2d", "ant", "humanoid")
-        for tier in (("simple",) if simple else ()) + ("medium", "expert"):
+        for tier in ("simple", "medium", "expert") if simple else ("medium", "expert"):
             yield {
                 "name": f"mujoco-{robot}-{tier}-v0",
-                "source": MINARI,
-                "dataset_ids": _official(f"mujoco/{robot}/{tier}-v0"),
+                **_stored(MINARI, f"mujoco/{robot}/{tier}-v0"),
                 "env_id": f"{title}-v5",
                 "horizon": horizon,
                 "dimensions": (n, d),
                 "references": D4RL_LOCOMOTION.get(robot),
-                "scores": "D4RL's constants; data and environment versions differ from D4RL's"
-                if robot in D4RL_LOCOMOTION
-                else "no reference scores: returns only",
+                "scores": DATA_DIFFER if robot in D4RL_LOCOMOTION else "no reference scores: returns only",
                 "settings": ROBOTS,
             }
 
@@ -231,13 +232,12 @@ def d4rl() -> Iterator[dict[str, Any]]:
     def row(name: str, dimensions: tuple[int, int], references: tuple[float, float], horizon: int, **more: Any):
         return {
             "name": f"d4rl-{name}",
-            "source": D4RL,
-            "dataset_ids": _official(f"aepo/d4rl/{name}"),
+            **_stored(D4RL, f"aepo/d4rl/{name}"),
             "env_id": None,
             "horizon": horizon,
             "dimensions": dimensions,
             "references": references,
-            "scores": f"D4RL's constants; {VERSIONS_DIFFER}",
+            "scores": VERSIONS_DIFFER,
         } | more
 
     for robot in ("hopper", "halfcheetah", "walker2d", "ant"):
@@ -253,9 +253,7 @@ def d4rl() -> Iterator[dict[str, Any]]:
                 env_id=f"{title}-v4",
                 settings=ROBOTS,
                 zeros=zeros,
-                note="its contact forces are 0 in the data (D4RL issue 143) and in evaluation"
-                if robot == "ant"
-                else "",
+                note=ANT_FORCES if robot == "ant" else "",
             )
     train_only = "train-only, no score: "
     for name, (low, high, horizon) in D4RL_MAZE2D.items():
@@ -300,55 +298,54 @@ def d4rl() -> Iterator[dict[str, Any]]:
 
 
 def maze2d() -> Iterator[dict[str, Any]]:
-    for size, title in (("umaze", "UMaze"), ("medium", "Medium"), ("large", "Large")):
-        for dense in (False, True):
-            name = size + "-dense" * dense
+    for size in ("umaze", "medium", "large"):
+        for kind in ("", "Dense"):
+            name = f"{size}-dense" if kind else size
             yield {
                 "name": f"maze2d-{name}",
-                "source": LOCAL,
-                "dataset_ids": _local_ids(f"maze2d/{name}"),
-                "env_id": f"aepo/Maze2D-{title}{'Dense' * dense}-v0",
-                "horizon": POINTMAZE_HORIZON[size],
+                **_collected(f"maze2d/{name}"),
+                "env_id": f"aepo/Maze2D-{MAZE_TITLES[size]}{kind}-v0",
+                "horizon": MAZES[size][0],
                 "dimensions": (4, 2),
                 "continuing": True,
                 "recipe": "waypoint",
-                "scores": "0: random policy, 100: noiseless way-point controller, both measured when the data are made",
-                "settings": _maze_settings(size, dense, searched.MAZE2D, **WALKS),
+                "scores": MEASURED_WALKS,
+                "settings": _maze_settings(size, bool(kind), searched.MAZE2D, **WALKS),
             }
 
 
-SHORT_OF_EXPERT = {"halfcheetah": 57, "walker2d": 24}  # below two thirds: aepo/behaviors/<robot>/training.json
+SHORT_OF_EXPERT = {  # below two thirds: actors/<robot>/training.json
+    robot: f"the actor behind its expert share reaches {share}% of D4RL's expert reference"
+    for robot, share in (("halfcheetah", 57), ("walker2d", 24))
+}
 
 
 def local() -> Iterator[dict[str, Any]]:
     for name in POINTMAZE:
         yield _point_environment(name) | {
             "name": f"local-pointmaze-{name}",
-            "source": LOCAL,
-            "dataset_ids": _local_ids(f"local/pointmaze-{name}"),
+            **_collected(f"local/pointmaze-{name}"),
             "recipe": "pointmaze",
-            "scores": "0: random policy, 100: noiseless way-point controller, both measured when the data are made",
+            "scores": MEASURED_WALKS,
         }
-    for robot in LOCAL_LOCOMOTION:
-        title, n, d, horizon = LOCOMOTION[robot]
-        for tier in TIERS + (("medium-expert",) if robot in D4RL_LOCOMOTION else ()):
+    for robot, (title, n, d, horizon) in LOCOMOTION.items():
+        if robot in ("ant", "humanoid"):  # no actors of theirs are stored
+            continue
+        tiers = ["simple", "medium", "expert", "mixed", *(["medium-expert"] if robot in D4RL_LOCOMOTION else [])]
+        for tier in tiers:
+            weak = robot in SHORT_OF_EXPERT and "expert" in tier
             yield {
                 "name": f"local-{robot}-{tier}",
-                "source": LOCAL,
-                "dataset_ids": _local_ids(f"local/{robot}-{tier}"),
+                **_collected(f"local/{robot}-{tier}"),
                 "env_id": f"{title}-v5",
                 "horizon": horizon,
                 "dimensions": (n, d),
                 "recipe": "sac",
                 "tier": tier,
                 "references": D4RL_LOCOMOTION.get(robot),
-                "scores": f"D4RL's constants; {VERSIONS_DIFFER}"
-                if robot in D4RL_LOCOMOTION
-                else "0: random policy, 100: our expert actor, both measured after its training",
+                "scores": VERSIONS_DIFFER if robot in D4RL_LOCOMOTION else MEASURED_ACTORS,
                 "settings": ROBOTS,
-                "note": f"the actor behind its expert share reaches {SHORT_OF_EXPERT[robot]}% of D4RL's expert reference"
-                if robot in SHORT_OF_EXPERT and "expert" in tier
-                else "",
+                "note": SHORT_OF_EXPERT[robot] if weak else "",
             }
 
 

@@ -1,17 +1,18 @@
-"""What tasks there are: the table of `aepo.suites`, and a user's own task read from a YAML file."""
+"""What tasks there are: the table of `suites`, and a user's own task read from a YAML file."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import pydantic
 import yaml
+from pydantic import Field
 
 from aepo import settings as settings_table
 from aepo.data import suites
@@ -110,78 +111,109 @@ def choose(names: str = "", suite_name: str = "") -> list[Task]:
     return list(found.values())
 
 
-KEYS = {
-    "name": (str,),
-    "dataset": (str,),
-    "env_id": (str, type(None)),
-    "env_kwargs": (dict, type(None)),
-    "observation_keys": (list, type(None)),
-    "horizon": (int,),
-    "references": (list, type(None)),
-    "settings": (dict, type(None)),
-}
-REQUIRED = ("dataset", "env_id", "horizon")
-KINDS = {str: "text", dict: "a mapping", list: "a list", int: "a whole number", type(None): "empty"}
+# ---- a user's own task
+
+SHARES = ("discount", "expectile", "ema_rate", "target_rate", "hindsight")  # between 0 and 1
+POSITIVE = ("beta", "learning_rate", "reward_scale", "temperature", "goal_radius", "weight_cap")
+STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _allowed(name: str, default: Any) -> Any:
+    """The type of a setting, as pydantic takes it: that of its default, with the limits that its name sets."""
+    if isinstance(default, bool):
+        return bool
+    if isinstance(default, int):
+        return Annotated[int, Field(ge=0 if name == "seed" else 1)]
+    if isinstance(default, Mapping):
+        return dict[Literal[tuple(default)], _allowed(name, 0.0)]
+    if isinstance(default, tuple):
+        return list[_allowed(name, 0.0)]
+    limits = Field(gt=0) if name in POSITIVE else Field(ge=0, le=1 if name in SHARES else None)
+    if name == "reward_scale":
+        return Annotated[float, limits] | None
+    return Annotated[float, limits]
+
+
+def _settings_model(name: str, defaults: Any) -> type[pydantic.BaseModel]:
+    """What a file may change of a settings dataclass, or of the stages of a profile."""
+    stages = {key: value for key, value in vars(defaults).items() if is_dataclass(value)}
+    types = {key: _settings_model(key, value) for key, value in stages.items()}
+    types = types or {key: _allowed(key, value) for key, value in vars(defaults).items()}
+    return pydantic.create_model(name, __config__=STRICT, **{key: (kind, None) for key, kind in types.items()})
+
+
+SETTINGS = _settings_model("settings", settings_table.QUICK)
+
+
+class TaskFile(pydantic.BaseModel):
+    """What the YAML file of a user's own task may hold."""
+
+    model_config = STRICT
+
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # it names a folder
+    dataset: str
+    env_id: str | None
+    horizon: Annotated[int, Field(ge=1)]
+    env_kwargs: dict[str, Any] = {}
+    observation_keys: list[str] = []
+    references: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    settings: SETTINGS = SETTINGS()
 
 
 def _read(path: Path) -> Task:
-    """A user's own task from its YAML file."""
-
-    def refuse(what: str) -> ValueError:
-        return ValueError(f"task file {path}: {what}")
-
+    """A user's own task from its YAML file; ValueError with one sentence where it is none."""
     try:
-        content = yaml.safe_load(path.read_text())
+        return _own_task(yaml.safe_load(path.read_text()), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise refuse(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     except yaml.YAMLError as error:
-        raise refuse(f"is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise refuse(f"must hold keys and values: {', '.join(KEYS)}")
-    for wrong in ([key for key in content if key not in KEYS], [key for key in REQUIRED if key not in content]):
-        if wrong:
-            kind = "unknown" if wrong[0] in content else "missing"
-            raise refuse(f"{kind} key {', '.join(map(repr, wrong))}; keys: {', '.join(KEYS)}")
-    for key, value in content.items():
-        if not isinstance(value, KEYS[key]) or isinstance(value, bool):
-            raise refuse(f"{key} must be {' or '.join(KINDS[kind] for kind in KEYS[key])}, got {value!r}")
-    name = content.get("name", path.stem)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise refuse(f"the name {name!r} must be letters, digits, - and _ (it names a folder)")
-    if name in {*TASKS, "theory", "study"}:
-        raise refuse(f"the name {name!r} is taken: give it another `name:`")
-    if content["horizon"] < 1:
-        raise refuse(f"horizon must be a number of steps >= 1, got {content['horizon']}")
-    keys = content.get("observation_keys") or []
-    if not all(isinstance(key, str) for key in keys):
-        raise refuse(f"observation_keys must be a list of names, got {keys!r}")
-    references = content.get("references")
-    if references is not None and not _is_range(references):
-        raise refuse(f"references must be two numbers, low before high (or left out), got {references!r}")
-    try:
-        return Task(
-            name=name,
-            suite="own",
-            **_data(content["dataset"], name, path),
-            env_id=content["env_id"],
-            env_kwargs=content.get("env_kwargs") or {},
-            observation_keys=tuple(keys),
-            horizon=content["horizon"],
-            references=tuple(map(float, references)) if references else None,
-            scores=f"given in {path.name}" if references else "those stored with the dataset, else returns only",
-            settings=_settings(content.get("settings") or {}),
-            definition=str(path.resolve()),
-        )
+        problem = f"is not YAML ({' '.join(str(error).split())})"
+    except pydantic.ValidationError as error:
+        problem = _sentence(error)
     except ValueError as error:
-        raise refuse(str(error)) from None
+        problem = str(error)
+    raise ValueError(f"task file {path}: {problem}")
 
 
-def _is_range(values: list[Any]) -> bool:
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    return len(values) == len(numbers) == 2 and numbers[0] < numbers[1]
+def _own_task(content: Any, path: Path) -> Task:
+    if not isinstance(content, dict):
+        raise ValueError(f"must hold keys and values: {', '.join(TaskFile.model_fields)}")
+    given = TaskFile.model_validate({"name": path.stem} | content)
+    if given.name in {*TASKS, "theory", "study"}:
+        raise ValueError(f"the name {given.name!r} is taken: give it another `name:`")
+    if given.references and given.references[0] >= given.references[1]:
+        raise ValueError(f"references must be two numbers, low before high, got {given.references}")
+    changed = given.settings.model_dump(exclude_unset=True)
+    return Task(
+        name=given.name,
+        suite="own",
+        **_source(given.dataset, given.name, path),
+        env_id=given.env_id,
+        env_kwargs=given.env_kwargs,
+        observation_keys=tuple(given.observation_keys),
+        horizon=given.horizon,
+        references=tuple(given.references) if given.references else None,
+        scores=f"given in {path.name}" if given.references else "those stored with the dataset, else returns only",
+        settings={stage: suites.DENSE.get(stage, {}) | changed.get(stage, {}) for stage in {**suites.DENSE, **changed}},
+        definition=str(path.resolve()),
+    )
 
 
-def _data(dataset: str, name: str, path: Path) -> dict[str, Any]:
+def _sentence(error: pydantic.ValidationError) -> str:
+    """The first of the errors: key, what is wanted, and value; the keys that there are where one is unknown."""
+    first = error.errors()[0]
+    *above, key = [str(part) for part in first["loc"] if part != "[key]"]
+    if first["type"] not in ("missing", "extra_forbidden"):
+        return f"{': '.join([*above, key])}: {first['msg'].replace('Input', 'it', 1)}, got {first['input']!r}"
+    model = TaskFile
+    for part in above:
+        model = model.model_fields[part].annotation
+    where = f" in {': '.join(above)}" if above else ""
+    kind = "missing" if first["type"] == "missing" else "unknown"
+    return f"{kind} key {key!r}{where}; keys: {', '.join(model.model_fields)}"
+
+
+def _source(dataset: str, name: str, path: Path) -> dict[str, Any]:
     """Where an own task's data are: an HDF5 file (relative to the YAML file) or a Minari id."""
     if dataset.endswith((".hdf5", ".h5")):
         file = (path.resolve().parent / Path(dataset).expanduser()).resolve()
@@ -197,50 +229,3 @@ def _data(dataset: str, name: str, path: Path) -> dict[str, Any]:
     if not re.fullmatch(r"[\w-]+(/[\w-]+)*-v\d+", dataset):
         raise ValueError(f"dataset must be a Minari id (namespace/name-v0) or an .hdf5 file, got {dataset!r}")
     return {"source": MINARI, "dataset_ids": dict.fromkeys(PROFILES, dataset)}
-
-
-def _settings(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by stage, checked for names and types; they start from what dense rewards need."""
-    profile = settings_table.QUICK
-    stages = [f.name for f in fields(profile) if hasattr(getattr(profile, f.name), "__dataclass_fields__")]
-    for stage, values in given.items():
-        if stage not in stages or not isinstance(values, dict):
-            raise ValueError(f"settings must be values by stage ({', '.join(stages)}), got {stage}: {values!r}")
-        known = getattr(profile, stage)
-        for key, value in values.items():
-            if key not in known.__dataclass_fields__:
-                raise ValueError(f"unknown setting {stage}: {key}; there are {', '.join(known.__dataclass_fields__)}")
-            before = getattr(known, key)
-            if not _fits(value, before) and not (value is None and key == "reward_scale"):
-                like = dict(before) if isinstance(before, Mapping) else before
-                raise ValueError(f"setting {stage}: {key} must be like {like!r}, got {value!r}")
-            if not _possible(key, value, before):
-                raise ValueError(f"setting {stage}: {key} cannot be {value!r}")
-    return {stage: suites.DENSE.get(stage, {}) | given.get(stage, {}) for stage in {**suites.DENSE, **given}}
-
-
-def _fits(value: Any, before: Any) -> bool:
-    """Whether a value has the kind of the one that it replaces: true or false, numbers, lists of them, or by method."""
-    if isinstance(before, bool):
-        return isinstance(value, bool)
-    if isinstance(before, Mapping):
-        return isinstance(value, dict) and all(key in before and _fits(v, 0.0) for key, v in value.items())
-    if isinstance(before, tuple):
-        return isinstance(value, list) and all(_fits(v, 0.0) for v in value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole or (isinstance(value, float) and not isinstance(before, int))
-
-
-SHARES = ("discount", "expectile", "ema_rate", "target_rate", "hindsight")  # between 0 and 1
-POSITIVE = ("beta", "learning_rate", "reward_scale", "temperature", "goal_radius", "weight_cap")
-
-
-def _possible(key: str, value: Any, before: Any) -> bool:
-    """Whether a value that fits can be: finite, counts from 1, shares within [0, 1], nothing below 0."""
-    if isinstance(value, dict | list):
-        return all(_possible(key, v, 0.0) for v in (value.values() if isinstance(value, dict) else value))
-    if value is None or isinstance(value, bool):
-        return True
-    least = 1 if isinstance(before, int) and key != "seed" else 0
-    below = value <= 0 if key in POSITIVE else value < least
-    return math.isfinite(value) and not below and not (key in SHARES and value > 1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from aepo import environments  # noqa: F401  (registers the mazes)
 from aepo.data.tasks import Task
+from aepo.environments import remove_model_file
 from aepo.progress import Progress
 
 POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0
@@ -87,29 +87,28 @@ class WaypointController:
 
 
 def make_maze(env_id: str, **arguments) -> gym.Env:
-    """A maze environment; the scratch file that the library leaves behind is removed."""
+    """A maze environment, without the file that the library leaves behind."""
     env = gym.make(env_id, disable_env_checker=True, **arguments)
-    scratch = getattr(env.unwrapped, "tmp_xml_file_path", None)
-    if scratch and os.path.exists(scratch):
-        os.unlink(scratch)
+    remove_model_file(env)
     return env
 
 
-def _segment(number: int, seed: int, observations, actions: list, rewards: list) -> EpisodeBuffer:
-    """One piece of the walk, truncated at its end."""
-    count = len(actions)
+def recorded_episode(
+    seed: int, observations: Any, actions: list, rewards: list, terminated: bool = False, truncated: bool = True
+) -> EpisodeBuffer:
+    """T steps with their T + 1 observations (an array over time, a list of rows, or a dict of arrays)."""
+    last = np.arange(len(actions)) == len(actions) - 1
     return EpisodeBuffer(
-        id=number,
         seed=seed,
-        observations=observations,
-        actions=np.array(actions),
-        rewards=np.array(rewards),
-        terminations=np.zeros(count, dtype=bool),
-        truncations=np.arange(count) == count - 1,
+        observations=observations if isinstance(observations, dict) else np.array(observations),
+        actions=np.array(actions, dtype=np.float32),
+        rewards=np.array(rewards, dtype=np.float64),
+        terminations=last & terminated,
+        truncations=last & truncated,
     )
 
 
-def collect_maze2d(task: Task, steps: int, seed: int, progress: bool = True) -> list[EpisodeBuffer]:
+def collect_maze2d(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     """One long walk between random goals, cut into segments where the controller's goal changes (truncated).
 
     The ball is never reset: a segment starts where the last one ended. Goals are random cells other than the current
@@ -120,34 +119,29 @@ def collect_maze2d(task: Task, steps: int, seed: int, progress: bool = True) -> 
     controller = WaypointController(env.maze)
     state, _ = env.reset(seed=seed)
     segments: list[EpisodeBuffer] = []
-    bar = Progress("collect", steps) if progress else None
     done = 0
-    while done < steps:
-        here = controller.cell(state[:2])
-        choices = [cell for cell in controller.cells if cell != here]
-        goal = controller.center(choices[rng.integers(len(choices))]) + rng.uniform(-GOAL_NOISE, GOAL_NOISE, 2)
-        controller.set_goal(state[:2], goal)
-        observations, actions, rewards = [state], [], []
-        while True:
-            action = controller.noisy(state, rng)
-            state, reward, *_ = env.step(action)
-            observations.append(state)
-            actions.append(action)
-            rewards.append(reward)
-            reached = np.hypot(*(goal - state[:2])) < REACHED_RADIUS
-            if reached or len(actions) == task.horizon or done + len(actions) == steps:
-                break
-        done += len(actions)
-        if bar:
+    with Progress("collect", steps) as bar:
+        while done < steps:
+            here = controller.cell(state[:2])
+            choices = [cell for cell in controller.cells if cell != here]
+            goal = controller.center(choices[rng.integers(len(choices))]) + rng.uniform(-GOAL_NOISE, GOAL_NOISE, 2)
+            controller.set_goal(state[:2], goal)
+            observations, actions, rewards = [state], [], []
+            reached = False
+            while not reached and len(actions) < min(task.horizon, steps - done):
+                actions.append(controller.noisy(state, rng))
+                state, reward, *_ = env.step(actions[-1])
+                observations.append(state)
+                rewards.append(reward)
+                reached = np.hypot(*(goal - state[:2])) < REACHED_RADIUS
+            done += len(actions)
             bar.update(len(actions))
-        segments.append(_segment(len(segments), seed, np.array(observations), actions, rewards))
-    if bar:
-        bar.close()
+            segments.append(recorded_episode(seed, observations, actions, rewards))
     env.close()
     return segments
 
 
-def collect_pointmaze(task: Task, steps: int, seed: int, progress: bool = True) -> list[EpisodeBuffer]:
+def collect_pointmaze(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     """One long walk through the environment's own goals, redrawn at each success; there the segment is truncated.
 
     Minari's official recipe: goals all over the maze, whatever the one goal of the task's evaluation (`env_kwargs`).
@@ -160,46 +154,38 @@ def collect_pointmaze(task: Task, steps: int, seed: int, progress: bool = True) 
     observation, _ = env.reset(seed=seed)
     state = observation["observation"]
     segments: list[EpisodeBuffer] = []
-    bar = Progress("collect", steps) if progress else None
     done = 0
-    while done < steps:
-        goal, states, actions, rewards = env.goal.copy(), [state], [], []
-        success = False
-        while not success and done + len(actions) < steps:
-            if len(actions) % PATIENCE == 0:
-                controller.set_goal(state[:2], goal)
-            action = controller.noisy(state, rng)
-            observation, reward, _, _, info = env.step(action)
-            state, success = observation["observation"], info["success"]
-            states.append(state)
-            actions.append(action)
-            rewards.append(reward)
-        done += len(actions)
-        if bar:
+    with Progress("collect", steps) as bar:
+        while done < steps:
+            goal, states, actions, rewards = env.goal.copy(), [state], [], []
+            success = False
+            while not success and done + len(actions) < steps:
+                if len(actions) % PATIENCE == 0:
+                    controller.set_goal(state[:2], goal)
+                actions.append(controller.noisy(state, rng))
+                observation, reward, _, _, info = env.step(actions[-1])
+                state, success = observation["observation"], info["success"]
+                states.append(state)
+                rewards.append(reward)
+            done += len(actions)
             bar.update(len(actions))
-        stacked = np.array(states)
-        observations = {
-            "achieved_goal": stacked[:, :2].copy(),
-            "desired_goal": np.tile(goal, (len(stacked), 1)),
-            "observation": stacked,
-        }
-        segments.append(_segment(len(segments), seed, observations, actions, rewards))
-    if bar:
-        bar.close()
+            rows = np.array(states)
+            goals = np.tile(goal, (len(rows), 1))
+            observations = {"achieved_goal": rows[:, :2].copy(), "desired_goal": goals, "observation": rows}
+            segments.append(recorded_episode(seed, observations, actions, rewards))
     env.close()
     return segments
 
 
-def maze_references(task: Task, seed: int, episodes: int | None = None) -> tuple[float, float, str]:
+def maze_references(task: Task, seed: int) -> tuple[float, float, str]:
     """Mean returns of the random policy and of the noiseless controller sent to whatever goal the environment has."""
-    episodes = episodes or REFERENCE_EPISODES
     env = make_maze(task.env_id, **task.env_kwargs)
     controller = WaypointController(env.unwrapped.maze)
     means = []
     for kind in ("random", "controller"):
-        returns = np.zeros(episodes)
+        returns = np.zeros(REFERENCE_EPISODES)
         env.action_space.seed(seed)
-        for episode in range(episodes):
+        for episode in range(REFERENCE_EPISODES):
             observation, _ = env.reset(seed=seed + episode)
             goal, truncated = None, False
             while not truncated:
@@ -212,5 +198,7 @@ def maze_references(task: Task, seed: int, episodes: int | None = None) -> tuple
                 returns[episode] += reward
         means.append(float(returns.mean()))
     env.close()
-    origin = f"0: random policy, 100: noiseless way-point controller, both measured here over {episodes} episodes"
+    origin = (
+        f"0: random policy, 100: noiseless way-point controller, both measured here over {REFERENCE_EPISODES} episodes"
+    )
     return means[0], means[1], origin

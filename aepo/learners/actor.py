@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aepo.core.models import ActionModel, ClosedForm, Critic, Guide
+from aepo.core.models import ActionModel, ClosedForm, ClosedShift, Critic, Guide
 from aepo.learners.capture import CapturedCalls
 from aepo.learners.policies import Trained
 from aepo.methods import Method
@@ -83,15 +83,16 @@ def make_actor(
     noise_scale: float = 1.0,
     form: str | None = None,
     pick: str = "best",
+    differentiated: bool = False,
 ) -> Actor:
     """The actor of a method of `METHODS`: what it does not use is left out. `behavior`: its own policy where it has one.
 
-    `form` in place of the method's closed form, `pick`: as the settings' of the same names.
+    `form` in place of the method's closed form, `pick`, `differentiated`: as the settings' of the same names.
     """
     if method.energy and guide is None:
         raise ValueError(f"method {method.name!r} needs its energy network")
-    if method.closed:
-        guide = ClosedForm(form or method.closed, behavior, critic, beta)
+    if method.shift:
+        guide = (ClosedForm if differentiated else ClosedShift)(form or method.shift, behavior, critic, beta)
     return Actor(
         behavior,
         critic if method.best else None,

@@ -25,10 +25,7 @@ TOUCHES = {  # by the stage whose settings change: which stages are made again, 
     "evaluation": (),
 }
 TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)  # the default: the values that are searched
-SCALE_SEARCHED = (
-    "qgpo", "qgpo-softmax", "aepo-direct", "aepo-direct-softmax", "mean-q", "aepo", "aepo-cubature", "aepo-support",
-    "aepo-support-softmax",
-)  # fmt: skip
+SCALE_SEARCHED = ("qgpo", "aepo", "aepo-support")
 
 
 @dataclass(frozen=True)
@@ -79,21 +76,21 @@ def _grid() -> list[Variant]:
     """Inverse temperature by guidance scale."""
     pairs = [(beta, scale) for beta in (1.0, 3.0, 10.0) for scale in (0.5, 1.0, 2.0)]
     values = {f"beta {beta:g}, scale {scale:g}": {"beta": beta, "guidance_scale": scale} for beta, scale in pairs}
-    return [Variant(name, "grid", ("aepo-direct",), {"evaluation": value}) for name, value in values.items()]
+    return [Variant(name, "grid", ("aepo-cubature",), {"evaluation": value}) for name, value in values.items()]
 
 
 VARIANTS = [
     *_searched(),
     *_grid(),
-    Variant("expectile 0.5", "expectile", ("best-of-n", "aepo-direct", "iql"), {"critic": {"expectile": 0.5}}),
-    Variant("expectile 0.8", "expectile", ("best-of-n", "aepo-direct", "iql"), {"critic": {"expectile": 0.8}}),
-    Variant("no floor", "floor", ("best-of-n", "aepo-direct"), {"critic": {"return_floor": False}}),
-    Variant("5 solver steps", "solver", ("bc", "aepo-direct"), {"evaluation": {"solver_steps": 5}}),
-    Variant("20 solver steps", "solver", ("bc", "aepo-direct"), {"evaluation": {"solver_steps": 20}}),
-    Variant("noise 0", "noise", ("bc", "aepo-direct"), {"evaluation": {"noise_scale": 0.0}}),
+    Variant("expectile 0.5", "expectile", ("best-of-n", "aepo-cubature", "iql"), {"critic": {"expectile": 0.5}}),
+    Variant("expectile 0.8", "expectile", ("best-of-n", "aepo-cubature", "iql"), {"critic": {"expectile": 0.8}}),
+    Variant("no floor", "floor", ("best-of-n", "aepo-cubature"), {"critic": {"return_floor": False}}),
+    Variant("5 solver steps", "solver", ("bc", "aepo-cubature"), {"evaluation": {"solver_steps": 5}}),
+    Variant("20 solver steps", "solver", ("bc", "aepo-cubature"), {"evaluation": {"solver_steps": 20}}),
+    Variant("noise 0", "noise", ("bc", "aepo-cubature"), {"evaluation": {"noise_scale": 0.0}}),
     Variant("noise 0.25", "noise", ("bc", "best-of-n"), {"evaluation": {"noise_scale": 0.25}}),
-    Variant("noise 0.5", "noise", ("bc", "best-of-n", "aepo-direct"), {"evaluation": {"noise_scale": 0.5}}),
-    Variant("noise 1", "noise", ("aepo-direct",), {"evaluation": {"noise_scale": 1.0}}),
+    Variant("noise 0.5", "noise", ("bc", "best-of-n", "aepo-cubature"), {"evaluation": {"noise_scale": 0.5}}),
+    Variant("noise 1", "noise", ("aepo-cubature",), {"evaluation": {"noise_scale": 1.0}}),
     Variant("4 support actions", "support", ("aepo-support",), {"energy": {"support": 4}}),
     Variant("64 support actions", "support", ("aepo-support",), {"energy": {"support": 64, "support_states": 4_096}}),
 ]

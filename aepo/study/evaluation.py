@@ -191,6 +191,9 @@ def _made_with(run: Run, method: str, beta: float, scales: Sequence[float]) -> d
         "guidance_scale": list(scales),
         "solver_steps": settings.solver_steps,
         "noise_scale": settings.noise_scale[method],
+        "form": run.profile.energy.form if METHODS[method].shift else None,
+        "differentiated": run.profile.energy.differentiated and METHODS[method].shift is not None,
+        "pick": settings.pick,
         "networks": {name: files.load_tensors(run.artifact(name))[1]["sha256"] for name in networks},
         "env_id": task.env_id,
         "env_kwargs": dict(task.env_kwargs),
@@ -210,8 +213,9 @@ def _kept_or_played(run: Run, name: str, method: str, seeds: Sequence[int], cont
             return kept
         started = time.time()
         with files.memory(f"evaluate {name}", FEWER):
-            sampling = (content["solver_steps"], content["candidates"], run.device, content["noise_scale"])
-            actor = load_actor(run.folder, method, seeds, content["beta"], content["guidance_scale"], *sampling)
+            sampling = [content[name] for name in ("noise_scale", "form", "pick", "differentiated")]
+            guidance = content["beta"], content["guidance_scale"], content["solver_steps"], content["candidates"]
+            actor = load_actor(run.folder, method, seeds, *guidance, run.device, *sampling)
             played = play(actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress")
         if name == method:  # before the rollouts, whose file marks the end
             _note(run, method, content, seconds=round(time.time() - started, 1))

@@ -13,7 +13,7 @@ from aepo import settings as settings_table
 from aepo.core.models import Behavior, Critic
 from aepo.core.networks import generator
 from aepo.data.datasets import Dataset, load
-from aepo.learners.energies import sample_actions
+from aepo.learners.support import sample_actions
 from aepo.learners.training import stack_draws
 from aepo.study import runs
 from aepo.study.policy import Actor, load_actor, load_networks

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aepo import files
 from aepo.core.models import VP, Behavior, Critic
-from aepo.core.networks import TIME_FEATURES, EnergyNet, select_seeds
+from aepo.core.networks import TIME_FEATURES, EnergyNet, ShiftNet, select_seeds
 from aepo.environments import flatten
 from aepo.files import StudyError
 from aepo.learners.actor import Actor, make_actor
@@ -61,10 +61,14 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
         n, d = tensors["average.state_mean"].shape[-1], tensors["average.low"].shape[-1]
         own = (_known(PolicySettings, settings), _known(CriticSettings, settings["critic_settings"]))
         return Trained(settings["kind"], count, n, d, *((each.width, each.depth) for each in own))
-    energy = _known(EnergySettings, settings)
+    own = _known(EnergySettings, settings)
+    if settings["energy"].startswith("shift-"):
+        d = tensors["net.net.out.weight"].shape[-1]
+        n = tensors["net.net.layers.0.weight"].shape[1] - d - TIME_FEATURES
+        return ShiftNet(count, n, d, own.width, own.depth, tensors["variance"].shape[-1])
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
-    return EnergyNet(count, n, d, energy.width, energy.depth, VP, settings["gate"])
+    return EnergyNet(count, n, d, own.width, own.depth, VP, settings["gate"])
 
 
 def load_actor(
@@ -79,6 +83,7 @@ def load_actor(
     noise_scale: float = 1.0,
     form: str | None = None,
     pick: str = "best",
+    differentiated: bool = False,
 ) -> Actor:
     """The actor of a method from the finished stages of a run folder; guidance_scale: a number, or one a seed."""
     stages = runs.stages_of(method, beta)
@@ -99,6 +104,7 @@ def load_actor(
         noise_scale,
         form,
         pick,
+        differentiated,
     )
 
 
@@ -142,8 +148,8 @@ class Policy:
             if isinstance(guidance_scale, list):  # one a seed; a seed that is not there is refused with its networks
                 guidance_scale = dict(zip(evaluated["seeds"], guidance_scale, strict=True)).get(seed, 1.0)
         sampling = (evaluated["solver_steps"], evaluated["candidates"])
-        noise_scale = evaluated.get("noise_scale", 1.0)
-        actor = load_actor(folder, method, [seed], beta, guidance_scale, *sampling, device, noise_scale)
+        how = {name: evaluated[name] for name in ("noise_scale", "form", "pick", "differentiated") if name in evaluated}
+        actor = load_actor(folder, method, [seed], beta, guidance_scale, *sampling, device, **how)
         behavior = actor.behavior
         keys = evaluated.get("observation_keys", ())
         return cls(actor, behavior.state_mean.shape[-1], behavior.low.shape[-1], device, keys)

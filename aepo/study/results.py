@@ -12,7 +12,7 @@ import torch
 from aepo import files
 from aepo.data.datasets import Dataset, recorded_returns
 from aepo.methods import DATASET
-from aepo.study import evaluation
+from aepo.study import evaluation, runs
 from aepo.study.evaluation import Rollouts
 from aepo.study.runs import Run
 

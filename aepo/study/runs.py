@@ -57,7 +57,7 @@ class Run:
 
 def energy_stage(method: str, beta: float) -> str:
     """Name of the stage of a method's energy network at inverse temperature beta: energy-<method>-b<beta>."""
-    return f"energy-{METHODS[method].shares or method}-b{beta:g}"
+    return f"energy-{method}-b{beta:g}"
 
 
 def policy_stage(method: str, beta: float) -> str:
@@ -69,7 +69,7 @@ def stages_of(method: str, beta: float) -> dict[str, str]:
     """The stages whose networks a method acts with, by their part: behavior (what makes actions), critic, energy."""
     entry = METHODS[method]
     parts = {"behavior": policy_stage(method, beta) if entry.policy else "behavior"}
-    if entry.best or entry.closed:
+    if entry.best or entry.shift:
         parts["critic"] = parts["behavior"] if entry.policy == "diffusion-q" else "critic"
     return parts | ({"energy": energy_stage(method, beta)} if entry.energy else {})
 

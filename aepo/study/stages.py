@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aepo import files
 from aepo import settings as settings_table
 from aepo.core.models import ActionModel, Behavior, Critic, take_seeds
-from aepo.core.networks import EnergyNet, join_seeds, select_seeds
+from aepo.core.networks import EnergyNet, ShiftNet, join_seeds, select_seeds
 from aepo.data.datasets import Dataset
 from aepo.files import StudyError
 from aepo.learners.behavior import behavior_learner, finish_behavior
@@ -20,6 +20,7 @@ from aepo.learners.checkpoints import clear_checkpoints
 from aepo.learners.critics import critic_learner, finish_critic, softmax_critic_learner
 from aepo.learners.energies import SUPPORTED, applied, energy_learner, make_net
 from aepo.learners.policies import RENEWED, WITH_CRITIC, Flow, Trained, policy_learner
+from aepo.learners.shifts import make_shift_net, shift_learner
 from aepo.learners.support import Support, sample_support
 from aepo.learners.training import THREADS, Learner, fit, threads
 from aepo.methods import METHODS, Method
@@ -273,9 +274,8 @@ def train_energy(
     method: str,
     beta: float | None = None,
     settings: EnergySettings | None = None,
-) -> EnergyNet:
-    """The energy stage of a method at inverse temperature beta (as evaluated where None): trained or loaded."""
-    method = METHODS[method].shares or method
+) -> EnergyNet | ShiftNet:
+    """The energy (or shift) stage of a method at inverse temperature beta (as evaluated where None): trained or loaded."""
     settings = settings or run.profile.energy
     if METHODS[method].energy is None:
         raise StudyError(
@@ -288,8 +288,13 @@ def train_energy(
     name = runs.energy_stage(method, beta)
     support = train_support(run, data, behavior, settings) if entry.energy in SUPPORTED else None
 
-    def build(seeds: tuple[int, ...]) -> tuple[Learner, EnergyNet]:
+    shift = entry.energy.removeprefix("shift-") if entry.energy.startswith("shift-") else None
+
+    def build(seeds: tuple[int, ...]) -> tuple[Learner, nn.Module]:
         own = _of_seeds(run, seeds, behavior, critic)
+        if shift:
+            goals = run.profile.critic.hindsight > 0
+            return shift_learner(data, *own, shift, beta, seeds, settings, name, goals)
         rows = [run.seeds.index(seed) for seed in seeds]
         drawn = support and Support(support.index[rows], support.action[rows])
         return energy_learner(data, *own, entry, beta, seeds, settings, name, drawn)
@@ -305,9 +310,12 @@ def train_energy(
         build,
         lambda module, seeds: None,
     )
-    net = make_net(data, len(run.seeds), entry, settings)
+    if shift:
+        net = make_shift_net(behavior, data.state.shape[1], settings)
+    else:
+        net = make_net(data, len(run.seeds), entry, settings)
     files.fill(net, tensors, run.artifact(name))
-    curved = runs.read_metrics(run, name).groupby("seed")["curved"].last().max()
+    curved = 0.0 if shift else runs.read_metrics(run, name).groupby("seed")["curved"].last().max()
     if entry.energy == "taylor" and curved > TRUSTED_SHARE:
         print(
             f"{name}: beta c_t |H v| is above 1 at up to {100 * curved:.0f}% of noised actions: first order is not to be "

@@ -1,19 +1,20 @@
-"""What `aepo data show` prints of a dataset."""
+"""What `aepo data show` prints of a dataset, and what is odd about one."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from aepo.data import datasets, oddities, storage
+from aepo.data import datasets, storage
 from aepo.data.datasets import Dataset
 from aepo.data.tasks import Task
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
-
-
-def _megabytes(paths) -> str:
-    return f"{sum(path.stat().st_size for path in paths if path.is_file()) / 1e6:.1f} MB"
+CONSTANT = 1e-6
+AT_BOUND = 0.999
 
 
 def summary(task: Task, profile: str) -> str:
@@ -25,32 +26,69 @@ def summary(task: Task, profile: str) -> str:
     return f"{task.name}: {data.dataset_id}, {len(data):,} transitions in {episodes:,} episodes{mean}"
 
 
-def lines(task: Task, profile: str) -> list[str]:
+def description(task: Task, profile: str) -> list[str]:
     """Sizes, episodes, returns, spaces, content hash, scores and what is odd, a line each; StudyError as `load`."""
     data = datasets.load(task, profile)
     folder = storage.root() / data.dataset_id
+    size, cached = _megabytes((folder / "data").rglob("*")), _megabytes(folder.glob("aepo-*.safetensors"))
     lengths = torch.bincount(data.episode)
     ended, cut = int(data.terminated.sum()), int(data.truncated.sum())
+    parts = f" ({', '.join(task.observation_keys)})" if task.observation_keys else ""
     rows = [
         ("task", f"{task.name} (suite {task.suite}), environment {task.env_id or 'none: train-only'}"),
         ("dataset", f"{data.dataset_id}, source {task.source}, in {folder}"),
-        (
-            "on disk",
-            f"{_megabytes((folder / 'data').rglob('*'))}, cache {_megabytes(folder.glob('aepo-*.safetensors'))}",
-        ),
+        ("on disk", f"{size}, cache {cached}"),
         ("transitions", f"{len(data):,}, {ended:,} terminated, {cut:,} truncated"),
         ("episodes", f"{len(lengths):,} of {int(lengths.min())} to {int(lengths.max())} steps"),
         ("returns", _returns(data, task)),
         ("rewards", f"{data.reward.min():.4g} to {data.reward.max():.4g}, mean {data.reward.mean():.4g}"),
-        ("state", f"{data.state.shape[1]} numbers, {data.state.min():.4g} to {data.state.max():.4g}{_parts(task)}"),
+        ("state", f"{data.state.shape[1]} numbers, {data.state.min():.4g} to {data.state.max():.4g}{parts}"),
         ("action", f"{data.action.shape[1]} numbers in {_box(data)}"),
         ("content hash", data.content_hash),
         ("scores", _scores(data, task)),
     ]
-    odd = [*data.warnings, *(found for found in oddities.find(data) if not found.startswith("every reward"))]
-    rows += [("warning", text) for text in odd]
+    rows += [("warning", text) for text in dict.fromkeys([*data.warnings, *oddities(data)])]
     rows += [("note", task.note)] if task.note else []
     return [f"{name:13} {text}" for name, text in rows]
+
+
+def oddities(data: Dataset) -> list[str]:
+    """Sentences on constant observations, saturated or constant actions, equal rewards, short and unended episodes."""
+    found = []
+    spread = data.state.amax(0) - data.state.amin(0)
+    constant = torch.nonzero(spread <= CONSTANT * data.state.abs().amax(0).clamp(min=1)).flatten().tolist()
+    if constant:
+        shown = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
+        found.append(
+            f"{len(constant)} of {len(spread)} observation dimensions never change ({shown}): the networks have not seen "
+            "them vary, and an environment in which they do is another one"
+        )
+    still = (data.action.amax(0) - data.action.amin(0) <= CONSTANT).nonzero().flatten().tolist()
+    if still:
+        found.append(f"action dimensions {', '.join(map(str, still))} never change: nothing says what they do")
+    share = (data.action.abs() >= AT_BOUND).float().mean().item()
+    if share > 0.05:
+        found.append(
+            f"{100 * share:.0f}% of the actions' components are at a bound of the box: the behavior pushes as hard as it "
+            "can, and its density has mass on the box's faces"
+        )
+    if (data.reward == data.reward[0]).all():
+        found.append(f"all {len(data)} rewards are {data.reward[0].item():g}: nothing can be learned from them")
+    length = torch.bincount(data.episode)
+    short = int((length == 1).sum())
+    if short:
+        found.append(f"{short} of {len(length)} episodes have one step")
+    ends = torch.cat([data.episode[1:] != data.episode[:-1], torch.tensor([True])])
+    inside = int(data.terminated[~ends].sum())
+    if inside:
+        found.append(f"{inside} steps terminate inside an episode: what follows them is another episode's")
+    if not (data.terminated + data.truncated)[ends].bool().all():
+        found.append("some episodes neither terminate nor are truncated: they were broken off, and count as truncated")
+    return found
+
+
+def _megabytes(paths: Iterable[Path]) -> str:
+    return f"{sum(path.stat().st_size for path in paths if path.is_file()) / 1e6:.1f} MB"
 
 
 def _returns(data: Dataset, task: Task) -> str:
@@ -60,10 +98,6 @@ def _returns(data: Dataset, task: Task) -> str:
     values = np.quantile(returns, QUANTILES)
     shown = ", ".join(f"{100 * q:.0f}% {value:.4g}" for q, value in zip(QUANTILES, values, strict=True))
     return f"{shown} (quantiles of {len(returns):,} {'windows' if task.continuing else 'episodes'})"
-
-
-def _parts(task: Task) -> str:
-    return f" ({', '.join(task.observation_keys)})" if task.observation_keys else ""
 
 
 def _box(data: Dataset) -> str:
