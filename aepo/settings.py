@@ -70,7 +70,7 @@ class EnergySettings:
     """Energy network. `target_batches`: batches whose statistics standardise the regression target.
 
     `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
-    a batch of the contrastive loss. Switches, for ablations; None is the method's own. `form`: what is learned, or of a method
+    a batch of the contrastive loss. Switches, for ablations; None: the method's own. `form`: what is learned, or of a method
     without a network the closed form; `differentiated`: the gradient of its energy in place of the shift. `gate` by alpha_t,
     `bregman` loss. `clamp`: closed forms stay within beta times the range of recorded advantages. `beyond`: shift networks
     are trained beyond the data too, at states moved by `jitter` standard deviations and at actions anywhere in the box.
