@@ -270,16 +270,17 @@ def test_make_lab_serves_the_notebooks_with_a_token():
         server.wait(timeout=20)
 
 
-def test_the_map_of_the_package_lists_every_module_and_the_first_seven_stand_alone():
-    text = (ROOT / "README.md").read_text().split("## Map of the package")[1]
-    listed = re.findall(r"(\w+)\.py\b", text[: text.index("Snakefile  ")])
-    modules = {path.stem for path in (ROOT / "aepo").glob("*.py")} - {"__init__"}
-    assert modules <= set(listed)
-    first = listed[:7]
-    for name in first:
-        imported = re.findall(
-            r"^from aepo(?:\.(\w+))? import ([\w, ]+)", (ROOT / "aepo" / f"{name}.py").read_text(), re.M
-        )
-        assert {part for module, names in imported for part in ([module] if module else names.split(", "))} <= set(
-            first
-        )
+def test_the_map_lists_every_room_and_every_module_at_the_top():
+    text = (ROOT / "README.md").read_text().split("\n## Map\n")[1].split("\n## ")[0]
+    package = ROOT / "aepo"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert rooms <= set(re.findall(r"`aepo/(\w+)/`", text))
+    assert {path.stem for path in package.glob("*.py")} - {"__init__"} <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_the_way_from_target_to_action_is_short():
+    """README's map: the files to read, in order; at most six and 1,500 lines, and all there."""
+    text = (ROOT / "README.md").read_text().split("**From AEPO's target to its action")[1].split("\n\n")[0]
+    way = re.findall(r"\((aepo/[\w/]+\.py)\)", text)
+    assert 4 <= len(way) <= 6
+    assert sum(len((ROOT / path).read_text().splitlines()) for path in way) <= 1_500
