@@ -85,7 +85,7 @@ def target(problem: Problem, pairs: Pairs) -> Tensor:
     kind, beta, critic, noisy, t = problem.kind, problem.beta, problem.critic, pairs.noisy_action, pairs.t
     if kind == "support":
         q = pairs.candidate_q
-        energy = guidance.support_energy(q, pairs.candidates, noisy, t, VP, beta)
+        energy = guidance.support_energy(q, pairs.candidates, noisy, t, VP, beta, check=False)
         return energy - torch.logsumexp(beta * q, -1) + math.log(q.shape[-1])
     if kind == "clean":
         return beta * (critic.advantage(pairs.state, pairs.action) - pairs.baseline)
@@ -107,15 +107,6 @@ def baselines(behavior: Behavior, critic: Critic, state: Tensor, batch: int = 8_
     return torch.cat(parts, 1)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """How a network learns: random inputs, what they make, and the loss of one step."""
-
-    draw: Callable[[Random], Draws]
-    pairs: Callable[[Draws], Pairs]
-    loss: Callable[[Draws], tuple[Tensor, losses.Info]]
-
-
 def energy_learner(
     problem: Problem, seeds: tuple[int, ...], name: str = "energy"
 ) -> tuple[Learner, EnergyNet | ShiftNet]:
@@ -129,17 +120,17 @@ def energy_learner(
         net, make = ShiftNet(*sizes, problem.behavior.variance.shape[-1]), _shift
     else:
         net, make = EnergyNet(*sizes, VP, method.gate), _contrastive if problem.kind == "contrastive" else _regression
-    lesson = make(problem, initialize(net.to(problem.state), seeds, "energy"), seeds)
+    draw, pairs, loss = make(problem, initialize(net.to(problem.state), seeds, "energy"), seeds)
 
     def diagnose(draws: Draws) -> dict[str, Tensor]:
         """How curved Q is for the closed form: median of beta c_t |H v|, and the share above 1 (`guidance.curvature`)."""
-        batch = lesson.pairs(draws)
+        batch = pairs(draws)
         moments = gaussian_posterior(problem.behavior, batch.state, batch.noisy_action, batch.t)
         direction = draws["noise"].view(batch.noisy_action.shape)
         bend = guidance.curvature(advantage_at(problem.critic, batch.state), *moments, problem.beta, direction)
         return {"curvature": bend.median(-1).values, "curved": (bend > 1).to(bend).mean(-1)}
 
-    return Learner(name, seeds, net, list(net.parameters()), lesson.draw, lesson.loss, diagnose=diagnose), net
+    return Learner(name, seeds, net, list(net.parameters()), draw, loss, diagnose=diagnose), net
 
 
 def _first(problem: Problem, draw: Callable, pairs: Callable, seeds: tuple[int, ...]) -> list[Pairs]:
@@ -149,7 +140,7 @@ def _first(problem: Problem, draw: Callable, pairs: Callable, seeds: tuple[int, 
     return [pairs(part(draws, i)) for i in range(count)]
 
 
-def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]) -> Lesson:
+def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
     """Regression on `target`; gives the network the scale of its targets."""
     settings, data, d = problem.settings, problem.data, problem.data.action.shape[1]
     supported, closed = problem.kind == "support", problem.kind in guidance.KINDS
@@ -176,7 +167,7 @@ def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]) -> Les
         scale = torch.minimum(scale, (high - low) / 1.349)
     net.loc.copy_(loc)
     net.scale.copy_(scale.clamp(min=1e-6))
-    return Lesson(draw, pairs, loss)
+    return draw, pairs, loss
 
 
 def _recorded(problem: Problem) -> Callable[[Draws], Pairs]:
@@ -209,7 +200,7 @@ def _supported(problem: Problem) -> Callable[[Draws], Pairs]:
     return pairs
 
 
-def _contrastive(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]) -> Lesson:
+def _contrastive(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
     """Contrastive energy prediction over the support actions of a state."""
     support, rows, settings = problem.support, problem.support.rows(), problem.settings
     scaled_q = problem.beta * advantages(problem.critic, problem.state, support.index, support.action)
@@ -229,10 +220,10 @@ def _contrastive(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]) -> Le
     def draw(random: Random) -> Draws:
         return random.diffusion(states, settings.groups, d) | {"noise": random.normal(settings.groups, size, d)}
 
-    return Lesson(draw, pairs, loss)
+    return draw, pairs, loss
 
 
-def _shift(problem: Problem, net: ShiftNet, seeds: tuple[int, ...]) -> Lesson:
+def _shift(problem: Problem, net: ShiftNet, seeds: tuple[int, ...]):
     """Regression on a closed form of the shift ("taylor", "cubature"), in units of its size.
 
     A closed form can be computed at any state, action and time, unlike a target from samples: half of a batch's states are
@@ -275,4 +266,4 @@ def _shift(problem: Problem, net: ShiftNet, seeds: tuple[int, ...]) -> Lesson:
 
     squares = [regressed(batch).square().mean((-2, -1)) for batch in _first(problem, draw, pairs, seeds)]
     net.scale.copy_(torch.stack(squares).mean(0).sqrt().clamp(min=1e-6).unsqueeze(-1))
-    return Lesson(draw, pairs, loss)
+    return draw, pairs, loss
