@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from aepo.core import guidance, sampler
-from aepo.core.models import VP, Behavior, ClosedForm, Critic, advantage_at
+from aepo.core import sampler
+from aepo.core.models import VP, Behavior, Critic
 from aepo.core.schedule import T_MIN, Limit, VPSchedule, clip
-from aepo.exact import mixtures
 
 
 @torch.no_grad()
@@ -80,24 +79,3 @@ def simulated_guidance(
     factor = (VP.alpha(moment) / VP.sigma(moment) ** 2).item()
     influence = weight * (drawn - tilted.unsqueeze(2)) - (drawn - mean.unsqueeze(2)) / draws
     return factor * (tilted - mean), factor * influence.square().sum(2).sqrt()
-
-
-def closed_form_guidance(
-    form: str,
-    behavior: Behavior,
-    critic: Critic,
-    state: Tensor,
-    noisy_action: Tensor,
-    t: float,
-    beta: float,
-    support: Tensor | None = None,
-) -> Tensor:
-    """Gradient of a target itself, a form of `guidance.KINDS` or "support", without a network or clamp: `(S, B, d)`.
-
-    state, noisy_action `(S, B, ...)`; `support` `(S, B, M, d)`: behavior samples of each state.
-    """
-    moment = torch.tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
-    if form != "support":
-        return ClosedForm(form, behavior, critic, beta).gradient(state, noisy_action, moment)
-    q = advantage_at(critic, state)(support)
-    return mixtures.guidance(lambda a: guidance.support_energy(q, support, a, moment, VP, beta), noisy_action)

@@ -6,7 +6,7 @@ cost little more than one. Q is standardised over each problem's density, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -290,24 +290,6 @@ def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> 
                 proposals,
             )
     return torch.stack([made[key][0] for key in keys]), min(size for _, size in made.values())
-
-
-def guidance_error(
-    rows: Rows, gradients: dict[str, Callable[[Tensor, Tensor], Tensor]], times: Sequence[float], count: int
-) -> pd.DataFrame:
-    """Relative error |g - g*| / |g*| (root mean squares over noised data) of each method's guidance over t."""
-    frames = []
-    random = Random(rows.seed, "toy-error", like=rows.data)
-    action, noise = gather(rows.data, random.index(rows.data.shape[1], count)[0]), random.normal(count, 2)[0]
-    for moment in times:
-        t = torch.tensor(moment)
-        noisy = VP.alpha(t) * action + VP.sigma(t) * noise
-        true = mixtures.guidance(lambda a, t=t: exact_energy(rows, a, t), noisy)
-        size = true.square().sum(-1).mean(-1).sqrt()
-        for method, gradient in gradients.items():
-            error = (gradient(noisy, t) - true).square().sum(-1).mean(-1).sqrt() / size
-            frames.append(rows.frame().assign(method=method, t=moment, error=error.detach().numpy()))
-    return pd.concat(frames, ignore_index=True)
 
 
 def distances(rows: Rows, samples: dict[str, Tensor], truths: tuple[Tensor, Tensor]) -> pd.DataFrame:

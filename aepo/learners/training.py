@@ -97,9 +97,13 @@ class Steps:
     def __init__(self, learner: Learner, base_rate: float, captured: bool | None = None):
         """`captured`: None, on a GPU."""
         self.learner, self.optimizer = learner, adam(learner, base_rate)
-        self.rate: Tensor = self.optimizer.param_groups[0]["lr"]
         self.captured = self.rate.device.type == "cuda" if captured is None else captured
         self.graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def rate(self) -> Tensor:
+        """The optimizer's learning rate; it takes another tensor where it goes on from a checkpoint."""
+        return self.optimizer.param_groups[0]["lr"]
 
     def run(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
         """Steps with the draws `(step, ...)` and a learning rate each; returns the sums of their info `(S,)`."""
