@@ -44,30 +44,31 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
 
 def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int) -> torch.nn.Module:
     """A stage's networks of `count` seeds, of the sizes of stored tensors and settings."""
-    if stage == "behavior":
-        n, d = tensors["state_mean"].shape[-1], tensors["low"].shape[-1]
-        own = _known(BehaviorSettings, settings)
-        return Behavior(count, n, d, own.width, own.depth, own.variance_times)
+
+    def sizes(kind: type, own: dict = settings) -> tuple[int, int]:
+        known = kind(**{key: value for key, value in own.items() if key in kind.__dataclass_fields__})
+        return known.width, known.depth
+
     for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
         if key.startswith("q."):
             tensors.setdefault(key.replace("q.", "q_target.", 1), value)
+    own = "average." if stage.startswith("policy-") else ""
+    if own or stage == "behavior":
+        n, d = (tensors[own + name].shape[-1] for name in ("state_mean", "low"))
+        if own:
+            both = sizes(PolicySettings), sizes(CriticSettings, settings["critic_settings"])
+            return Trained(settings["kind"], count, n, d, *both)
+        return Behavior(count, n, d, *sizes(BehaviorSettings), tensors["variance"].shape[-1])
     if stage == "critic":
         n = tensors["value.net.layers.0.weight"].shape[1]
-        d = tensors["q.net.layers.0.weight"].shape[1] - n
-        own = _known(CriticSettings, settings)
-        return Critic(count, n, d, own.width, own.depth)
-    if stage.startswith("policy-"):
-        n, d = tensors["average.state_mean"].shape[-1], tensors["average.low"].shape[-1]
-        own = (_known(PolicySettings, settings), _known(CriticSettings, settings["critic_settings"]))
-        return Trained(settings["kind"], count, n, d, *((each.width, each.depth) for each in own))
-    own = _known(EnergySettings, settings)
+        return Critic(count, n, tensors["q.net.layers.0.weight"].shape[1] - n, *sizes(CriticSettings))
     if settings["energy"].startswith("shift-"):
         d = tensors["net.net.out.weight"].shape[-1]
         n = tensors["net.net.layers.0.weight"].shape[1] - d - TIME_FEATURES
-        return ShiftNet(count, n, d, own.width, own.depth, tensors["variance"].shape[-1])
+        return ShiftNet(count, n, d, *sizes(EnergySettings), tensors["variance"].shape[-1])
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
-    return EnergyNet(count, n, d, own.width, own.depth, VP, settings["gate"])
+    return EnergyNet(count, n, d, *sizes(EnergySettings), VP, settings["gate"])
 
 
 def load_actor(folder: Path, method: str, seeds: Sequence[int], how: Acting, device: str) -> Actor:
@@ -78,11 +79,6 @@ def load_actor(folder: Path, method: str, seeds: Sequence[int], how: Acting, dev
     behavior = parts["behavior"]
     behavior = behavior.average if isinstance(behavior, Trained) else behavior
     return make_actor(METHODS[method], behavior, parts.get("critic"), parts.get("energy"), how)
-
-
-def _known(kind: type, settings: dict) -> object:
-    """A settings dataclass from stored settings, without what the stage added to them."""
-    return kind(**{key: value for key, value in settings.items() if key in kind.__dataclass_fields__})
 
 
 class Policy:
