@@ -39,15 +39,16 @@ from aepo.data.datasets import Dataset
 from aepo.learners import critics
 from aepo.learners.actor import Actor
 from aepo.learners.behavior import behavior_learner
-from aepo.learners.energies import SUPPORTED, energy_learner
+from aepo.learners.draws import Draws, Random, part
+from aepo.learners.energies import SUPPORTED, Problem, energy_learner
 from aepo.learners.support import sample_support
-from aepo.learners.training import Draws, EagerSteps, Learner, adam, step, steps_of
+from aepo.learners.training import Learner, Steps, step
 from aepo.methods import METHODS
 from aepo.settings import Profile
 from aepo.study import runs
 
 HOPPER = (11, 3)
-STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support", "energy-qgpo")
+STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-net", "energy-aepo-support", "energy-qgpo")
 MOST_GROUPS = 256  # sets of the contrastive loss in a batch, each of `support` noised actions
 LARGEST = 16_384  # rows of a stack, seeds x batch, with the QGPO's sizes on a CPU
 
@@ -95,13 +96,12 @@ def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile
     groups = min(batch, MOST_GROUPS)
     energy = replace(profile.energy, batch=batch, groups=groups, target_batches=1, support_states=256)
     support = sample_support(behavior, data, seeds, energy) if method.energy in SUPPORTED else None
-    return energy_learner(data, behavior, critic, method, 1.0, seeds, energy, support=support)[0]
+    return energy_learner(Problem(data, behavior, critic, method, 1.0, energy, support), seeds)[0]
 
 
 def draws_of(learner: Learner, steps: int) -> Draws:
     """The random inputs of `steps` steps of a learner, each seed's from its own generator."""
-    device = learner.trained[0].device
-    return learner.draw([generator(seed, "bench", device=device) for seed in learner.seeds], steps)
+    return learner.draw(Random(learner.seeds, "bench", like=learner.trained[0], count=steps))
 
 
 class ProductRecorder(TorchDispatchMode):
@@ -159,15 +159,14 @@ def bench_stage(
     profile = settings.with_networks(settings.QUICK, networks)
     data = synthetic(*dims, device=device)
     stacked = learner_of(stage, data, range(seeds), profile, batch)
-    optimizer = adam(stacked, 1e-3)
+    chunk = Steps(stacked, 1e-3)
     steps = 1 if seeds * batch > 4_096 else 4
     draws, rates = draws_of(stacked, steps), [1e-3] * steps
-    one = {key: value[0] for key, value in draws.items()}
-    step(stacked, optimizer, one)
-    products = products_of(lambda: step(stacked, optimizer, one), device)
-    chunk = steps_of(stacked, optimizer)
+    one = part(draws, 0)
+    step(stacked, chunk.optimizer, one)
+    products = products_of(lambda: step(stacked, chunk.optimizer, one), device)
     alone = [learner_of(stage, data, [seed], profile, batch) for seed in range(seeds)]
-    eager = [(EagerSteps(learner, adam(learner, 1e-3)), draws_of(learner, steps)) for learner in alone]
+    eager = [(Steps(learner, 1e-3, captured=False), draws_of(learner, steps)) for learner in alone]
     compared = [
         lambda: chunk.run(draws, rates),
         lambda: [products() for _ in rates],

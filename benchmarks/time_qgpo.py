@@ -21,14 +21,14 @@ import torch
 
 from aepo import settings
 from aepo.learners.critics import softmax_critic_learner
-from aepo.learners.training import adam, steps_of
+from aepo.learners.training import Steps
 from benchmarks import bench
 
 ACTIONS, SOLVER_STEPS = 16, 15
 STEPS = {
     "behavior": ("behavior", "products"),
     "critic": ("critic-softmax", "critic"),
-    "energy": ("energy-qgpo with Q", "energy-qgpo", "energy-aepo", "energy-aepo-cubature", "energy-aepo-support"),
+    "energy": ("energy-qgpo with Q", "energy-qgpo", "energy-aepo", "energy-aepo-net", "energy-aepo-support"),
 }
 
 
@@ -95,7 +95,7 @@ def our_step(stage: str, batch: int) -> Callable[[], object]:
     else:
         kind = "behavior" if stage == "products" else stage.removesuffix(" with Q")
         learner = bench.learner_of(kind, data, [0], profile, batch)
-    chunk = steps_of(learner, adam(learner, 1e-3))
+    chunk = Steps(learner, 1e-3)
     draws = bench.draws_of(learner, 1)
     state, action = data.state[None, :batch], data.action[None, : batch * ACTIONS]
 

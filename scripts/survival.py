@@ -30,7 +30,7 @@ from pathlib import Path
 from survival_work import MARK, PATIENCE, PROFILE, TASK, differing, gone, heard, processes, start, study, unbroken
 
 os.environ["OMP_NUM_THREADS"] = "1"
-STAGES = ("collect", "behavior", "critic", "critic-softmax", "energy", "support", "energy-support", "policy", "scale")
+STAGES = ("collect", "behavior", "critic", "energy", "support", "energy-support", "policy", "scale")
 STAGES += ("curve", "evaluation", "returns")
 NOTEBOOKS = ("03_dataset", "04_behavior", "05_critic", "06_energy-aepo", "06_policy-iql", "07_evaluation", "08_results")
 VICTIMS = {  # by how their command lines look

@@ -52,9 +52,6 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
     behavior = stages.train_behavior(run, data)
     watch.enter("critic")
     critic = stages.train_critic(run, data)
-    if small:
-        watch.enter("critic-softmax")
-        stages.train_critic(run, data, kind="softmax", behavior=behavior)
     watch.enter("energy")
     stages.train_energy(run, data, behavior, critic, "aepo")
     if small:

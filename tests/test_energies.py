@@ -11,7 +11,7 @@ from aepo import settings
 from aepo.learners import energies, training
 from aepo.learners.actor import Actor
 from aepo.learners.support import sample_support
-from aepo.methods import METHODS
+from aepo.methods import METHODS, Method
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,9 @@ def test_guided_samples_have_the_mean_of_the_tilted_gaussian(problem, method):
     chosen = settings.EnergySettings(width=64, depth=2, steps=800, batch=256, target_batches=4, support_states=1_024)
     critic, entry, beta = LinearCritic(), METHODS[method], 1.0
     support = sample_support(behavior, data, SEEDS, chosen) if entry.energy in energies.SUPPORTED else None
-    learner, net = energies.energy_learner(data, behavior, critic, entry, beta, SEEDS, chosen, support=support)
+    learner, net = energies.energy_learner(
+        energies.Problem(data, behavior, critic, entry, beta, chosen, support), SEEDS
+    )
     training.fit(learner, chosen.steps, 2e-3, 400)
     noise = torch.randn(len(SEEDS), 4_000, 1, 2, generator=torch.Generator().manual_seed(3))
     sample = Actor(behavior, None, net.requires_grad_(False), 1.0, 15, 1).act(torch.zeros(len(SEEDS), 4_000, 1), noise)
@@ -48,7 +50,9 @@ class TwoLevels(LinearCritic):
         )
 
 
-@pytest.mark.parametrize(("method", "steps"), [("aepo-support", 800), ("mean-q", 3_000)])
+@pytest.mark.parametrize(
+    ("method", "steps"), [(METHODS["aepo-support"], 800), (Method("clean", "", "", energy="clean"), 3_000)]
+)
 def test_no_state_outweighs_the_others(problem, method, steps):
     """With one weight exp(E) for all states, states of low advantage are not learned (Hopper: a return of 5)."""
     data, behavior = problem
@@ -57,10 +61,9 @@ def test_no_state_outweighs_the_others(problem, method, steps):
     chosen = settings.EnergySettings(
         width=64, depth=2, steps=steps, batch=256, target_batches=4, support_states=2_048, bregman=True
     )
-    support = sample_support(behavior, data, SEEDS, chosen) if method == "aepo-support" else None
-    learner, net = energies.energy_learner(
-        data, behavior, TwoLevels(), METHODS[method], 1.0, SEEDS, chosen, support=support
-    )
+    support = sample_support(behavior, data, SEEDS, chosen) if method.energy == "support" else None
+    problem = energies.Problem(data, behavior, TwoLevels(), method, 1.0, chosen, support)
+    learner, net = energies.energy_learner(problem, SEEDS)
     training.fit(learner, chosen.steps, 2e-3, 400)
     noise = torch.randn(len(SEEDS), 4_000, 1, 2, generator=torch.Generator().manual_seed(3))
     actor = Actor(behavior, None, net.requires_grad_(False), 1.0, 15, 1)
@@ -100,9 +103,10 @@ def test_a_closed_form_is_learned_where_a_few_states_are_extreme(problem):
     state = (torch.arange(len(data)) % 50 == 0).float().unsqueeze(1)
     data = replace(data, state=state, next_state=state)
     chosen = settings.EnergySettings(width=64, depth=2, steps=800, batch=256, target_batches=4)
-    learner, net = energies.energy_learner(
-        data, behavior, FewExtremeStates(), METHODS["aepo-cubature"], 1.0, SEEDS, chosen
+    problem = energies.Problem(
+        data, behavior, FewExtremeStates(), replace(METHODS["aepo"], energy="cubature"), 1.0, chosen
     )
+    learner, net = energies.energy_learner(problem, SEEDS)
     training.fit(learner, chosen.steps, 2e-3, 400)
     noise = torch.randn(len(SEEDS), 4_000, 1, 2, generator=torch.Generator().manual_seed(3))
     sample = Actor(behavior, None, net.requires_grad_(False), 1.0, 15, 1).act(torch.zeros(len(SEEDS), 4_000, 1), noise)

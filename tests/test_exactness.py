@@ -188,7 +188,7 @@ def test_simulated_guidance_finds_the_guidance_of_a_gaussian():
         Noise(), Linear(), state, noisy, t, beta, 20_000, torch.Generator().manual_seed(0), 40
     )
     assert ((estimate - true).abs() < 4 * error + 0.02).all()
-    point = diagnostics.closed_form_guidance("point", Noise(), Linear(), state, noisy, t, beta)
+    point = models.ClosedForm("point", Noise(), Linear(), beta).gradient(state, noisy, torch.tensor(t))
     assert torch.allclose(point, true.expand_as(point), atol=1e-5)
 
 

@@ -8,6 +8,7 @@ import torch
 from aepo.files import StudyError
 from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics, training
+from aepo.learners.draws import Random
 from aepo.learners.hindsight import Hindsight
 from aepo.settings import CriticSettings
 
@@ -70,7 +71,7 @@ def test_the_given_share_of_a_batch_has_them(data):
     data = walk(data)
     some = replace(CriticSettings(), hindsight=0.25, reward_scale=1.0)
     transitions = critics.Transitions(data, some)
-    draws = transitions.draw([torch.Generator().manual_seed(0)], 1, 64)
+    draws = transitions.draw(Random((0,), like=data.state), 64)
     batch = transitions.batch({key: value[0] for key, value in draws.items()})
     state, _, _, reward, _, floor = batch
     assert (state[:, :48, 2:] == 0).all()

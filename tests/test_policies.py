@@ -12,7 +12,7 @@ from aepo.core import losses
 from aepo.core.guidance import KINDS
 from aepo.core.models import ClosedForm
 from aepo.learners import critics, policies, training
-from aepo.learners.actor import Actor, make_actor
+from aepo.learners.actor import Acting, Actor, make_actor
 from aepo.learners.support import sample_support
 from aepo.methods import METHODS
 from aepo.study import evaluation, stages
@@ -39,7 +39,7 @@ def noise(count, candidates=1):
 
 
 def train(kind, data, steps=SMALL.steps, chosen=SMALL, rate=2e-3, **more):
-    learner, module = policies.policy_learner(kind, data, SEEDS, chosen, CRITIC, BETA, **more)
+    learner, module = policies.policy_learner(policies.Problem(kind, data, BETA, chosen, CRITIC, **more), SEEDS)
     log = training.fit(learner, steps, rate, 400)
     return module.requires_grad_(False), log
 
@@ -56,6 +56,15 @@ def test_closed_forms_at_sampling_are_exact_for_a_linear_q(problem, kind):
         assert torch.allclose(row.mean(0), TILTED, atol=0.01), row.mean(0)
 
 
+@pytest.mark.parametrize("method", ["aepo-shift", "aepo-cubature"])
+def test_closed_forms_of_the_shift_tilt_the_behavior(problem, method):
+    """First order is exact for a linear Q; five points are to the third degree, and are clipped to the box."""
+    _, behavior = problem
+    actor = make_actor(METHODS[method], behavior, LinearCritic(), None, Acting(BETA, 1.0, 15))
+    for row in actor.act(states(4_000), noise(4_000)):
+        assert torch.allclose(row.mean(0), TILTED, atol=0.01 if method == "aepo-shift" else 0.015), row.mean(0)
+
+
 @pytest.mark.parametrize("kind", ["weighted", "flow"])
 def test_energy_weighted_training_tilts_the_behavior(problem, kind):
     data, behavior = problem
@@ -70,11 +79,10 @@ def test_a_later_round_goes_on_from_the_one_before(run, data, tiny, monkeypatch)
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
     started = {}
 
-    def learner(kind, *arguments):
-        start, name = arguments[-2:]
-        made = policies.policy_learner(kind, *arguments)
-        begun = [p.clone() for p in getattr(made[1].policy, "velocity" if kind == "flow" else "noise_net").parameters()]
-        started[name] = (start, begun)
+    def learner(problem, seeds, name):
+        made = policies.policy_learner(problem, seeds, name)
+        net = "velocity" if problem.kind == "flow" else "noise_net"
+        started[name] = (problem.start, [p.clone() for p in getattr(made[1].policy, net).parameters()])
         return made
 
     monkeypatch.setattr(stages, "policy_learner", learner)
@@ -128,11 +136,13 @@ def test_diffusion_ql_goes_toward_the_best_action_of_the_data(problem):
 
 def test_best_of_n_is_the_greatest_of_n_and_softmax_the_tilted_mean(problem):
     _, behavior = problem
-    best = make_actor(METHODS["best-of-n"], behavior, LinearCritic(), None, 0.0, 0.0, 15, 16)
+    best = make_actor(METHODS["best-of-n"], behavior, LinearCritic(), None, Acting(0.0, 0.0, 15, 16))
     advantage = LinearCritic().advantage(None, best.act(states(4_000), noise(4_000, 16)))
     spread = (VARIANCE * SLOPE.square().sum()) ** 0.5
     assert torch.allclose(advantage.mean(1), 1.766 * spread.expand(2), atol=0.03)  # mean of the greatest of 16 normals
-    softmax = make_actor(METHODS["best-of-n"], behavior, LinearCritic(), None, BETA, 0.0, 15, 16, pick="softmax")
+    softmax = make_actor(
+        METHODS["best-of-n"], behavior, LinearCritic(), None, Acting(BETA, 0.0, 15, 16, pick="softmax")
+    )
     assert softmax.draws == 17
     for row in softmax.act(states(4_000), noise(4_000, 17)):
         assert torch.allclose(row.mean(0), TILTED, atol=0.025), row.mean(0)

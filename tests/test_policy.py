@@ -13,7 +13,7 @@ from aepo.core import models
 from aepo.data import tasks
 from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics
-from aepo.learners.actor import Actor
+from aepo.learners.actor import Acting, Actor
 from aepo.methods import CORE, METHODS
 from aepo.study import evaluation, results, runs, stages, statistics
 from aepo.study.policy import load_actor
@@ -98,9 +98,11 @@ def test_rows_of_one_seed_at_several_scales_act_like_each_scale_alone(run, data,
     trained = stages.train_behavior(run, data, tiny.behavior)
     stages.train_energy(run, data, trained, stages.train_critic(run, data, tiny.critic), "aepo", settings=tiny.energy)
     state, noise = data.state[:5].expand(3, -1, -1), torch.randn(3, 5, 1, 2)
-    together = load_actor(run.folder, "aepo", [1, 1, 0], 3.0, [0.0, 2.0, 4.0], 3, 1, "cpu").act(state, noise)
+    together = load_actor(run.folder, "aepo", [1, 1, 0], Acting(3.0, [0.0, 2.0, 4.0], 3), "cpu").act(state, noise)
     for i, (seed, scale) in enumerate([(1, 0.0), (1, 2.0), (0, 4.0)]):
-        alone = load_actor(run.folder, "aepo", [seed], 3.0, scale, 3, 1, "cpu").act(state[i : i + 1], noise[i : i + 1])
+        alone = load_actor(run.folder, "aepo", [seed], Acting(3.0, scale, 3), "cpu").act(
+            state[i : i + 1], noise[i : i + 1]
+        )
         assert torch.allclose(together[i : i + 1], alone, atol=1e-6)
 
 
@@ -126,8 +128,8 @@ def test_a_loaded_policy_starts_from_the_noise_that_it_was_evaluated_with(run, d
 
 def test_guided_samples_start_from_little_noise_and_picked_ones_from_all():
     noise = settings.QUICK.evaluation.noise_scale
-    assert {noise[m] for m in ("bc", "best-of-n", "qipo", "aepo-best")} == {1.0}
-    assert {noise[m] for m in settings.GUIDED if m != "aepo-best"} == {0.25}
+    assert {noise[m] for m in ("bc", "best-of-n", "qipo")} == {1.0}
+    assert {noise[m] for m in settings.GUIDED} == {0.25}
     assert set(noise) == set(METHODS)
 
 

@@ -17,6 +17,7 @@ from aepo.core import fast, networks
 from aepo.core.models import VP
 from aepo.learners import capture, training
 from aepo.learners.actor import Actor
+from aepo.learners.draws import part
 from benchmarks import bench
 
 SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
@@ -50,9 +51,8 @@ class NoSynchronisation(TorchDispatchMode):
 @pytest.mark.parametrize("stage", bench.STAGES)
 def test_no_step_waits_for_the_device(stage, data, tiny_profile):
     learner = bench.learner_of(stage, data, [0, 1], tiny_profile, 8)
-    optimizer = training.adam(learner, 1e-3)
-    draws = {key: value[0] for key, value in bench.draws_of(learner, 1).items()}
-    training.step(learner, optimizer, draws)
+    draws = part(bench.draws_of(learner, 1), 0)
+    training.step(learner, training.adam(learner, 1e-3), draws)
     with NoSynchronisation():
         learner.loss(draws)[0].sum().backward()
         learner.after_step()
@@ -75,18 +75,16 @@ class RecordedGraph:
 def test_captured_steps_make_the_steps_of_eager_ones(stage, data, tiny_profile, monkeypatch):
     """The chunk logic of capture (warm-up, input copies, rates, sums) with a stand-in for the graph itself."""
     learners = [bench.learner_of(stage, data, [0, 1], tiny_profile, 8) for _ in range(2)]
-    eager, captured = (training.adam(learner, 1e-3) for learner in learners)
 
-    def capture(self, draws, info):
-        self.rate = self.eager.optimizer.param_groups[0]["lr"]
+    def recorded(self, draws, info):
         self.inputs = {key: value.clone() for key, value in draws.items()}
         self.total = {key: torch.zeros_like(value) for key, value in info.items()}
         self.graph = RecordedGraph()
-        self.graph.captured.append((self.eager.learner, self.eager.optimizer, self.inputs, self.total))
+        self.graph.captured.append((self.learner, self.optimizer, self.inputs, self.total))
 
-    monkeypatch.setattr(training.CapturedSteps, "_capture", capture)
-    monkeypatch.setattr(training.CapturedSteps, "_warm_up", lambda self, draws, rates: self.eager.run(draws, rates))
-    plain, graph = training.EagerSteps(learners[0], eager), training.CapturedSteps(learners[1], captured)
+    monkeypatch.setattr(training.Steps, "_capture", recorded)
+    monkeypatch.setattr(capture, "on_side_stream", lambda run: run())
+    plain, graph = (training.Steps(learner, 1e-3, captured=i == 1) for i, learner in enumerate(learners))
     for first in (0, 10):
         draws, rates = bench.draws_of(learners[0], 10), [1e-3 / (1 + first + i) for i in range(10)]
         expected, found = plain.run(draws, rates), graph.run(draws, rates)
@@ -98,7 +96,7 @@ def test_captured_steps_make_the_steps_of_eager_ones(stage, data, tiny_profile, 
 
 def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, monkeypatch, capsys):
     learner = bench.learner_of("behavior", data, [0], tiny_profile, 8)
-    steps = training.CapturedSteps(learner, training.adam(learner, 1e-3))
+    steps = training.Steps(learner, 1e-3, captured=True)
 
     class Refused:
         def __init__(self, graph):
@@ -106,12 +104,10 @@ def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, m
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph", Refused)
-    monkeypatch.setattr(training.CapturedSteps, "_warm_up", lambda self, draws, rates: self.eager.run(draws, rates))
+    monkeypatch.setattr(capture, "on_side_stream", lambda run: run())
     total = steps.run(bench.draws_of(learner, 8), [1e-3] * 8)
     reference = bench.learner_of("behavior", data, [0], tiny_profile, 8)
-    expected = training.EagerSteps(reference, training.adam(reference, 1e-3)).run(
-        bench.draws_of(reference, 8), [1e-3] * 8
-    )
+    expected = training.Steps(reference, 1e-3).run(bench.draws_of(reference, 8), [1e-3] * 8)
     assert torch.allclose(total["loss"], expected["loss"], rtol=1e-5)
     assert "could not be captured" in capsys.readouterr().out
 
@@ -120,10 +116,7 @@ def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, m
 def test_a_seed_does_not_depend_on_its_neighbors(stage, data, tiny_profile):
     """Over 100 steps a seed in a stack of three and the same seed alone have the same losses."""
     stacked, alone = (bench.learner_of(stage, data, seeds, tiny_profile, 8) for seeds in ([0, 1, 2], [1]))
-    totals = [
-        training.EagerSteps(x, training.adam(x, 1e-3)).run(bench.draws_of(x, 100), [1e-3] * 100)
-        for x in (stacked, alone)
-    ]
+    totals = [training.Steps(x, 1e-3).run(bench.draws_of(x, 100), [1e-3] * 100) for x in (stacked, alone)]
     for key in totals[1]:
         assert torch.allclose(totals[0][key][1], totals[1][key][0], rtol=1e-4, atol=1e-4), key
 
@@ -337,7 +330,7 @@ def test_sampling_neither_waits_for_the_device_nor_copies_to_or_from_it(data, ac
     """On the device that holds no numbers: to ask for one is an error there."""
     meta = torch.device("meta")
     state, noise = data.state[:3].expand(2, -1, -1).to(meta), torch.randn(2, 3, 3, 2, device=meta)
-    moved = {name: getattr(actor, name).to(meta) for name in ("behavior", "critic", "energy")}
+    moved = {name: getattr(actor, name).to(meta) for name in ("behavior", "critic", "guide")}
     actor = replace(actor, **moved)
     actor.act(state, noise)  # puts the times there
     with OnOneDevice(meta):

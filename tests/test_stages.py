@@ -37,10 +37,12 @@ def stage_learner(stage, data, tiny, seeds):
     critics.finish_critic(critic, data)
     drawn = sample_support(behavior, data, seeds, tiny.energy)
     if stage in POLICIES:
-        more = {"critic": critic, "support": drawn, "start": behavior if stage == "weighted" else None}
-        return policies.policy_learner(stage, data, seeds, tiny.policy, tiny.critic, 2.0, **more)
+        start = behavior if stage == "weighted" else None
+        problem = policies.Problem(stage, data, 2.0, tiny.policy, tiny.critic, critic, drawn, start)
+        return policies.policy_learner(problem, seeds)
     support = drawn if METHODS[stage].energy in energies.SUPPORTED else None
-    return energies.energy_learner(data, behavior, critic, METHODS[stage], 2.0, seeds, tiny.energy, support=support)
+    problem = energies.Problem(data, behavior, critic, METHODS[stage], 2.0, tiny.energy, support, goals=True)
+    return energies.energy_learner(problem, seeds)
 
 
 @pytest.mark.parametrize("stage", STAGES)

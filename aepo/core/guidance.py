@@ -13,7 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aepo.core.schedule import VPSchedule, check_time, expand_time
+from aepo.core.schedule import Limit, VPSchedule, check_time, clip, expand_time
+
+Function = Callable[[Tensor], Tensor]
+Bounds = tuple[Tensor | float, Tensor | float] | None
 
 
 def _check_beta(beta: float) -> None:
@@ -29,7 +32,7 @@ class _Spectral(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, matrix: Tensor, image: Callable[[Tensor], Tensor], divided: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx, matrix: Tensor, image: Function, divided: Function) -> Tensor:
         values, vectors = torch.linalg.eigh(matrix)
         ctx.save_for_backward(values, vectors)
         ctx.divided = divided
@@ -94,13 +97,6 @@ def _times(covariance: Tensor, kind: int, vector: Tensor) -> Tensor:
     return (covariance if kind == 1 else covariance.unsqueeze(-1)) * vector
 
 
-def _matrix(factor: Tensor, kind: int, d: int) -> Tensor:
-    """L as a matrix `(..., d, d)`."""
-    if kind == 2:
-        return factor
-    return torch.diag_embed(factor if kind == 1 else factor.unsqueeze(-1).expand(*factor.shape, d))
-
-
 def taylor_energy(
     q: Tensor,
     gradient: Tensor,
@@ -109,8 +105,7 @@ def taylor_energy(
     hessian: Tensor | None = None,
     offset: Tensor | None = None,
     curvature: str = "keep",
-    bounds: tuple[Tensor | float, Tensor | float] | None = None,
-    check: bool = True,
+    bounds: Bounds = None,
 ) -> Tensor:
     """AEPO's closed form: E = beta Q(b) + beta g.(m - b) + beta^2/2 g'Cg, with g = grad Q(b) (Gaussian moments).
 
@@ -121,15 +116,14 @@ def taylor_energy(
     definite (the expectation is infinite there). `bounds` (low, high) of Q clamp E to beta * bounds.
     Returns `(...,)`. ValueError for wrong shapes, beta < 0 or an unknown `curvature`.
     """
-    if check:
-        _check_beta(beta)
-        if curvature not in ("keep", "negative"):
-            raise ValueError(f"curvature must be 'keep' or 'negative', got {curvature!r}")
-        for name, value, tail in (("offset", offset, 1), ("hessian", hessian, 2)):
-            if value is not None and value.shape[-tail:] != gradient.shape[-1:] * tail:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, gradient has {tuple(gradient.shape)}")
-        if q.ndim != gradient.ndim - 1:
-            raise ValueError(f"q has shape {tuple(q.shape)}, expected one axis fewer than {tuple(gradient.shape)}")
+    _check_beta(beta)
+    if curvature not in ("keep", "negative"):
+        raise ValueError(f"curvature must be 'keep' or 'negative', got {curvature!r}")
+    for name, value, tail in (("offset", offset, 1), ("hessian", hessian, 2)):
+        if value is not None and value.shape[-tail:] != gradient.shape[-1:] * tail:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, gradient has {tuple(gradient.shape)}")
+    if q.ndim != gradient.ndim - 1:
+        raise ValueError(f"q has shape {tuple(q.shape)}, expected one axis fewer than {tuple(gradient.shape)}")
     kind = _kind(covariance, gradient)
     if offset is not None:
         q = q + (gradient * offset).sum(-1)
@@ -140,13 +134,17 @@ def taylor_energy(
     if hessian is None:
         energy = beta * q + 0.5 * beta**2 * (gradient * _times(covariance, kind, gradient)).sum(-1)
     else:
-        matrix = _matrix(_factor(covariance, kind), kind, gradient.shape[-1])
+        matrix = _factor(covariance, kind)
+        if kind < 2:
+            matrix = torch.diag_embed(
+                matrix if kind else matrix.unsqueeze(-1).expand(*matrix.shape, gradient.shape[-1])
+            )
         slope = (matrix.mT @ gradient.unsqueeze(-1)).squeeze(-1)
         energy = beta * q + _quadratic_correction(slope, beta * matrix.mT @ hessian @ matrix, beta, curvature)
     return _clamp(energy, beta, bounds)
 
 
-def _clamp(energy: Tensor, beta: float, bounds: tuple[Tensor | float, Tensor | float] | None) -> Tensor:
+def _clamp(energy: Tensor, beta: float, bounds: Bounds) -> Tensor:
     """E within beta times the bounds of Q, where there are some."""
     if bounds is None:
         return energy
@@ -186,38 +184,31 @@ def cubature_points(d: int, dtype: torch.dtype, device: torch.device) -> tuple[T
     return points, weights.log()
 
 
-def _cubature(q_function, mean: Tensor, covariance: Tensor, low, high, check: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _cubature(
+    q_function: Function, mean: Tensor, covariance: Tensor, beta: float, low: Limit, high: Limit
+) -> tuple[Tensor, Tensor, Tensor]:
     """Points m + L z_k in the box `(..., K, d)`, their log weights `(K,)` and Q `(..., K)`."""
+    _check_beta(beta)
     kind = _kind(covariance, mean)
     factor = _factor(covariance, kind)
     points, log_weights = cubature_points(mean.shape[-1], mean.dtype, mean.device)
     spread = points @ factor.mT if kind == 2 else (factor.unsqueeze(-2) if kind else factor[..., None, None]) * points
-    candidates = mean.unsqueeze(-2) + spread
-    if low is not None or high is not None:
-        candidates = candidates.clamp(low, high)
+    candidates = clip(mean.unsqueeze(-2) + spread, low, high)
     q = q_function(candidates)
-    if check and q.shape != candidates.shape[:-1]:
+    if q.shape != candidates.shape[:-1]:
         raise ValueError(f"q_function returned shape {tuple(q.shape)}, expected {tuple(candidates.shape[:-1])}")
     return candidates, log_weights, q
 
 
 def cubature_energy(
-    q_function: Callable[[Tensor], Tensor],
-    mean: Tensor,
-    covariance: Tensor,
-    beta: float,
-    low: Tensor | float | None = None,
-    high: Tensor | float | None = None,
-    check: bool = True,
+    q_function: Function, mean: Tensor, covariance: Tensor, beta: float, low: Limit = None, high: Limit = None
 ) -> Tensor:
     """E = logsumexp_k(beta Q(m + L z_k) + log w_k) over `cubature_points`, clipped to the box [low, high].
 
     mean `(..., d)`; covariance as in `taylor_energy`; `q_function` is called once with `(..., K, d)` -> `(..., K)`.
     Returns `(...,)`.
     """
-    if check:
-        _check_beta(beta)
-    _, log_weights, q = _cubature(q_function, mean, covariance, low, high, check)
+    _, log_weights, q = _cubature(q_function, mean, covariance, beta, low, high)
     return torch.logsumexp(beta * q + log_weights, -1)
 
 
@@ -239,52 +230,36 @@ def _log_likelihood(
 
 
 def support_energy(
-    q_values: Tensor,
-    support: Tensor,
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
-    check: bool = True,
+    q_values: Tensor, support: Tensor, noisy_action: Tensor, t: Tensor, vp: VPSchedule, beta: float, check: bool = True
 ) -> Tensor:
     """Self-normalised E = logsumexp_j(l_j + beta Q_j) - logsumexp_j(l_j), l_j = -|a_t - alpha_t a_j|^2 / 2 sigma_t^2.
 
     q_values `(..., M)` and support `(..., M, d)`: behavior samples a_j of one state and their Q;
     noisy_action `(..., d)`; t 0-d or `(...,)`. Returns `(...,)`.
     """
-    if check:
-        _check_beta(beta)
+    _check_beta(beta)
     log_likelihood = _log_likelihood(q_values, support, noisy_action, t, vp, check)
     return torch.logsumexp(log_likelihood + beta * q_values, -1) - torch.logsumexp(log_likelihood, -1)
 
 
-def taylor_shift(gradient: Tensor, covariance: Tensor, beta: float, check: bool = True) -> Tensor:
+def taylor_shift(gradient: Tensor, covariance: Tensor, beta: float) -> Tensor:
     """First-order shift beta C grad Q(m): exact for a Gaussian posterior and a linear Q.
 
     gradient `(..., d)`, covariance as in `taylor_energy`; returns `(..., d)`. The gradient of the first-order *energy*,
     sigma^2/alpha grad E = C (beta g + beta^2 HCg), has a second term, which the exact shift of that Q has not.
     """
-    if check:
-        _check_beta(beta)
+    _check_beta(beta)
     return beta * _times(covariance, _kind(covariance, gradient), gradient)
 
 
 def cubature_shift(
-    q_function: Callable[[Tensor], Tensor],
-    mean: Tensor,
-    covariance: Tensor,
-    beta: float,
-    low: Tensor | float | None = None,
-    high: Tensor | float | None = None,
-    check: bool = True,
+    q_function: Function, mean: Tensor, covariance: Tensor, beta: float, low: Limit = None, high: Limit = None
 ) -> Tensor:
     """sum_k (p_k - w_k) a_k, p = softmax(beta Q(a_k) + log w_k), over the points of `cubature_energy`: `(..., d)`.
 
     The tilted mean of the points less their plain mean; no gradient of Q. Arguments as in `cubature_energy`.
     """
-    if check:
-        _check_beta(beta)
-    points, log_weights, q = _cubature(q_function, mean, covariance, low, high, check)
+    points, log_weights, q = _cubature(q_function, mean, covariance, beta, low, high)
     return _difference_of_means(log_weights, beta * q, points)
 
 
@@ -292,11 +267,9 @@ def support_shift(
     q_values: Tensor, support: Tensor, noisy_action: Tensor, t: Tensor, vp: VPSchedule, beta: float, check: bool = True
 ) -> Tensor:
     """sum_j (softmax(l_j + beta Q_j) - softmax(l_j)) a_j over behavior samples a_j: `(..., d)`; as `support_energy`."""
-    if check:
-        _check_beta(beta)
-    return _difference_of_means(
-        _log_likelihood(q_values, support, noisy_action, t, vp, check), beta * q_values, support
-    )
+    _check_beta(beta)
+    log_likelihood = _log_likelihood(q_values, support, noisy_action, t, vp, check)
+    return _difference_of_means(log_likelihood, beta * q_values, support)
 
 
 def _difference_of_means(log_weights: Tensor, tilt: Tensor, points: Tensor) -> Tensor:
@@ -310,13 +283,13 @@ KINDS = ("point", "taylor", "taylor-2", "cubature")
 
 def closed_form(
     kind: str,
-    q_function: Callable[[Tensor], Tensor],
+    q_function: Function,
     mean: Tensor,
     variance: Tensor,
     beta: float,
-    bounds: tuple[Tensor | float, Tensor | float] | None = None,
-    low: float | None = None,
-    high: float | None = None,
+    bounds: Bounds = None,
+    low: Limit = None,
+    high: Limit = None,
 ) -> Tensor:
     """A closed form of the energy of a posterior N(mean, variance I), by kind; the one place where Q is asked for it.
 
@@ -328,15 +301,14 @@ def closed_form(
     with torch.enable_grad():
         at = mean if through else mean.detach().requires_grad_(kind.startswith("taylor"))
         if kind == "cubature":
-            energy = cubature_energy(q_function, at, variance, beta, low, high, check=False)
+            energy = cubature_energy(q_function, at, variance, beta, low, high)
+        elif kind == "point":
+            energy = beta * q_function(at)
         else:
-            q = q_function(at)
-            energy = beta * q
-        if kind.startswith("taylor"):
-            second = kind == "taylor-2"
+            q, second = q_function(at), kind == "taylor-2"
             gradient = torch.autograd.grad(q.sum(), at, create_graph=through or second)[0]
             curved = hessian(gradient, at, create_graph=through) if second else None
-            energy = taylor_energy(q, gradient, variance, beta, curved, curvature="negative", check=False)
+            energy = taylor_energy(q, gradient, variance, beta, curved, curvature="negative")
     energy = _clamp(energy, beta, bounds)
     return energy if through else energy.detach()
 
@@ -352,9 +324,7 @@ def hessian(gradient: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
     return torch.stack(rows, -2)
 
 
-def curvature(
-    q_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, beta: float, direction: Tensor
-) -> Tensor:
+def curvature(q_function: Function, mean: Tensor, variance: Tensor, beta: float, direction: Tensor) -> Tensor:
     """beta c_t |H v| with H the Hessian of Q at the posterior mean and v a unit vector: one Hessian-vector product.
 
     First order multiplies an eigendirection by 1 + lambda where the truth is 1/(1 - lambda), lambda = beta c_t eig(H):

@@ -28,8 +28,7 @@ def behavior_loss(
     noise_net: NoiseNet, state: Tensor, action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule
 ) -> tuple[Tensor, Info]:
     """Denoising loss mean |eps - eps_theta|^2 / alpha_t^2: with the velocity inside, its plain squared error."""
-    predicted = noise_net(state, diffuse(action, noise, t, vp), t)
-    error = (noise - predicted) / vp.alpha(t).unsqueeze(-1)
+    error = (noise - noise_net(state, diffuse(action, noise, t, vp), t)) / vp.alpha(t).unsqueeze(-1)
     loss = error.square().mean((-2, -1))
     return loss, {"loss": loss.detach()}
 
@@ -98,12 +97,7 @@ def shift_loss(
 
 
 def bregman_loss(
-    energy_net: EnergyNet,
-    state: Tensor,
-    noisy_action: Tensor,
-    t: Tensor,
-    target: Tensor,
-    shift: Tensor | None = None,
+    energy_net: EnergyNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor, shift: Tensor | None = None
 ) -> tuple[Tensor, Info]:
     """exp(E - s) - exp(T - s) (E - s) with any s that a_0 has no part in: its minimiser is E = log E[exp(T) | a_t].
 
@@ -151,8 +145,7 @@ def td3bc_loss(proposed: Tensor, action: Tensor, q: Tensor, alpha: float) -> tup
 
     proposed = pi(s) and the recorded action `(S, B, d)`, q = Q(s, pi(s)) `(S, B)`.
     """
-    cloning = (proposed - action).square().mean((-2, -1))
-    return _climbing(cloning, q, alpha)
+    return _climbing((proposed - action).square().mean((-2, -1)), q, alpha)
 
 
 def diffusion_ql_loss(cloning: Tensor, q: Tensor, eta: float) -> tuple[Tensor, Info]:

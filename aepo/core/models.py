@@ -41,13 +41,8 @@ class ActionModel(nn.Module):
 
     def scale(self, state_mean: Tensor, state_std: Tensor, low: Tensor, high: Tensor) -> None:
         """Set mean and standard deviation of states `(n,)` and the action box `(d,)`, those of the data."""
-        for buffer, value in (
-            (self.state_mean, state_mean),
-            (self.state_std, state_std),
-            (self.low, low),
-            (self.high, high),
-        ):
-            buffer.copy_(value)
+        for name, value in {"state_mean": state_mean, "state_std": state_std, "low": low, "high": high}.items():
+            getattr(self, name).copy_(value)
 
     def standardize(self, state: Tensor) -> Tensor:
         """Raw states `(S, B, n)` as the networks take them."""
@@ -133,23 +128,19 @@ class ClosedForm(nn.Module):
             return torch.autograd.grad(energy.sum(), noisy)[0]
 
 
-class ClosedShift(nn.Module):
+class ClosedShift(ClosedForm):
     """Guidance without a network in units of the clean action: `guidance.taylor_shift` or `cubature_shift` of the critic."""
-
-    def __init__(self, kind: str, behavior: Behavior, critic: Critic, beta: float):
-        super().__init__()
-        self.kind, self.behavior, self.critic, self.beta = kind, behavior, critic, beta
 
     def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
         """The shift at the posterior mean in the box `(S, B, d)`; the behavior model is not asked again."""
         variance = posterior.isotropic_variance(self.behavior.variance, t).expand(mean.shape[:-1])
         q_function = advantage_at(self.critic, state)
         if self.kind == "cubature":
-            return guidance.cubature_shift(q_function, mean, variance, self.beta, -1.0, 1.0, check=False)
+            return guidance.cubature_shift(q_function, mean, variance, self.beta, -1.0, 1.0)
         with torch.enable_grad():
             at = mean.detach().requires_grad_(True)
             gradient = torch.autograd.grad(q_function(at).sum(), at)[0]
-        return guidance.taylor_shift(gradient, variance, self.beta, check=False)
+        return guidance.taylor_shift(gradient, variance, self.beta)
 
 
 def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:

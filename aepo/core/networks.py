@@ -137,13 +137,9 @@ class EnergyNet(nn.Module):
         self.register_buffer("loc", torch.zeros(seeds, 1))
         self.register_buffer("scale", torch.ones(seeds, 1))
 
-    def gated(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
-        """The part that depends on the noisy action, scale alpha_t h: all that guidance needs, `(S, B)`."""
-        h = self.net(torch.cat([state, noisy_action, time_features(t, state)], -1)).squeeze(-1)
-        return self.scale * (self.vp.alpha(t) * h if self.gate else h)
-
     def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
-        return self._offset(state, t) + self.gated(state, noisy_action, t)
+        h = self.net(torch.cat([state, noisy_action, time_features(t, state)], -1)).squeeze(-1)
+        return self._offset(state, t) + self.scale * (self.vp.alpha(t) * h if self.gate else h)
 
     def _offset(self, state: Tensor, t: Tensor) -> Tensor:
         return self.loc + self.scale * self.offset(torch.cat([state, time_features(t, state)], -1)).squeeze(-1)

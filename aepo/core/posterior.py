@@ -7,17 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aepo.core.schedule import T_MIN, VPSchedule, check_time, expand_time
+from aepo.core.schedule import T_MIN, Limit, VPSchedule, check_time, clip, expand_time
 
 
 def mean(
-    noisy_action: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    low: Tensor | float | None = None,
-    high: Tensor | float | None = None,
-    check: bool = True,
+    noisy_action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule, low: Limit = None, high: Limit = None, check=True
 ) -> Tensor:
     """Posterior mean m = (a_t - sigma_t eps) / alpha_t (Tweedie), clipped to the box [low, high] where one is given.
 
@@ -29,8 +23,7 @@ def mean(
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {tuple(noisy_action.shape)}")
         check_time(t)
     alpha, sigma = (expand_time(v, noisy_action) for v in (vp.alpha(t), vp.sigma(t)))
-    m = (noisy_action - sigma * noise) / alpha
-    return m if low is None and high is None else m.clamp(low, high)
+    return clip((noisy_action - sigma * noise) / alpha, low, high)
 
 
 def linear_gaussian_bound(action_covariance: Tensor, t: Tensor, vp: VPSchedule) -> Tensor:
@@ -47,11 +40,7 @@ def linear_gaussian_bound(action_covariance: Tensor, t: Tensor, vp: VPSchedule) 
 
 @torch.no_grad()
 def fit_isotropic(
-    noise_model: Callable[[Tensor, Tensor], Tensor],
-    action: Tensor,
-    noise: Tensor,
-    times: Tensor,
-    vp: VPSchedule,
+    noise_model: Callable[[Tensor, Tensor], Tensor], action: Tensor, noise: Tensor, times: Tensor, vp: VPSchedule
 ) -> Tensor:
     """Isotropic posterior variance c_t = mean((a_0 - m)^2) of recorded actions on a grid of times.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aepo.core.schedule import T_MIN, VPSchedule
+from aepo.core.schedule import T_MIN, Limit, VPSchedule, clip
 
 NoiseModel = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,8 +33,8 @@ def solve(
     energy_gradient: NoiseModel | None = None,
     shift: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     guidance_scale: float | Tensor = 1.0,
-    low: Tensor | float | None = None,
-    high: Tensor | float | None = None,
+    low: Limit = None,
+    high: Limit = None,
     order: int = 2,
     grid: str = "logsnr",
     t_start: float = 1.0,
@@ -53,7 +53,6 @@ def solve(
         raise ValueError(f"order must be 1 or 2, got {order}")
     if not T_MIN < t_start <= 1:
         raise ValueError(f"t_start must lie in ({T_MIN:g}, 1], got {t_start}")
-    boxed = low is not None or high is not None
     if energy_gradient is not None and shift is not None:
         raise ValueError("give energy_gradient or shift, not both")
     if isinstance(guidance_scale, int | float) and guidance_scale == 0:
@@ -65,23 +64,18 @@ def solve(
         noise = noise_model(x, t)
         if energy_gradient is not None:
             noise = noise - guidance_scale * sigmas[i] * energy_gradient(x, t)
-        predicted = (x - sigmas[i] * noise) / alphas[i]
-        if boxed:
-            predicted = predicted.clamp(low, high)
+        predicted = clip((x - sigmas[i] * noise) / alphas[i], low, high)
         if shift is not None:
-            predicted = predicted + guidance_scale * shift(x, t, predicted)
-            predicted = predicted.clamp(low, high) if boxed else predicted
+            predicted = clip(predicted + guidance_scale * shift(x, t, predicted), low, high)
         if callback is not None:
             callback(i, t, x, predicted)
         h = logsnrs[i + 1] - logsnrs[i]
         direction = predicted
         if order == 2 and previous is not None:
-            ratio = 0.5 * h / (logsnrs[i] - logsnrs[i - 1])
-            direction = predicted + ratio * (predicted - previous)
-        decay = -math.expm1(-h)
-        x = (sigmas[i + 1] / sigmas[i]) * x + (alphas[i + 1] * decay) * direction
+            direction = predicted + 0.5 * h / (logsnrs[i] - logsnrs[i - 1]) * (predicted - previous)
+        x = (sigmas[i + 1] / sigmas[i]) * x - (alphas[i + 1] * math.expm1(-h)) * direction
         previous = predicted
-    return x.clamp(low, high) if boxed else x
+    return clip(x, low, high)
 
 
 @wraps(solve)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 T_MIN = 1e-3
+Limit = Tensor | float | None  # of a box
 GRIDS = ("logsnr", "uniform", "quadratic")
 
 
@@ -53,14 +54,10 @@ class VPSchedule:
             raise ValueError(f"steps must be at least 1, got {steps}")
         ends = torch.tensor([t_start, t_end], dtype=torch.float64)
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        if grid == "logsnr":
-            a, b = self.logsnr(ends)
-            times = self.time(a + (b - a) * u)
-        elif grid == "uniform":
-            times = ends[0] + (ends[1] - ends[0]) * u
-        else:
-            a, b = ends.sqrt()
-            times = (a + (b - a) * u) ** 2
+        scales = {"logsnr": (self.logsnr, self.time), "uniform": (torch.clone, torch.clone)}
+        forth, back = scales.get(grid, (torch.sqrt, torch.square))
+        a, b = forth(ends)
+        times = back(a + (b - a) * u)
         times[0], times[-1] = ends
         return times
 
@@ -69,6 +66,11 @@ def check_time(t: Tensor) -> None:
     """ValueError unless every t lies in (0, 1] (not looked at on a GPU, where it would wait for the device)."""
     if t.device.type == "cpu" and not bool(((t > 0) & (t <= 1)).all()):
         raise ValueError(f"t must lie in (0, 1], got values in [{t.min().item():g}, {t.max().item():g}]")
+
+
+def clip(value: Tensor, low: Limit, high: Limit) -> Tensor:
+    """A value in the box [low, high], where there is one."""
+    return value if low is None and high is None else value.clamp(low, high)
 
 
 def expand_time(value: Tensor, like: Tensor, name: str = "t") -> Tensor:

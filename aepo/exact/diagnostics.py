@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from aepo.core import guidance, sampler
-from aepo.core.models import VP, Behavior, ClosedForm, Critic, advantage_at
-from aepo.core.schedule import T_MIN, VPSchedule
+from aepo.core import sampler
+from aepo.core.models import VP, Behavior, Critic
+from aepo.core.schedule import T_MIN, Limit, VPSchedule, clip
 
 
 @torch.no_grad()
@@ -20,8 +20,8 @@ def ancestral(
     t_start: float,
     steps: int = 40,
     generator: torch.Generator | None = None,
-    low: Tensor | float | None = None,
-    high: Tensor | float | None = None,
+    low: Limit = None,
+    high: Limit = None,
 ) -> Tensor:
     """Draw a_0 from the model's own posterior mu_{0|t}(a | a_t): the reverse SDE from a_t at t_start (SDE-DPM-Solver++ 2M).
 
@@ -37,9 +37,7 @@ def ancestral(
     )
     x, previous = noisy_action, None
     for i in range(steps):
-        predicted = (x - sigmas[i] * noise_model(x, times[i])) / alphas[i]
-        if low is not None or high is not None:
-            predicted = predicted.clamp(low, high)
+        predicted = clip((x - sigmas[i] * noise_model(x, times[i])) / alphas[i], low, high)
         h = logsnrs[i + 1] - logsnrs[i]
         gain = -math.expm1(-2 * h)
         direction = predicted
@@ -49,7 +47,7 @@ def ancestral(
         x = (sigmas[i + 1] / sigmas[i] * math.exp(-h)) * x
         x = x + alphas[i + 1] * gain * direction + sigmas[i + 1] * math.sqrt(gain) * draw
         previous = predicted
-    return x if low is None and high is None else x.clamp(low, high)
+    return clip(x, low, high)
 
 
 @torch.no_grad()
@@ -71,16 +69,8 @@ def simulated_guidance(
     """
     seeds, batch, d = noisy_action.shape
     states = state.repeat_interleave(draws, 1)
-    drawn = ancestral(
-        lambda a, moment: behavior.noise_net(states, a, moment),
-        noisy_action.repeat_interleave(draws, 1),
-        VP,
-        t,
-        steps,
-        generator,
-        -1.0,
-        1.0,
-    )
+    noisy = noisy_action.repeat_interleave(draws, 1)
+    drawn = ancestral(lambda a, m: behavior.noise_net(states, a, m), noisy, VP, t, steps, generator, -1.0, 1.0)
     log_weight = beta * critic.advantage(state, drawn).view(seeds, batch, draws)
     weight = torch.softmax(log_weight, -1).unsqueeze(-1)
     drawn = drawn.view(seeds, batch, draws, d)
@@ -89,32 +79,3 @@ def simulated_guidance(
     factor = (VP.alpha(moment) / VP.sigma(moment) ** 2).item()
     influence = weight * (drawn - tilted.unsqueeze(2)) - (drawn - mean.unsqueeze(2)) / draws
     return factor * (tilted - mean), factor * influence.square().sum(2).sqrt()
-
-
-def closed_form_guidance(
-    form: str,
-    behavior: Behavior,
-    critic: Critic,
-    state: Tensor,
-    noisy_action: Tensor,
-    t: float,
-    beta: float,
-    support: Tensor | None = None,
-) -> Tensor:
-    """Gradient of a target itself, a form of `guidance.KINDS` or "support", without a network or clamp: `(S, B, d)`.
-
-    state, noisy_action `(S, B, ...)`; `support` `(S, B, M, d)`: behavior samples of each state.
-    """
-    moment = torch.tensor(t, dtype=noisy_action.dtype, device=noisy_action.device)
-    if form != "support":
-        return ClosedForm(form, behavior, critic, beta).gradient(state, noisy_action, moment)
-    with torch.enable_grad():
-        noisy = noisy_action.detach().requires_grad_(True)
-        q = advantage_at(critic, state)(support)
-        energy = guidance.support_energy(q, support, noisy, moment, VP, beta, check=False)
-        return torch.autograd.grad(energy.sum(), noisy)[0]
-
-
-def cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine between vectors along the last axis."""
-    return torch.nn.functional.cosine_similarity(first, second, dim=-1)

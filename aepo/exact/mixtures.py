@@ -173,7 +173,7 @@ def linear_energy(
     return torch.logsumexp(post.log_weights + beta * (offset + post.means @ slope) + 0.5 * beta**2 * spread, -1)
 
 
-def _trapezoid(points: int, reach: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def trapezoid(points: int, reach: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Nodes `(points^2, 2)` and log weights of the trapezoid rule of N(0, I) on [-reach, reach]^2, normalised."""
     nodes = torch.linspace(-reach, reach, points, dtype=dtype)
     log_density = -0.5 * nodes**2
@@ -199,7 +199,7 @@ def grid_energy(
     """
     if noisy_action.shape[-1] != 2:
         raise ValueError(f"noisy_action has shape {tuple(noisy_action.shape)}, expected (..., 2)")
-    z, log_v = _trapezoid(points, reach, mixture.means.dtype)
+    z, log_v = trapezoid(points, reach, mixture.means.dtype)
 
     def component_energy(means: Tensor, factors: Tensor) -> Tensor:
         return torch.logsumexp(log_v + beta * q_function(means.unsqueeze(-2) + z @ factors.mT), -1)
@@ -213,28 +213,6 @@ def grid_energy(
         for m, f in zip(means.split(size), factors.split(size), strict=True)
     ]
     return torch.logsumexp(post.log_weights + torch.cat(energies).reshape(post.log_weights.shape), -1)
-
-
-def grid_shift(
-    mixture: Mixture,
-    q_function: Callable[[Tensor], Tensor],
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
-    points: int = 161,
-    reach: float = 8.0,
-) -> Tensor:
-    """E_tilted[a_0] - E[a_0] = sigma^2/alpha grad E* `(..., 2)`, the two means on the rule of `grid_energy`."""
-    z, log_v = _trapezoid(points, reach, mixture.means.dtype)
-    shifts = []
-    for a_t, moment in zip(noisy_action.reshape(-1, 2), t.expand(noisy_action.shape[:-1]).reshape(-1), strict=True):
-        post = mixture.posterior(a_t, moment, vp)
-        actions = post.means.unsqueeze(-2) + z @ post.factors.mT
-        log_weight = post.log_weights.unsqueeze(-1) + log_v
-        change = torch.softmax((log_weight + beta * q_function(actions)).flatten(), 0) - log_weight.flatten().softmax(0)
-        shifts.append(change @ actions.flatten(0, 1))
-    return torch.stack(shifts).view(noisy_action.shape)
 
 
 def guidance(energy_function: Callable[[Tensor], Tensor], noisy_action: Tensor) -> Tensor:
@@ -274,15 +252,6 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
     n, m = len(x), len(y)
     return 2 * total(x, y) / (n * m) - total(x, x) / (n * (n - 1)) - total(y, y) / (m * (m - 1))
-
-
-def sliced_wasserstein(x: Tensor, y: Tensor, generator: Generator, projections: int = 128) -> float:
-    """sqrt(mean_u W_2^2(u.x, u.y)) over random unit u by quantiles; x `(n, d)`, y `(m, d)`. Biased upwards."""
-    u = torch.randn(x.shape[1], projections, generator=generator, dtype=x.dtype)
-    u = u / u.norm(dim=0)
-    levels = (torch.arange(max(len(x), len(y)), dtype=torch.float64) + 0.5) / max(len(x), len(y))
-    quantiles = [(s @ u).sort(0).values[(levels * len(s)).long()] for s in (x, y)]
-    return (quantiles[0] - quantiles[1]).square().mean().sqrt().item()
 
 
 def toy_mixture(name: str) -> Mixture:

@@ -14,19 +14,27 @@ import torch
 from torch import Tensor
 
 from aepo.core import guidance, losses, posterior, sampler
-from aepo.core.models import VP, take_seeds
+from aepo.core.models import VP
 from aepo.core.networks import EnergyNet, NoiseNet, generator, initialize
-from aepo.core.schedule import T_MIN
 from aepo.exact import mixtures
-from aepo.learners.training import Draws, Learner, fit, stack_draws
+from aepo.learners.draws import Draws, Random, part
+from aepo.learners.training import Learner, fit, follow
 
-LEARNED = (
-    "exact", "aepo", "aepo-2", "aepo-cubature", "aepo-support", "support-mse", "exp-q", "contrastive", "point", "mean-q",
-)  # fmt: skip
-FORMS = {"aepo": "taylor", "aepo-2": "taylor-2", "aepo-cubature": "cubature", "point": "point"}  # of `guidance.KINDS`
-SUPPORTED = ("aepo-support", "support-mse", "contrastive")
-BREGMAN = ("aepo-support", "exp-q")
+LEARNED = {  # what an energy network regresses on (a form of `guidance.KINDS`, or below), and whether by the Bregman loss
+    "exact": ("exact", False),
+    "aepo": ("taylor", False),
+    "aepo-2": ("taylor-2", False),
+    "aepo-cubature": ("cubature", False),
+    "aepo-support": ("support", True),
+    "support-mse": ("support", False),
+    "exp-q": ("clean", True),
+    "contrastive": ("contrastive", False),
+    "point": ("point", False),
+    "mean-q": ("clean", False),
+}
 UNGUIDED = "unguided"
+GRID_POINTS = 33
+CHUNK = 250
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,10 @@ class Rows:
         beta, loc, scale = (v.view(shape) for v in (self.beta, self.loc, self.scale))
         return beta * (raw_q(action) - loc) / scale
 
+    def q(self, row: int, action: Tensor) -> Tensor:
+        """Q of one row, standardised: action `(..., 2)` -> `(...,)`."""
+        return (raw_q(action) - self.loc[row].to(action)) / self.scale[row].to(action)
+
     def frame(self) -> pd.DataFrame:
         """problem, beta and seed of each row."""
         return pd.DataFrame({"problem": self.problem, "beta": self.beta.flatten().tolist(), "seed": self.seed})
@@ -96,16 +108,11 @@ def draw_density(name: str, count: int, g: torch.Generator) -> Tensor:
     return drawn.float()
 
 
-def draw_data(name: str, count: int, seed: int) -> Tensor:
-    """The data of a problem for one seed, `(count, 2)`."""
-    return draw_density(name, count, generator(seed, "toy", name))
-
-
 def make_rows(problems: Sequence[str], betas: Sequence[float], seeds: Sequence[int], samples: int) -> Rows:
     """Every combination of problems, betas and seeds."""
     cells = [(p, b, s) for p in problems for b in betas for s in seeds]
-    known = {(p, s): draw_data(p, samples, s) for p in problems for s in seeds}
-    reference = {p: raw_q(draw_data(p, 50_000, 10**6)) for p in problems}
+    known = {(p, s): draw_density(p, samples, generator(s, "toy", p)) for p in problems for s in seeds}
+    reference = {p: raw_q(draw_density(p, 50_000, generator(10**6, "toy", p))) for p in problems}
     data = torch.stack([known[p, s] for p, _, s in cells])
     loc = torch.tensor([[reference[p].mean()] for p, _, _ in cells])
     scale = torch.tensor([[reference[p].std()] for p, _, _ in cells])
@@ -127,18 +134,6 @@ def _no_state(action: Tensor) -> Tensor:
     return action.new_zeros(*action.shape[:-1], 1)
 
 
-def _draw(generators: Sequence[torch.Generator], count: int, batch: int, size: int, support: int = 0) -> Draws:
-    index = stack_draws(generators, lambda g: torch.randint(size, (count, batch), generator=g))
-    draws = {
-        "index": index,
-        "noise": stack_draws(generators, lambda g: torch.randn(count, batch, 2, generator=g)),
-        "t": T_MIN + (1 - T_MIN) * stack_draws(generators, lambda g: torch.rand(count, batch, generator=g)),
-    }
-    if support:
-        draws["support"] = stack_draws(generators, lambda g: torch.randint(size, (count, batch, support), generator=g))
-    return draws
-
-
 @dataclass
 class ToyBehavior:
     """Noise network of R rows and its posterior variance table `(R, T)`."""
@@ -150,10 +145,6 @@ class ToyBehavior:
         """eps_theta(a_t, t): noisy_action `(R, B, 2)`."""
         return self.net(_no_state(noisy_action), noisy_action, t)
 
-    def take(self, rows: Sequence[int]) -> ToyBehavior:
-        """The same model with other rows."""
-        return ToyBehavior(take_seeds(self.net, rows, len(self.variance)), self.variance[list(rows)])
-
 
 def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     """Denoising training of a noise network a row, with a moving average, and its posterior variance."""
@@ -162,25 +153,19 @@ def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     initialize(net, rows.seed, "toy-behavior")
     average.load_state_dict(net.state_dict())
     average.requires_grad_(False)
-    averaged, trained = list(average.parameters()), list(net.parameters())
+
+    def draw(random: Random) -> Draws:
+        return random.diffusion(rows.data.shape[1], settings.batch, 2)
 
     def loss(draws: Draws):
         action = gather(rows.data, draws["index"])
         return losses.behavior_loss(net, _no_state(action), action, draws["noise"], draws["t"], VP)
 
-    def after_step() -> None:
-        torch._foreach_lerp_(averaged, [p.detach() for p in trained], 0.01)
-
-    def draw(generators, steps):
-        return _draw(generators, steps, settings.batch, rows.data.shape[1])
-
-    learner = Learner("behavior", rows.seed, net, trained, draw, loss, after_step)
-    fit(learner, settings.behavior_steps, settings.learning_rate, 250)
+    learner = Learner("behavior", rows.seed, net, list(net.parameters()), draw, loss, follow([(average, net, 0.01)]))
+    fit(learner, settings.behavior_steps, settings.learning_rate, CHUNK)
     behavior = ToyBehavior(average, torch.ones(count, settings.variance_times))
-    used = min(2_048, rows.data.shape[1])
-    generators = [generator(seed, "toy-variance") for seed in rows.seed]
-    noise = stack_draws(generators, lambda g: torch.randn(settings.variance_times, used, 2, generator=g))
-    times = posterior.variance_times(settings.variance_times)
+    used, times = min(2_048, rows.data.shape[1]), posterior.variance_times(settings.variance_times)
+    noise = Random(rows.seed, "toy-variance", like=rows.data, count=settings.variance_times).normal(used, 2)
     behavior.variance = posterior.fit_isotropic(behavior.noise, rows.data[:, :used], noise, times, VP)
     return behavior
 
@@ -195,106 +180,125 @@ def target(
     support: Tensor | None = None,
 ) -> Tensor:
     """Regression target of a method, clamped to the range of beta Q over the data: action, noisy `(R, B, 2)` -> `(R, B)`."""
-    if method in ("mean-q", "exp-q"):
+    kind, _ = LEARNED[method]
+    if kind == "exact":
+        return exact_energy(rows, noisy, t)
+    if kind == "clean":
         return rows.scaled_q(action)
-    if method in ("aepo-support", "support-mse"):
+    if kind == "support":
         candidates = torch.cat([action.unsqueeze(-2), support], -2)
-        return guidance.support_energy(rows.scaled_q(candidates), candidates, noisy, t, VP, 1.0, check=False)
-    mean = posterior.mean(noisy, behavior.noise(noisy, t), t, VP, -1.5, 1.5, check=False)
+        return guidance.support_energy(rows.scaled_q(candidates), candidates, noisy, t, VP, 1.0)
+    mean = posterior.mean(noisy, behavior.noise(noisy, t), t, VP, -1.5, 1.5)
     variance = posterior.isotropic_variance(behavior.variance, t)
-    bounds = (rows.lowest, rows.highest)
-    return guidance.closed_form(FORMS[method], rows.scaled_q, mean, variance, 1.0, bounds)
-
-
-@torch.no_grad()
-def exact_pool(rows: Rows, settings: ToySettings) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy actions `(R, P, 2)`, times and exact energies `(R, P)` of mixtures, to regress on the truth itself."""
-    generators = [generator(seed, "toy-pool") for seed in rows.seed]
-    draws = {key: value[0] for key, value in _draw(generators, 1, settings.pool, rows.data.shape[1]).items()}
-    noisy = losses.diffuse(gather(rows.data, draws["index"]), draws["noise"], draws["t"], VP)
-    return noisy, draws["t"], exact_energy(rows, noisy, draws["t"])
+    return guidance.closed_form(kind, rows.scaled_q, mean, variance, 1.0, (rows.lowest, rows.highest))
 
 
 def exact_energy(rows: Rows, noisy: Tensor, t: Tensor) -> Tensor:
     """E* of each row's mixture by the trapezoid grid: noisy `(R, B, 2)`, t 0-d or `(R, B)` -> `(R, B)`, float32."""
     energies = []
     for r, problem in enumerate(rows.problem):
-        loc, scale = rows.loc[r].double(), rows.scale[r].double()
-
-        def q(action: Tensor, loc=loc, scale=scale) -> Tensor:
-            return (raw_q(action) - loc) / scale
-
-        moment = t.double() if t.ndim == 0 else t[r].double()
-        mixture = mixtures.toy_mixture(problem)
-        energies.append(
-            mixtures.grid_energy(mixture, q, noisy[r].double(), moment, VP, rows.beta[r].item(), points=GRID_POINTS)
-        )
+        q_function = lambda action, r=r: rows.q(r, action)  # noqa: E731
+        at, moment = noisy[r].double(), (t if t.ndim == 0 else t[r]).double()
+        mixture, beta = mixtures.toy_mixture(problem), rows.beta[r].item()
+        energies.append(mixtures.grid_energy(mixture, q_function, at, moment, VP, beta, points=GRID_POINTS))
     return torch.stack(energies).float()
-
-
-GRID_POINTS = 33
 
 
 def train_energy(method: str, rows: Rows, behavior: ToyBehavior, settings: ToySettings) -> EnergyNet:
     """Train the energy network of a method of `LEARNED` for every row."""
-    count = len(rows.problem)
-    net = EnergyNet(count, 1, 2, settings.width, settings.depth, VP)
+    kind, bregman = LEARNED[method]
+    net = EnergyNet(len(rows.problem), 1, 2, settings.width, settings.depth, VP)
     initialize(net, rows.seed, "toy-energy")
-    size = rows.data.shape[1]
-    pool = exact_pool(rows, settings) if method == "exact" else None
-    support = settings.support if method in SUPPORTED else 0
-    energy_loss = losses.bregman_loss if method in BREGMAN else losses.energy_loss
+    size, sets = rows.data.shape[1], (settings.groups, settings.support)
+    pool: dict[str, Tensor] = {}
 
-    def pairs(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        if pool is not None:
-            noisy, t, energy = pool
+    @torch.no_grad()
+    def pairs(draws: Draws) -> dict[str, Tensor]:
+        """Noisy actions, their times and targets; of "exact", whose targets take long, from the pool that was made once."""
+        if pool:
             index = draws["index"] % settings.pool
-            return gather(noisy, index), t.gather(1, index), energy.gather(1, index)
+            return {"noisy": gather(pool["noisy"], index)} | {
+                key: pool[key].gather(1, index) for key in ("t", "energy")
+            }
         action = gather(rows.data, draws["index"])
-        noisy = losses.diffuse(action, draws["noise"], draws["t"], VP)
-        others = gather(rows.data, draws["support"]) if "support" in draws else None
-        with torch.no_grad():
-            return noisy, draws["t"], target(method, rows, behavior, action, noisy, draws["t"], others)
+        noisy, t = losses.diffuse(action, draws["noise"], draws["t"], VP), draws["t"]
+        others = gather(rows.data, draws["support"]) if kind == "support" else None
+        return {"noisy": noisy, "t": t, "energy": target(method, rows, behavior, action, noisy, t, others)}
 
     def regression(draws: Draws):
-        noisy, t, energy = pairs(draws)
-        return energy_loss(net, _no_state(noisy), noisy, t, energy)
+        at = pairs(draws)
+        energy_loss = losses.bregman_loss if bregman else losses.energy_loss
+        return energy_loss(net, _no_state(at["noisy"]), at["noisy"], at["t"], at["energy"])
 
     def contrastive(draws: Draws):
         action = gather(rows.data, draws["support"])
-        return losses.contrastive_loss(
-            net, _no_state(action[:, :, 0]), action, draws["noises"], draws["t"], rows.scaled_q(action), VP
-        )
+        state, scaled_q = _no_state(action[:, :, 0]), rows.scaled_q(action)
+        return losses.contrastive_loss(net, state, action, draws["noise"], draws["t"], scaled_q, VP)
 
-    def draw(generators, steps):
-        if method != "contrastive":
-            return _draw(generators, steps, settings.batch, size, support - 1 if support else 0)
-        draws = _draw(generators, steps, settings.groups, size, support)
-        shape = (steps, settings.groups, support, 2)
-        return draws | {"noises": stack_draws(generators, lambda g: torch.randn(shape, generator=g))}
+    def draw(random: Random) -> Draws:
+        if kind == "contrastive":
+            draws = random.diffusion(size, settings.groups, 2)
+            return draws | {"support": random.index(size, *sets), "noise": random.normal(*sets, 2)}
+        draws = random.diffusion(size, settings.batch, 2)
+        if kind == "support":
+            draws["support"] = random.index(size, settings.batch, settings.support - 1)
+        return draws
 
-    if method != "contrastive":
-        first = draw([generator(seed, "toy-scale") for seed in rows.seed], 8)
-        energies = torch.cat([pairs({key: v[i] for key, v in first.items()})[2] for i in range(8)], 1)
+    if kind == "exact":
+        pool |= pairs(part(Random(rows.seed, "toy-pool", like=rows.data).diffusion(size, settings.pool, 2), 0))
+    if kind == "contrastive":
+        net.scale.copy_(rows.beta)
+    else:
+        first = draw(Random(rows.seed, "toy-scale", like=rows.data, count=8))
+        energies = torch.cat([pairs(part(first, i))["energy"] for i in range(8)], 1)
         net.loc.copy_(energies.mean(1, keepdim=True))
         net.scale.copy_(energies.std(1, keepdim=True).clamp(min=1e-6))
-    else:
-        net.scale.copy_(rows.beta)
-    loss = contrastive if method == "contrastive" else regression
-    learner = Learner(method, rows.seed, net, list(net.parameters()), draw, loss)
-    fit(learner, settings.energy_steps, settings.learning_rate, 250)
+    loss = contrastive if kind == "contrastive" else regression
+    fit(
+        Learner(method, rows.seed, net, list(net.parameters()), draw, loss),
+        settings.energy_steps,
+        settings.learning_rate,
+        CHUNK,
+    )
     return net.requires_grad_(False)
 
 
 def sample(rows: Rows, behavior: ToyBehavior, energy: EnergyNet | None, count: int, settings: ToySettings) -> Tensor:
     """`count` guided samples of every row `(R, count, 2)`; the same initial noise for every method."""
-    noise = torch.stack([torch.randn(count, 2, generator=generator(seed, "toy-sample")) for seed in rows.seed])
+    noise = Random(rows.seed, "toy-sample", like=rows.data).normal(count, 2)[0]
+    gradient = energy and (lambda a, t: energy.gradient(_no_state(a), a, t))
     return sampler.sample(
-        behavior.noise,
-        noise,
-        VP,
-        steps=settings.solver_steps,
-        energy_gradient=None if energy is None else lambda a, t: energy.gradient(_no_state(a), a, t),
-        low=-2.0,
-        high=2.0,
+        behavior.noise, noise, VP, settings.solver_steps, energy_gradient=gradient, low=-2.0, high=2.0
     )
+
+
+def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> tuple[Tensor, float]:
+    """Exact samples of the tilted density of every row `(R, count, 2)`, and the least effective sample size behind them.
+
+    Rows of one problem and beta share their samples; `repeat` chooses an independent set.
+    """
+    made: dict[tuple[str, float], tuple[Tensor, float]] = {}
+    keys = list(zip(rows.problem, rows.beta.flatten().tolist(), strict=True))
+    for r, (problem, beta) in enumerate(keys):
+        if (problem, beta) not in made:
+            made[problem, beta] = mixtures.tilted_samples(
+                lambda number, g, problem=problem: draw_density(problem, number, g),
+                lambda action, r=r: rows.q(r, action),
+                beta,
+                count,
+                generator(repeat, "toy-truth", problem, beta),
+                proposals,
+            )
+    return torch.stack([made[key][0] for key in keys]), min(size for _, size in made.values())
+
+
+def distances(rows: Rows, samples: dict[str, Tensor], truths: tuple[Tensor, Tensor]) -> pd.DataFrame:
+    """Energy distance of every method's samples to exact ones, a row each.
+
+    `truths`: two independent sets of exact samples; the distance between them is the method "noise floor".
+    """
+    frames = []
+    for method, drawn in {**samples, "noise floor": truths[1]}.items():
+        distance = [mixtures.energy_distance(x, y) for x, y in zip(drawn, truths[0], strict=True)]
+        frames.append(rows.frame().assign(method=method, energy_distance=distance))
+    return pd.concat(frames, ignore_index=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +17,35 @@ from aepo.methods import Method
 FARTHEST = 1e6  # standard deviations from the mean that a network is shown: beyond, its numbers overflow
 
 
+@dataclass(frozen=True)
+class Acting:
+    """How a method acts, as the manifest's entry of an evaluation holds it.
+
+    `guidance_scale`: a number, or one a seed. `form` in place of the method's closed form, `pick` (of the candidates: "best"
+    or "softmax"), `differentiated`: as the settings' of the same names. `noise_scale`: factor on the initial noise.
+    """
+
+    beta: float
+    guidance_scale: float | Sequence[float]
+    solver_steps: int
+    candidates: int = 1
+    noise_scale: float = 1.0
+    form: str | None = None
+    pick: str = "best"
+    differentiated: bool = False
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Acting:
+        """What an entry says of it, among other things."""
+        return cls(**{field.name: entry[field.name] for field in fields(cls) if field.name in entry})
+
+
 @dataclass
 class Actor:
     """S policies side by side: what makes actions, what guides it, and how one of several samples is taken.
 
-    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `noise_scale`: factor on the initial noise.
-    `candidates`: samples a state, one of which is taken by the critic's advantage: the best, or where `temperature` is
-    above 0 one drawn by softmax(advantage / temperature).
+    `guidance_scale`: a number, or `(S, 1, 1)` for one value a row. `candidates`: samples a state, one of which is taken by
+    the critic's advantage: the best, or where `temperature` is above 0 one drawn by softmax(advantage / temperature).
     """
 
     behavior: ActionModel
@@ -72,34 +96,24 @@ def _drawn(logits: Tensor, normal: Tensor) -> Tensor:
 
 
 def make_actor(
-    method: Method,
-    behavior: ActionModel,
-    critic: Critic | Trained | None,
-    guide: Guide | None,
-    beta: float,
-    guidance_scale: float | Tensor,
-    solver_steps: int,
-    candidates: int,
-    noise_scale: float = 1.0,
-    form: str | None = None,
-    pick: str = "best",
-    differentiated: bool = False,
+    method: Method, behavior: ActionModel, critic: Critic | Trained | None, guide: Guide | None, how: Acting
 ) -> Actor:
-    """The actor of a method of `METHODS`: what it does not use is left out. `behavior`: its own policy where it has one.
-
-    `form` in place of the method's closed form, `pick`, `differentiated`: as the settings' of the same names.
-    """
+    """The actor of a method of `METHODS`: what it does not use is left out. `behavior`: its own policy where it has one."""
     if method.energy and guide is None:
         raise ValueError(f"method {method.name!r} needs its energy network")
     if method.shift:
-        guide = (ClosedForm if differentiated else ClosedShift)(form or method.shift, behavior, critic, beta)
+        closed = ClosedForm if how.differentiated else ClosedShift
+        guide = closed(how.form or method.shift, behavior, critic, how.beta)
+    guidance_scale = how.guidance_scale if method.guided else 0.0
+    if isinstance(guidance_scale, Sequence):
+        guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)
     return Actor(
         behavior,
         critic if method.best else None,
         guide if method.guided else None,
-        guidance_scale if method.guided else 0.0,
-        solver_steps,
-        candidates if method.best else 1,
-        1 / beta if method.best and pick == "softmax" else 0.0,
-        noise_scale,
+        guidance_scale,
+        how.solver_steps,
+        how.candidates if method.best else 1,
+        1 / how.beta if method.best and how.pick == "softmax" else 0.0,
+        how.noise_scale,
     )

@@ -23,7 +23,6 @@ class Checkpoints:
     def __init__(self, folder: Path, name: str, module: nn.Module, optimizer: torch.optim.Adam, meta: dict[str, Any]):
         self.folder, self.name, self.module, self.optimizer, self.meta = folder, name, module, optimizer, meta
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        self.columns: list[str] = []
 
     def paths(self) -> list[Path]:
         """Those on disk, oldest first."""
@@ -44,8 +43,8 @@ class Checkpoints:
             tensors |= {f"adam.{i}.{key}": value for key, value in averages.items()}
         return tensors
 
-    def restore(self) -> tuple[int, list[Tensor]]:
-        """Load the newest checkpoint that is whole and of the same settings; (0, []) where there is none."""
+    def restore(self) -> tuple[int, list[Tensor], list[str]]:
+        """Load the newest checkpoint that is whole and of the same settings: chunks, log and its columns, 0 where none."""
         for path in reversed(self.paths()):
             try:
                 tensors, meta = files.load_tensors(path)
@@ -60,12 +59,10 @@ class Checkpoints:
                 continue
             module = {key.removeprefix("module."): v for key, v in tensors.items() if key.startswith("module.")}
             self.module.load_state_dict(module)
-            count = len(self.parameters)
-            state = {i: {key: tensors[f"adam.{i}.{key}"] for key in ADAM} for i in range(count)}
+            state = {i: {key: tensors[f"adam.{i}.{key}"] for key in ADAM} for i in range(len(self.parameters))}
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-            self.columns = meta["columns"]
-            return meta["chunks"], list(tensors["log"])
-        return 0, []
+            return meta["chunks"], list(tensors["log"]), meta["columns"]
+        return 0, [], []
 
     def _check(self, tensors: dict[str, Tensor], meta: dict[str, Any], path: Path) -> None:
         """StudyError where a checkpoint is not of this training: tensors, their shapes, numbers, the log."""

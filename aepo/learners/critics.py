@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from aepo.core import losses
 from aepo.core.models import Behavior, Critic
-from aepo.core.networks import generator, initialize
+from aepo.core.networks import initialize
 from aepo.data.datasets import Dataset, return_floor
 from aepo.files import StudyError
+from aepo.learners.draws import Draws, Random
 from aepo.learners.hindsight import Hindsight
 from aepo.learners.support import sample_actions
-from aepo.learners.training import Draws, Learner, stack_draws
+from aepo.learners.training import Learner, follow
 from aepo.settings import CriticSettings
 
 
@@ -29,11 +30,9 @@ class Transitions:
 
     def __init__(self, data: Dataset, settings: CriticSettings):
         scale = reward_scale(data, settings)
-        floor = (
-            scale * return_floor(data, settings.discount)
-            if settings.return_floor
-            else torch.full_like(data.reward, -torch.inf)
-        )
+        floor = torch.full_like(data.reward, -torch.inf)
+        if settings.return_floor:
+            floor = scale * return_floor(data, settings.discount)
         self.sizes = [data.state.shape[1], data.state.shape[1], data.action.shape[1], 1, 1, 1]
         columns = [scale * data.reward, data.terminated, floor]
         states = [data.standardize(data.state), data.standardize(data.next_state)]
@@ -60,18 +59,13 @@ class Transitions:
                 floor[:, rows] = new[3]
         return state, next_state, action, reward, terminated, floor
 
-    def draw(self, generators: Sequence[torch.Generator], count: int, batch: int) -> Draws:
-        """What `count` batches are made from: `index` `(count, S, batch)`, and what `draw_goals` adds."""
-        shape = (count, batch)
-        index = stack_draws(generators, lambda g: torch.randint(len(self), shape, generator=g, device=g.device))
-        return {"index": index} | self.draw_goals(generators, count, batch)
+    def draw(self, random: Random, batch: int) -> Draws:
+        """What batches are made from: `index` `(count, S, batch)`, and what `draw_goals` adds."""
+        return {"index": random.index(len(self), batch)} | self.draw_goals(random, batch)
 
-    def draw_goals(self, generators: Sequence[torch.Generator], count: int, batch: int) -> Draws:
+    def draw_goals(self, random: Random, batch: int) -> Draws:
         """Uniform numbers `ahead` `(count, S, batch share)` that choose hindsight goals; nothing without them."""
-        if not self.hindsight:
-            return {}
-        shape = (count, int(batch * self.share))
-        return {"ahead": stack_draws(generators, lambda g: torch.rand(shape, generator=g, device=g.device))}
+        return {"ahead": random.uniform(int(batch * self.share))} if self.hindsight else {}
 
 
 def reward_scale(data: Dataset, settings: CriticSettings) -> float:
@@ -82,45 +76,16 @@ def reward_scale(data: Dataset, settings: CriticSettings) -> float:
     return (1 - settings.discount) / size if size > 0 else 1.0
 
 
-def _critic(data: Dataset, seeds: tuple[int, ...], settings: CriticSettings) -> Critic:
-    critic = Critic(len(seeds), data.state.shape[1], data.action.shape[1], settings.width, settings.depth).to(
-        data.state
-    )
-    initialize(critic.q, seeds, "q")
-    initialize(critic.value, seeds, "value")
-    critic.q_target.load_state_dict(critic.q.state_dict())
-    return critic
-
-
-def _learner(seeds: tuple[int, ...], critic: Critic, settings: CriticSettings, draw, loss) -> Learner:
-    parameters = [*critic.q.parameters(), *critic.value.parameters()]
-    online, target = [p.detach() for p in critic.q.parameters()], list(critic.q_target.parameters())
-
-    def after_step() -> None:
-        torch._foreach_lerp_(target, online, settings.target_rate)
-
-    return Learner("critic", seeds, critic, parameters, draw, loss, after_step)
-
-
 def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettings) -> tuple[Learner, Critic]:
     """Implicit Q-learning: expectile V on the target Q, twin Q on max(r + discount V(s'), floor)."""
-    critic, transitions = _critic(data, seeds, settings), Transitions(data, settings)
 
-    def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
-        return transitions.draw(generators, count, settings.batch)
-
-    def loss(draws: Draws):
-        state, next_state, action, reward, terminated, floor = transitions.batch(draws)
+    def backup(critic: Critic, state: Tensor, next_state: Tensor, action: Tensor, index: Tensor):
         with torch.no_grad():
             q = critic.q_target.minimum(state, action)
             next_value = critic.value(next_state)
-        value_loss, value_info = losses.value_loss(critic.value, state, q, settings.expectile)
-        td_loss, td_info = losses.td_loss(
-            critic.q, state, action, reward, terminated, next_value, settings.discount, floor
-        )
-        return value_loss + td_loss, value_info | td_info
+        return next_value, *losses.value_loss(critic.value, state, q, settings.expectile)
 
-    return _learner(seeds, critic, settings, draw, loss), critic
+    return _learner(data, seeds, settings, backup)
 
 
 def softmax_critic_learner(
@@ -132,29 +97,47 @@ def softmax_critic_learner(
     `losses.in_support_value`). They are drawn once, for the recorded goals: under hindsight goals they are actions that the
     behavior takes there all the same.
     """
-    critic, transitions = _critic(data, seeds, settings), Transitions(data, settings)
-    size, next_state = settings.support, data.standardize(data.next_state)
-    generators = [generator(seed, "next-support", device=next_state.device) for seed in seeds]
-    support = sample_actions(behavior, next_state.expand(len(seeds), -1, -1), size, settings.support_steps, generators)
-    rows = torch.arange(len(seeds), device=next_state.device).unsqueeze(1)
+    size, following = settings.support, data.standardize(data.next_state)
+    random = Random(seeds, "next-support", like=following)
+    support = sample_actions(behavior, following.expand(len(seeds), -1, -1), size, settings.support_steps, random)
+    rows = torch.arange(len(seeds), device=following.device).unsqueeze(1)
 
-    def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
-        return transitions.draw(generators, count, settings.batch)
-
-    def loss(draws: Draws):
-        index = draws["index"]
-        state, next_states, action, reward, terminated, floor = transitions.batch(draws)
+    def backup(critic: Critic, state: Tensor, next_state: Tensor, action: Tensor, index: Tensor):
         with torch.no_grad():
             actions = support[rows, index].flatten(1, 2)
-            q = critic.q_target.minimum(next_states.repeat_interleave(size, 1), actions).view(*index.shape, size)
-            backup = losses.in_support_value(q, settings.temperature)
-        td_loss, info = losses.td_loss(critic.q, state, action, reward, terminated, backup, settings.discount, floor)
-        value = critic.value(next_states)
-        value_loss = (value - backup).square().mean(-1)
-        more = {"value_loss": value_loss, "value": value.mean(-1), "advantage_std": q.std(-1).mean(-1)}
-        return td_loss + value_loss, info | {key: x.detach() for key, x in more.items()}
+            q = critic.q_target.minimum(next_state.repeat_interleave(size, 1), actions).view(*index.shape, size)
+            next_value = losses.in_support_value(q, settings.temperature)
+        value = critic.value(next_state)
+        loss = (value - next_value).square().mean(-1)
+        info = {"value_loss": loss, "value": value.mean(-1), "advantage_std": q.std(-1).mean(-1)}
+        return next_value, loss, {key: x.detach() for key, x in info.items()}
 
-    return _learner(seeds, critic, settings, draw, loss), critic
+    return _learner(data, seeds, settings, backup)
+
+
+def _learner(
+    data: Dataset, seeds: tuple[int, ...], settings: CriticSettings, backup: Callable
+) -> tuple[Learner, Critic]:
+    """A critic whose `backup` gives V(s') for the targets of Q, and the loss of V with its info."""
+    sizes = (data.state.shape[1], data.action.shape[1], settings.width, settings.depth)
+    critic, transitions = Critic(len(seeds), *sizes).to(data.state), Transitions(data, settings)
+    initialize(critic.q, seeds, "q")
+    initialize(critic.value, seeds, "value")
+    critic.q_target.load_state_dict(critic.q.state_dict())
+
+    def draw(random: Random) -> Draws:
+        return transitions.draw(random, settings.batch)
+
+    def loss(draws: Draws):
+        state, next_state, action, reward, terminated, floor = transitions.batch(draws)
+        next_value, value_loss, value_info = backup(critic, state, next_state, action, draws["index"])
+        discount = settings.discount
+        td_loss, info = losses.td_loss(critic.q, state, action, reward, terminated, next_value, discount, floor)
+        return value_loss + td_loss, value_info | info
+
+    parameters = [*critic.q.parameters(), *critic.value.parameters()]
+    after_step = follow([(critic.q_target, critic.q, settings.target_rate)])
+    return Learner("critic", seeds, critic, parameters, draw, loss, after_step), critic
 
 
 @torch.no_grad()

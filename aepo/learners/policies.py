@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from aepo.core.models import VP, ActionModel, Behavior, Critic, Guide
 from aepo.core.networks import MLP, TwinQ, VelocityNet, initialize
 from aepo.data.datasets import Dataset
 from aepo.learners.critics import Transitions
-from aepo.learners.support import Support, advantages, diffusion_draws
-from aepo.learners.training import Draws, Learner, stack_draws
+from aepo.learners.draws import Draws, Random
+from aepo.learners.support import Support, advantages
+from aepo.learners.training import Learner, follow
 from aepo.settings import CriticSettings, PolicySettings
 
 
@@ -59,6 +60,7 @@ MODELS = {
     "diffusion-q": Behavior,
 }
 WITH_CRITIC = ("deterministic", "diffusion-q")
+RENEWED = ("weighted", "flow")  # kinds that learn from support actions, drawn anew in each round
 
 
 class Trained(nn.Module):
@@ -80,166 +82,131 @@ class Trained(nn.Module):
         return self.q.minimum(state.repeat_interleave(action.shape[1] // state.shape[1], 1), action)
 
 
-RENEWED = ("weighted", "flow")  # kinds that learn from support actions, drawn anew in each round
-
-
-def policy_learner(
-    kind: str,
-    data: Dataset,
-    seeds: tuple[int, ...],
-    settings: PolicySettings,
-    critic_settings: CriticSettings,
-    beta: float,
-    critic: Critic | None = None,
-    support: Support | None = None,
-    start: ActionModel | None = None,
-    name: str = "policy",
-) -> tuple[Learner, Trained]:
-    """The training of a policy of a kind of MODELS for inverse temperature beta.
+@dataclass(frozen=True)
+class Problem:
+    """What a policy of a kind of MODELS is trained for: data, inverse temperature, settings.
 
     `critic` trained: its advantages weigh (gaussian, weighted, flow). `support`: what weighted and flow learn from.
     `start`: the model that weighted and flow start from, None: from nothing.
     """
-    n, d = data.state.shape[1], data.action.shape[1]
-    sizes = (settings.width, settings.depth), (critic_settings.width, critic_settings.depth)
-    module = Trained(kind, len(seeds), n, d, *sizes).to(data.state)
+
+    kind: str
+    data: Dataset
+    beta: float
+    settings: PolicySettings
+    critic_settings: CriticSettings
+    critic: Critic | None = None
+    support: Support | None = None
+    start: ActionModel | None = None
+
+
+def policy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "policy") -> tuple[Learner, Trained]:
+    """The training of a policy."""
+    data, kind, settings, its_critic = problem.data, problem.kind, problem.settings, problem.critic_settings
+    sizes = (settings.width, settings.depth), (its_critic.width, its_critic.depth)
+    module = Trained(kind, len(seeds), data.state.shape[1], data.action.shape[1], *sizes).to(data.state)
     initialize(module.policy, seeds, "policy")
     for model in (module.policy, module.average):
         model.scale(data.state_mean, data.state_std, data.action_low, data.action_high)
-    if start is not None:
+    if problem.start is not None:
         net = "velocity" if kind == "flow" else "noise_net"
-        getattr(module.policy, net).load_state_dict(getattr(start, net).state_dict())
+        getattr(module.policy, net).load_state_dict(getattr(problem.start, net).state_dict())
     module.average.load_state_dict(module.policy.state_dict())
+    moving = [(module.average, module.policy, settings.ema_rate)]
     if kind in WITH_CRITIC:
         initialize(module.q, seeds, "q")
         module.q_target.load_state_dict(module.q.state_dict())
-        draw, loss = _actor_critic(kind, module, data, settings, critic_settings)
-    elif kind == "gaussian":
-        draw, loss = _advantage_weighted(module, data, critic, beta, settings)
-    else:
-        draw, loss = _energy_weighted(kind, module, data, critic, support, beta, settings)
+        moving.append((module.q_target, module.q, its_critic.target_rate))
     if kind == "deterministic":
         module.policy.log_std.requires_grad_(False)
+    make = _actor_critic if kind in WITH_CRITIC else _advantage_weighted if kind == "gaussian" else _energy_weighted
+    draw, loss = make(problem, module)
     trained = [p for p in module.parameters() if p.requires_grad]
-    moving = _pairs(module.average, module.policy, settings.ema_rate)
-    if kind in WITH_CRITIC:
-        moving += _pairs(module.q_target, module.q, critic_settings.target_rate)
-
-    def after_step() -> None:
-        for target, online, rate in moving:
-            torch._foreach_lerp_(target, online, rate)
-
-    return Learner(name, seeds, module, trained, draw, loss, after_step), module
+    return Learner(name, seeds, module, trained, draw, loss, follow(moving)), module
 
 
-def _pairs(target: nn.Module, online: nn.Module, rate: float) -> list[tuple[list[Tensor], list[Tensor], float]]:
-    return [(list(target.parameters()), [p.detach() for p in online.parameters()], rate)]
+def _advantage_weighted(problem: Problem, module: Trained):
+    data, settings, state = problem.data, problem.settings, problem.data.standardize(problem.data.state)
 
-
-def _advantage_weighted(module: Trained, data: Dataset, critic: Critic, beta: float, settings: PolicySettings):
-    state = data.standardize(data.state)
-
-    def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
-        shape = (count, settings.batch)
-        return {
-            "index": stack_draws(generators, lambda g: torch.randint(len(data), shape, generator=g, device=g.device))
-        }
+    def draw(random: Random) -> Draws:
+        return {"index": random.index(len(data), settings.batch)}
 
     def loss(draws: Draws):
         states, action = state[draws["index"]], data.action[draws["index"]]
         with torch.no_grad():
-            advantage = critic.advantage(states, action)
+            advantage = problem.critic.advantage(states, action)
         policy = module.policy
-        return losses.awr_loss(policy.mean(states), policy.log_std, action, advantage, beta, settings.weight_cap)
+        mean = policy.mean(states)
+        return losses.awr_loss(mean, policy.log_std, action, advantage, problem.beta, settings.weight_cap)
 
     return draw, loss
 
 
-def _energy_weighted(
-    kind: str,
-    module: Trained,
-    data: Dataset,
-    critic: Critic,
-    support: Support,
-    beta: float,
-    settings: PolicySettings,
-):
+def _energy_weighted(problem: Problem, module: Trained):
     """Denoising or flow matching of support actions, each drawn with the probability softmax_j(beta Q_j) of its weight."""
-    state = data.standardize(data.state)
-    chance = torch.softmax(beta * advantages(critic, state, support.index, support.action), -1).cumsum(-1)
-    rows = torch.arange(len(chance), device=chance.device).unsqueeze(1)
-    states, d = chance.shape[1], data.action.shape[1]
+    support, rows, settings = problem.support, problem.support.rows(), problem.settings
+    state = problem.data.standardize(problem.data.state)
+    quality = advantages(problem.critic, state, support.index, support.action)
+    chance = torch.softmax(problem.beta * quality, -1).cumsum(-1)
 
-    def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
-        draws = diffusion_draws(generators, count, settings.batch, states, d, state.dtype)
-        shape = (count, settings.batch)
-        return draws | {
-            "which": stack_draws(
-                generators, lambda g: torch.rand(shape, generator=g, device=g.device, dtype=state.dtype)
-            )
-        }
+    def draw(random: Random) -> Draws:
+        draws = random.diffusion(chance.shape[1], settings.batch, support.action.shape[-1])
+        return draws | {"which": random.uniform(settings.batch)}
 
     def loss(draws: Draws):
-        index = draws["index"]
-        which = (draws["which"].unsqueeze(-1) > chance[rows, index]).sum(-1).clamp(max=chance.shape[-1] - 1)
-        action, here = support.action[rows, index, which], state[support.index[rows, index]]
-        if kind == "flow":
+        at = draws["index"]
+        which = (draws["which"].unsqueeze(-1) > chance[rows, at]).sum(-1).clamp(max=chance.shape[-1] - 1)
+        action, here = support.action[rows, at, which], state[support.index[rows, at]]
+        if problem.kind == "flow":
             return losses.flow_loss(module.policy.velocity, here, action, draws["noise"], draws["t"])
         return losses.behavior_loss(module.policy.noise_net, here, action, draws["noise"], draws["t"], VP)
 
     return draw, loss
 
 
-def _actor_critic(
-    kind: str,
-    module: Trained,
-    data: Dataset,
-    settings: PolicySettings,
-    critic_settings: CriticSettings,
-):
+def _actor_critic(problem: Problem, module: Trained):
     """Twin Q on the policy's own next actions beside the policy: TD3+BC, or diffusion Q-learning."""
-    transitions, d = Transitions(data, critic_settings), data.action.shape[1]
+    data, settings, its_critic, d = (
+        problem.data,
+        problem.settings,
+        problem.critic_settings,
+        problem.data.action.shape[1],
+    )
+    transitions, policy = Transitions(data, its_critic), module.policy
 
-    def draw(generators: Sequence[torch.Generator], count: int) -> Draws:
-        draws = diffusion_draws(generators, count, settings.batch, len(data), d, data.state.dtype)
-        shape = (count, settings.batch, d)
-        for key in ("next_noise", "policy_noise"):
-            draws[key] = stack_draws(generators, lambda g: torch.randn(shape, generator=g, device=g.device))
-        draws |= transitions.draw_goals(generators, count, settings.batch)
-        return {key: value.to(data.state) if value.is_floating_point() else value for key, value in draws.items()}
+    def draw(random: Random) -> Draws:
+        draws = random.diffusion(len(data), settings.batch, d)
+        draws |= {key: random.normal(settings.batch, d) for key in ("next_noise", "policy_noise")}
+        return draws | transitions.draw_goals(random, settings.batch)
 
     def q_of(state: Tensor, action: Tensor) -> Tensor:
         """Q1 of proposed actions, whose gradient reaches the policy alone."""
         frozen = {name: p.detach() for name, p in module.q.named_parameters()}
         return functional_call(module.q, frozen, (state, action))[0]
 
+    def next_actions(state: Tensor, noise: Tensor) -> Tensor:
+        if problem.kind == "diffusion-q":
+            return module.average.sample(state, noise, settings.chain)
+        smoothing = (settings.target_noise * noise).clamp(-settings.noise_clip, settings.noise_clip)
+        return (module.average.mean(state) + smoothing).clamp(-1, 1)
+
+    def policy_loss(state: Tensor, action: Tensor, draws: Draws):
+        if problem.kind == "deterministic":
+            proposed = policy.mean(state)
+            return losses.td3bc_loss(proposed, action, q_of(state, proposed), settings.alpha)
+        cloning, _ = losses.behavior_loss(policy.noise_net, state, action, draws["noise"], draws["t"], VP)
+        noise_model, start = lambda a, t: policy.noise_net(state, a, t), draws["policy_noise"]
+        proposed = sampler.solve(noise_model, start, VP, settings.chain, low=-1.0, high=1.0)  # with its gradient
+        return losses.diffusion_ql_loss(cloning, q_of(state, proposed), settings.eta)
+
     def loss(draws: Draws):
         state, next_state, action, reward, terminated, floor = transitions.batch(draws)
         with torch.no_grad():
-            if kind == "deterministic":
-                smoothing = (settings.target_noise * draws["next_noise"]).clamp(
-                    -settings.noise_clip, settings.noise_clip
-                )
-                next_action = (module.average.mean(next_state) + smoothing).clamp(-1, 1)
-            else:
-                next_action = module.average.sample(next_state, draws["next_noise"], settings.chain)
-            next_q = module.q_target.minimum(next_state, next_action)
-        td_loss, info = losses.td_loss(
-            module.q, state, action, reward, terminated, next_q, critic_settings.discount, floor
-        )
-        if kind == "deterministic":
-            proposed = module.policy.mean(state)
-            policy_loss, more = losses.td3bc_loss(proposed, action, q_of(state, proposed), settings.alpha)
-        else:
-            cloning, _ = losses.behavior_loss(module.policy.noise_net, state, action, draws["noise"], draws["t"], VP)
-            proposed = _chain(module.policy, state, draws["policy_noise"], settings.chain)
-            policy_loss, more = losses.diffusion_ql_loss(cloning, q_of(state, proposed), settings.eta)
-        total = td_loss + policy_loss
+            next_q = module.q_target.minimum(next_state, next_actions(next_state, draws["next_noise"]))
+        discount = its_critic.discount
+        td_loss, info = losses.td_loss(module.q, state, action, reward, terminated, next_q, discount, floor)
+        own_loss, more = policy_loss(state, action, draws)
+        total = td_loss + own_loss
         return total, {"loss": total.detach(), **info, **more}
 
     return draw, loss
-
-
-def _chain(policy: Behavior, state: Tensor, noise: Tensor, steps: int) -> Tensor:
-    """The policy's own sampler with its gradient: what diffusion Q-learning improves, `(S, B, d)`."""
-    return sampler.solve(lambda a, t: policy.noise_net(state, a, t), noise, VP, steps, low=-1.0, high=1.0)

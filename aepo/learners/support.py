@@ -1,4 +1,4 @@
-"""Support actions, samples of the behavior model at recorded states; the random inputs of a diffusion loss."""
+"""Support actions: samples of the behavior model at recorded states."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from aepo.core.models import ActionModel, Critic
-from aepo.core.networks import generator
-from aepo.core.schedule import T_MIN
 from aepo.data.datasets import Dataset
-from aepo.learners.training import Draws, stack_draws
+from aepo.learners.draws import Random
 from aepo.settings import EnergySettings
 
 
@@ -23,32 +21,30 @@ class Support:
     index: Tensor
     action: Tensor
 
+    def rows(self) -> Tensor:
+        """Row numbers `(S, 1)`, to index states and actions with."""
+        return torch.arange(len(self.index), device=self.index.device).unsqueeze(1)
+
 
 @torch.no_grad()
 def sample_support(
     behavior: ActionModel, data: Dataset, seeds: Sequence[int], settings: EnergySettings, batch: int = 32_768
 ) -> Support:
     """Draw the support actions of every seed from a model: `support` for each of `support_states` recorded states."""
-    generators = [generator(seed, "support", device=data.state.device) for seed in seeds]
-    count = min(settings.support_states, len(data))
-    index = torch.stack([torch.randperm(len(data), generator=g, device=g.device)[:count] for g in generators])
+    random = Random(seeds, "support", like=data.state)
+    index = random.subset(len(data), min(settings.support_states, len(data)))
     state = data.standardize(data.state)[index]
-    return Support(index, sample_actions(behavior, state, settings.support, settings.support_steps, generators, batch))
+    return Support(index, sample_actions(behavior, state, settings.support, settings.support_steps, random, batch))
 
 
 @torch.no_grad()
 def sample_actions(
-    behavior: ActionModel,
-    state: Tensor,
-    size: int,
-    steps: int,
-    generators: Sequence[torch.Generator],
-    batch: int = 32_768,
+    behavior: ActionModel, state: Tensor, size: int, steps: int, random: Random, batch: int = 32_768
 ) -> Tensor:
     """`size` actions in [-1, 1] at each standardised state `(S, P, n)`: `(S, P, size, d)`, in parts of `batch` rows."""
     seeds, count, _ = state.shape
     d, rows, parts = behavior.low.shape[-1], max(1, batch // size), []
-    noise = stack_draws(generators, lambda g: torch.randn(count * size, d, generator=g, device=g.device), 0).to(state)
+    noise = random.normal(count * size, d)[0]
     for start in range(0, count, rows):
         states = state[:, start : start + rows].repeat_interleave(size, 1)
         parts.append(behavior.sample(states, noise[:, start * size : (start + rows) * size], steps))
@@ -63,19 +59,3 @@ def advantages(critic: Critic, state: Tensor, index: Tensor, action: Tensor, row
         for i, a in zip(index.split(rows, 1), action.split(rows, 1), strict=True)
     ]
     return torch.cat(parts, 1)
-
-
-def diffusion_draws(
-    generators: Sequence[torch.Generator], count: int, batch: int, size: int, d: int, dtype: torch.dtype
-) -> Draws:
-    """Indices below `size`, noise and times of `count` steps: `(count, S, batch, ...)`."""
-
-    def normal(g: torch.Generator) -> Tensor:
-        return torch.randn(count, batch, d, generator=g, device=g.device, dtype=dtype)
-
-    def uniform(g: torch.Generator) -> Tensor:
-        return torch.rand(count, batch, generator=g, device=g.device, dtype=dtype)
-
-    index = stack_draws(generators, lambda g: torch.randint(size, (count, batch), generator=g, device=g.device))
-    t = T_MIN + (1 - T_MIN) * stack_draws(generators, uniform)
-    return {"index": index, "noise": stack_draws(generators, normal), "t": t}

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from aepo import files
-from aepo.core.networks import generator
 from aepo.learners import capture
 from aepo.learners.checkpoints import Checkpoints
+from aepo.learners.draws import Draws, Random, part
 from aepo.progress import Progress
 
-Draws = dict[str, Tensor]
 THREADS = 1  # of a training on the CPU: docs/speed.md has what others would take
 
 
@@ -38,27 +37,30 @@ def threads(count: int) -> Iterator[None]:
 class Learner:
     """What one training needs.
 
-    `module` holds every tensor to keep; `trained` the parameters of the optimizer; `draw(generators, count)` returns
-    the random inputs of `count` steps (leading axis: step); `loss(draws of one step)` returns (loss per seed, info per
-    seed); `after_step` moves averaged or target networks; `diagnose(draws of one step)` returns more columns of the log
-    `(S,)`, once a chunk.
+    `module` holds every tensor to keep; `trained` the parameters of the optimizer; `draw` returns the random inputs of
+    several steps (leading axis: step); `loss(draws of one step)` returns (loss per seed, info per seed); `after_step` moves
+    averaged or target networks; `diagnose(draws of one step)` returns more columns of the log `(S,)`, once a chunk.
     """
 
     name: str
     seeds: tuple[int, ...]
     module: nn.Module
     trained: list[nn.Parameter]
-    draw: Callable[[Sequence[torch.Generator], int], Draws]
+    draw: Callable[[Random], Draws]
     loss: Callable[[Draws], tuple[Tensor, dict[str, Tensor]]]
     after_step: Callable[[], None] = lambda: None
     diagnose: Callable[[Draws], dict[str, Tensor]] = lambda draws: {}
 
 
-def stack_draws(
-    generators: Sequence[torch.Generator], draw: Callable[[torch.Generator], Tensor], dim: int = 1
-) -> Tensor:
-    """Draw from each seed's own generator and stack along the seed axis."""
-    return torch.stack([draw(g) for g in generators], dim)
+def follow(moving: Sequence[tuple[nn.Module, nn.Module, float]]) -> Callable[[], None]:
+    """An `after_step` that moves averaged or target networks toward the trained ones: (target, trained, rate) each."""
+    pairs = [(list(a.parameters()), [p.detach() for p in b.parameters()], rate) for a, b, rate in moving]
+
+    def after_step() -> None:
+        for target, trained, rate in pairs:
+            torch._foreach_lerp_(target, trained, rate)
+
+    return after_step
 
 
 def learning_rate(base: float, step: int, steps: int) -> float:
@@ -83,47 +85,45 @@ def step(learner: Learner, optimizer: torch.optim.Adam, draws: Draws) -> dict[st
     return info
 
 
-class EagerSteps:
-    """Runs the steps of a chunk one by one."""
+class Steps:
+    """The optimizer steps of a training: one by one, or where `captured` replays of one captured as a CUDA graph.
 
-    def __init__(self, learner: Learner, optimizer: torch.optim.Adam):
-        self.learner, self.optimizer = learner, optimizer
-
-    def run(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
-        """Steps with the draws `(step, ...)` and a learning rate each; returns the sums of their info `(S,)`."""
-        total: dict[str, Tensor] = {}
-        for i, rate in enumerate(rates):
-            self.optimizer.param_groups[0]["lr"].fill_(rate)
-            info = step(self.learner, self.optimizer, _some(draws, i))
-            total = _added(total, info)
-        return total
-
-
-class CapturedSteps:
-    """The step captured once as a CUDA graph and replayed; draws and rates are copied into its inputs.
-
-    The draws come from outside, since captured random numbers would repeat. The first steps are run eagerly: they warm
-    the kernels up and are steps of the training like any other. Where capture fails it goes on eagerly and says so.
+    Draws and rates are copied into the graph's inputs, since captured random numbers would repeat. The first steps are run
+    one by one: they warm the kernels up and are steps of the training like any other. Where capture fails it goes on so.
     """
 
     WARM_UP = 3
 
-    def __init__(self, learner: Learner, optimizer: torch.optim.Adam):
-        self.eager = EagerSteps(learner, optimizer)
+    def __init__(self, learner: Learner, base_rate: float, captured: bool | None = None):
+        """`captured`: None, on a GPU."""
+        self.learner, self.optimizer = learner, adam(learner, base_rate)
+        self.captured = self.rate.device.type == "cuda" if captured is None else captured
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.failed = False
+
+    @property
+    def rate(self) -> Tensor:
+        """The optimizer's learning rate; it takes another tensor where it goes on from a checkpoint."""
+        return self.optimizer.param_groups[0]["lr"]
 
     def run(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
-        """As `EagerSteps.run`."""
-        if self.failed:
-            return self.eager.run(draws, rates)
-        if self.graph is None:
-            warm, rest = slice(self.WARM_UP), slice(self.WARM_UP, None)
-            total = self._warm_up(_some(draws, warm), rates[warm])
-            if len(rates) > self.WARM_UP:
-                self._capture(_some(draws, 0), total)
-                total = _added(total, self.run(_some(draws, rest), rates[rest]))
-            return total
+        """Steps with the draws `(step, ...)` and a learning rate each; returns the sums of their info `(S,)`."""
+        if not self.captured or self.graph:
+            return self._replay(draws, rates) if self.captured else self._one_by_one(draws, rates)
+        warm, rest = slice(self.WARM_UP), slice(self.WARM_UP, None)
+        total = capture.on_side_stream(lambda: self._one_by_one(part(draws, warm), rates[warm]))
+        if len(rates) > self.WARM_UP:
+            self._capture(part(draws, 0), total)
+            total = _added(total, self.run(part(draws, rest), rates[rest]))
+        return total
+
+    def _one_by_one(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for i, rate in enumerate(rates):
+            self.rate.fill_(rate)
+            total = _added(total, step(self.learner, self.optimizer, part(draws, i)))
+        return total
+
+    def _replay(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
         for value in self.total.values():
             value.zero_()
         steps = torch.tensor(rates, dtype=torch.float32).to(self.rate.device)
@@ -134,38 +134,22 @@ class CapturedSteps:
             self.graph.replay()
         return {key: value.clone() for key, value in self.total.items()}
 
-    def _warm_up(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
-        return capture.on_side_stream(lambda: self.eager.run(draws, rates))
-
     def _capture(self, draws: Draws, info: dict[str, Tensor]) -> None:
-        learner, optimizer = self.eager.learner, self.eager.optimizer
-        self.rate = optimizer.param_groups[0]["lr"]
         self.inputs = {key: value.clone() for key, value in draws.items()}
         self.total = {key: torch.zeros_like(value) for key, value in info.items()}
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
         def one_step() -> None:
-            for key, value in step(learner, optimizer, self.inputs).items():
+            for key, value in step(self.learner, self.optimizer, self.inputs).items():
                 self.total[key].add_(value)
 
-        self.graph = capture.graph(one_step, f"{learner.name}: its step")
-        self.failed = self.graph is None
-
-
-def _some(draws: Draws, which: int | slice) -> Draws:
-    """One step, or a slice of the steps, of a chunk's draws."""
-    return {key: value[which] for key, value in draws.items()}
+        self.graph = capture.graph(one_step, f"{self.learner.name}: its step")
+        self.captured = self.graph is not None
 
 
 def _added(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sums by name; `first` may be empty."""
     return {key: first[key] + value if key in first else value for key, value in second.items()}
-
-
-def steps_of(learner: Learner, optimizer: torch.optim.Adam) -> EagerSteps | CapturedSteps:
-    """Captured steps on a GPU, eager ones elsewhere."""
-    kind = CapturedSteps if learner.trained[0].device.type == "cuda" else EagerSteps
-    return kind(learner, optimizer)
 
 
 @threads(THREADS)
@@ -184,23 +168,19 @@ def fit(
     checkpoint ends with the same bytes as an unbroken one; so it takes THREADS threads whatever the process has, and a
     checkpoint made with others is not used. A loss that is not finite raises StudyError.
     """
-    device = learner.trained[0].device
-    optimizer = adam(learner, base_rate)
-    chunk_steps = steps_of(learner, optimizer)
+    chunk_steps = Steps(learner, base_rate)
     own = {**(meta or {}), "seeds": list(learner.seeds), "threads": THREADS}
-    store = Checkpoints(checkpoints, learner.name, learner.module, optimizer, own) if checkpoints else None
-    first, log = store.restore() if store else (0, [])
+    store = Checkpoints(checkpoints, learner.name, learner.module, chunk_steps.optimizer, own) if checkpoints else None
+    first, log, columns = store.restore() if store else (0, [], [])
     chunks = math.ceil(steps / chunk)
-    columns: list[str] = store.columns if store else []
     with Progress(learner.name, steps, folder=progress_folder, initial=min(first * chunk, steps)) as progress:
         for index in range(first, chunks):
             count = min(chunk, steps - index * chunk)
-            generators = [generator(seed, learner.name, index, device=device) for seed in learner.seeds]
-            draws = learner.draw(generators, count)
+            draws = learner.draw(Random(learner.seeds, learner.name, index, like=learner.trained[0], count=count))
             rates = [learning_rate(base_rate, index * chunk + i, steps) for i in range(count)]
             total = chunk_steps.run(draws, rates)
             row = {key: value / count for key, value in total.items()}
-            row |= learner.diagnose(_some(draws, -1))
+            row |= learner.diagnose(part(draws, -1))
             columns = list(row)
             row = torch.stack(list(row.values()), -1).double().cpu()
             if not (torch.isfinite(row).all() and _finite(learner.module)):

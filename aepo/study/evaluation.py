@@ -19,7 +19,7 @@ from aepo.methods import METHODS
 from aepo.progress import Progress
 from aepo.study import runs
 from aepo.study.guidance_scale import matched_scales
-from aepo.study.policy import Actor, load_actor
+from aepo.study.policy import Acting, Actor, load_actor
 from aepo.study.runs import Run
 
 MOST_COPIES = {"FrankaKitchen": 24}  # of an environment at once: one takes 68 MB
@@ -213,9 +213,7 @@ def _kept_or_played(run: Run, name: str, method: str, seeds: Sequence[int], cont
             return kept
         started = time.time()
         with files.memory(f"evaluate {name}", FEWER):
-            sampling = [content[name] for name in ("noise_scale", "form", "pick", "differentiated")]
-            guidance = content["beta"], content["guidance_scale"], content["solver_steps"], content["candidates"]
-            actor = load_actor(run.folder, method, seeds, *guidance, run.device, *sampling)
+            actor = load_actor(run.folder, method, seeds, Acting.of(content), run.device)
             played = play(actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress")
         if name == method:  # before the rollouts, whose file marks the end
             _note(run, method, content, seconds=round(time.time() - started, 1))

@@ -11,12 +11,11 @@ from torch import Tensor
 from aepo import files
 from aepo import settings as settings_table
 from aepo.core.models import Behavior, Critic
-from aepo.core.networks import generator
 from aepo.data.datasets import Dataset, load
+from aepo.learners.draws import Random
 from aepo.learners.support import sample_actions
-from aepo.learners.training import stack_draws
 from aepo.study import runs
-from aepo.study.policy import Actor, load_actor, load_networks
+from aepo.study.policy import Acting, Actor, load_actor, load_networks
 from aepo.study.runs import Run
 
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -69,8 +68,8 @@ def _match(run: Run, method: str, beta: float) -> dict[str, list]:
     steps, data = run.profile.evaluation.solver_steps, load(run.task, run.profile_name).to(run.device)
     stages = ("behavior", "critic")
     behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in stages)
-    noise_scale = run.profile.evaluation.noise_scale[method]
-    actor = load_actor(run.folder, method, run.seeds, beta, 1.0, steps, 1, run.device, noise_scale)
+    how = Acting(beta, 1.0, steps, noise_scale=run.profile.evaluation.noise_scale[method])
+    actor = load_actor(run.folder, method, run.seeds, how, run.device)
     state, support, noise = _starts(behavior, data, run.seeds, steps)
     target = target_advantage(critic, state, support, beta)
     reached = reached_advantage(actor, critic, state, noise, SCALES)
@@ -80,10 +79,7 @@ def _match(run: Run, method: str, beta: float) -> dict[str, list]:
 
 def _starts(behavior: Behavior, data: Dataset, seeds: Sequence[int], steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Recorded states, behavior samples of them, and initial noise, of each seed's own generator."""
-    generators = [generator(seed, "scale", device=data.state.device) for seed in seeds]
-    count = min(STATES, len(data))
-    index = torch.stack([torch.randperm(len(data), generator=g, device=g.device)[:count] for g in generators])
-    state = data.standardize(data.state)[index]
-    d = data.action.shape[1]
-    noise = stack_draws(generators, lambda g: torch.randn(count, 1, d, generator=g, device=g.device), 0).to(state)
-    return state, sample_actions(behavior, state, SAMPLES, steps, generators), noise
+    random, count = Random(seeds, "scale", like=data.state), min(STATES, len(data))
+    state = data.standardize(data.state)[random.subset(len(data), count)]
+    noise = random.normal(count, 1, data.action.shape[1])[0]
+    return state, sample_actions(behavior, state, SAMPLES, steps, random), noise

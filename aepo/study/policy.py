@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,11 @@ from aepo.core.models import VP, Behavior, Critic
 from aepo.core.networks import TIME_FEATURES, EnergyNet, ShiftNet, select_seeds
 from aepo.environments import flatten
 from aepo.files import StudyError
-from aepo.learners.actor import Actor, make_actor
+from aepo.learners.actor import Acting, Actor, make_actor
 from aepo.learners.policies import Trained
 from aepo.methods import METHODS
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs
-
-FARTHEST = 1e6  # standard deviations from the mean that a network is shown: beyond, its numbers overflow
 
 
 def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -> torch.nn.Module:
@@ -45,72 +44,41 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
 
 def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int) -> torch.nn.Module:
     """A stage's networks of `count` seeds, of the sizes of stored tensors and settings."""
-    if stage == "behavior":
-        n, d = tensors["state_mean"].shape[-1], tensors["low"].shape[-1]
-        own = _known(BehaviorSettings, settings)
-        return Behavior(count, n, d, own.width, own.depth, own.variance_times)
+
+    def sizes(kind: type, own: dict = settings) -> tuple[int, int]:
+        known = kind(**{key: value for key, value in own.items() if key in kind.__dataclass_fields__})
+        return known.width, known.depth
+
     for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
         if key.startswith("q."):
             tensors.setdefault(key.replace("q.", "q_target.", 1), value)
+    own = "average." if stage.startswith("policy-") else ""
+    if own or stage == "behavior":
+        n, d = (tensors[own + name].shape[-1] for name in ("state_mean", "low"))
+        if own:
+            both = sizes(PolicySettings), sizes(CriticSettings, settings["critic_settings"])
+            return Trained(settings["kind"], count, n, d, *both)
+        return Behavior(count, n, d, *sizes(BehaviorSettings), tensors["variance"].shape[-1])
     if stage == "critic":
         n = tensors["value.net.layers.0.weight"].shape[1]
-        d = tensors["q.net.layers.0.weight"].shape[1] - n
-        own = _known(CriticSettings, settings)
-        return Critic(count, n, d, own.width, own.depth)
-    if stage.startswith("policy-"):
-        n, d = tensors["average.state_mean"].shape[-1], tensors["average.low"].shape[-1]
-        own = (_known(PolicySettings, settings), _known(CriticSettings, settings["critic_settings"]))
-        return Trained(settings["kind"], count, n, d, *((each.width, each.depth) for each in own))
-    own = _known(EnergySettings, settings)
+        return Critic(count, n, tensors["q.net.layers.0.weight"].shape[1] - n, *sizes(CriticSettings))
     if settings["energy"].startswith("shift-"):
         d = tensors["net.net.out.weight"].shape[-1]
         n = tensors["net.net.layers.0.weight"].shape[1] - d - TIME_FEATURES
-        return ShiftNet(count, n, d, own.width, own.depth, tensors["variance"].shape[-1])
+        return ShiftNet(count, n, d, *sizes(EnergySettings), tensors["variance"].shape[-1])
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
-    return EnergyNet(count, n, d, own.width, own.depth, VP, settings["gate"])
+    return EnergyNet(count, n, d, *sizes(EnergySettings), VP, settings["gate"])
 
 
-def load_actor(
-    folder: Path,
-    method: str,
-    seeds: Sequence[int],
-    beta: float,
-    guidance_scale: float | Sequence[float],
-    solver_steps: int,
-    candidates: int,
-    device: str,
-    noise_scale: float = 1.0,
-    form: str | None = None,
-    pick: str = "best",
-    differentiated: bool = False,
-) -> Actor:
-    """The actor of a method from the finished stages of a run folder; guidance_scale: a number, or one a seed."""
-    stages = runs.stages_of(method, beta)
+def load_actor(folder: Path, method: str, seeds: Sequence[int], how: Acting, device: str) -> Actor:
+    """The actor of a method from the finished stages of a run folder."""
+    stages = runs.stages_of(method, how.beta)
     loaded = {stage: load_networks(folder, stage, seeds, device) for stage in set(stages.values())}
     parts = {part: loaded[stage] for part, stage in stages.items()}
     behavior = parts["behavior"]
-    if isinstance(guidance_scale, Sequence):
-        guidance_scale = torch.tensor(guidance_scale, device=device).view(-1, 1, 1)
-    return make_actor(
-        METHODS[method],
-        behavior.average if isinstance(behavior, Trained) else behavior,
-        parts.get("critic"),
-        parts.get("energy"),
-        beta,
-        guidance_scale,
-        solver_steps,
-        candidates,
-        noise_scale,
-        form,
-        pick,
-        differentiated,
-    )
-
-
-def _known(kind: type, settings: dict) -> object:
-    """A settings dataclass from stored settings, without what the stage added to them."""
-    return kind(**{key: value for key, value in settings.items() if key in kind.__dataclass_fields__})
+    behavior = behavior.average if isinstance(behavior, Trained) else behavior
+    return make_actor(METHODS[method], behavior, parts.get("critic"), parts.get("energy"), how)
 
 
 class Policy:
@@ -142,14 +110,13 @@ class Policy:
             raise StudyError(
                 f"{folder}/manifest.json has no evaluation of {method!r}: run notebook 07_evaluation first"
             )
-        beta = evaluated["beta"] if beta is None else beta
+        how = Acting.of(evaluated)
         if guidance_scale is None:
-            guidance_scale = evaluated["guidance_scale"]
+            guidance_scale = how.guidance_scale
             if isinstance(guidance_scale, list):  # one a seed; a seed that is not there is refused with its networks
                 guidance_scale = dict(zip(evaluated["seeds"], guidance_scale, strict=True)).get(seed, 1.0)
-        sampling = (evaluated["solver_steps"], evaluated["candidates"])
-        how = {name: evaluated[name] for name in ("noise_scale", "form", "pick", "differentiated") if name in evaluated}
-        actor = load_actor(folder, method, [seed], beta, guidance_scale, *sampling, device, **how)
+        how = replace(how, beta=how.beta if beta is None else beta, guidance_scale=guidance_scale)
+        actor = load_actor(folder, method, [seed], how, device)
         behavior = actor.behavior
         keys = evaluated.get("observation_keys", ())
         return cls(actor, behavior.state_mean.shape[-1], behavior.low.shape[-1], device, keys)
