@@ -24,7 +24,6 @@ from safetensors.numpy import load_file
 
 from aepo import files
 from aepo.data import cache, storage
-from aepo.data.suites import D4RL_LOCOMOTION
 from aepo.data.tasks import Task
 from aepo.data.waypoint import (
     ACTION_NOISE,
@@ -215,10 +214,9 @@ def _side_by_side(steps: int, horizon: int) -> int:
 def actor_references(task: Task, seed: int) -> tuple[float, float, str]:
     """Score 0: random policy as measured after the training; 100: D4RL's expert where it has one, else our own expert."""
     trained = training(task.env_id)
-    _, expert = D4RL_LOCOMOTION.get(_folder(task.env_id).name, (None, None))
-    if expert is not None:
+    if task.references:
         origin = "0: random policy, measured; 100: D4RL's expert reference, of older data and environment versions"
-        return trained["random_return"], expert, origin
+        return trained["random_return"], task.references[1], origin
     best = trained["checkpoints"][str(trained["tiers"]["expert"])]
     origin = "0: random policy, 100: our expert checkpoint with deterministic actions, both measured after its training"
     return trained["random_return"], best["deterministic_mean"], origin
