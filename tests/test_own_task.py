@@ -126,9 +126,15 @@ def test_wrong_environments_are_said(tmp_path):
         (GOOD.replace("Pendulum-v1", "Pendulum-v77"), "cannot be made"),
         (GOOD + "env_kwargs: {wings: 2}\n", "cannot be made .*wings"),
         (GOOD + "observation_keys: [here]\n", "plain observations: leave observation_keys empty"),
-        (GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3"), "dict observations .*name the parts in observation_keys"),
-        (GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3") + "observation_keys: [here]\n", "has no observation here"),
-        (GOOD.replace("Pendulum-v1", "CartPole-v1"), "only boxes of numbers can be acted in"),
+        (
+            GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3"),
+            "dict observations .*name the parts to take in the task's observation_keys",
+        ),
+        (
+            GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3") + "observation_keys: [here]\n",
+            "its task takes here: name the parts",
+        ),
+        (GOOD.replace("Pendulum-v1", "CartPole-v1"), "only vectors of real numbers can be used"),
         (GOOD.replace("Pendulum-v1", "null"), "train-only"),
     ):
         with pytest.raises(files.StudyError, match=sentence):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from aepo.data.tasks import Task
-from aepo.environments import remove_model_file
+from aepo.environments import without_file
 from aepo.progress import Progress
 
 POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0
@@ -86,13 +85,6 @@ class WaypointController:
         return np.clip(self.act(state) + ACTION_NOISE * rng.standard_normal(2), -1.0, 1.0).astype(np.float32)
 
 
-def make_maze(env_id: str, **arguments) -> gym.Env:
-    """A maze environment, without the file that the library leaves behind."""
-    env = gym.make(env_id, disable_env_checker=True, **arguments)
-    remove_model_file(env)
-    return env
-
-
 def recorded_episode(
     seed: int, observations: Any, actions: list, rewards: list, terminated: bool = False, truncated: bool = True
 ) -> EpisodeBuffer:
@@ -114,7 +106,7 @@ def collect_maze2d(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     The ball is never reset: a segment starts where the last one ended. Goals are random cells other than the current
     one, plus U(-0.25, 0.25); a new goal comes when the ball is within 0.1 of it, or after `task.horizon` steps.
     """
-    env = make_maze(task.env_id, **task.env_kwargs).unwrapped
+    env = without_file(task.env_id, **task.env_kwargs).unwrapped
     rng = np.random.default_rng([seed, 0])
     controller = WaypointController(env.maze)
     state, _ = env.reset(seed=seed)
@@ -148,7 +140,7 @@ def collect_pointmaze(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     Every observation of a segment carries the goal of that segment, the last one too: `step` returns the goal that
     was just reached and draws the next one afterwards, so the next segment starts with the same ball and the new goal.
     """
-    env = make_maze(task.env_id, **POINTMAZE_WALK).unwrapped
+    env = without_file(task.env_id, **POINTMAZE_WALK).unwrapped
     rng = np.random.default_rng([seed, 0])
     controller = WaypointController(env.maze, POINTMAZE_RADIUS, POINTMAZE_JITTER, rng)
     observation, _ = env.reset(seed=seed)
@@ -179,7 +171,7 @@ def collect_pointmaze(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
 
 def maze_references(task: Task, seed: int) -> tuple[float, float, str]:
     """Mean returns of the random policy and of the noiseless controller sent to whatever goal the environment has."""
-    env = make_maze(task.env_id, **task.env_kwargs)
+    env = without_file(task.env_id, **task.env_kwargs)
     controller = WaypointController(env.unwrapped.maze)
     means = []
     for kind in ("random", "controller"):
