@@ -132,7 +132,7 @@ def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
     task = tasks.get("pointmaze-umaze-v2")
     run = runs.open_run(task.name, [0], ["bc"], "smoke", "cpu", tmp_path / "runs")
     settings = BehaviorSettings(width=16, depth=2)
-    behavior = models.Behavior(1, 6, 2, settings.width, settings.depth)
+    behavior = models.Behavior(1, 6, 2, settings.width, settings.depth, settings.variance_times)
     behavior.state_std.fill_(1.0)
     behavior.low.fill_(-1.0), behavior.high.fill_(1.0)
     files.write_artifact(
