@@ -83,7 +83,10 @@ BAD = [
     (GOOD + "references: [3]\n", "references: List should have at least 2 items after validation, not 1, got [3]"),
     (GOOD + "observation_keys: [1]\n", "observation_keys: 0: it should be a valid string, got 1"),
     (GOOD + "settings: {critics: {discount: 1}}\n", "unknown key 'critics' in settings; keys: data, behavior"),
-    (GOOD + "settings: {critic: {discont: 1}}\n", "unknown key 'discont' in settings: critic; keys: kind, width, depth"),
+    (
+        GOOD + "settings: {critic: {discont: 1}}\n",
+        "unknown key 'discont' in settings: critic; keys: kind, width, depth",
+    ),
     (
         GOOD + "settings: {critic: {discount: high}}\n",
         "settings: critic: discount: it should be a valid number, got 'high'",

@@ -18,21 +18,13 @@ from typing import Any
 import gymnasium as gym
 import minari
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from safetensors.numpy import load_file
 
 from aepo import files
 from aepo.data import cache, storage
 from aepo.data.tasks import Task
-from aepo.data.waypoint import (
-    ACTION_NOISE,
-    POINTMAZE_WALK,
-    collect_maze2d,
-    collect_pointmaze,
-    maze_references,
-    recorded_episode,
-)
+from aepo.data.waypoint import ACTION_NOISE, POINTMAZE_WALK, collect_walk, maze_references, recorded_episode
 from aepo.progress import Progress
 from aepo.settings import DataSettings
 
@@ -51,7 +43,9 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
         storage.reserve(staging, data.steps, data.steps // task.horizon, task.dimensions)
         episodes = RECIPES[task.recipe](task, data.steps, data.seed)
         storage.reserve(staging, data.steps, len(episodes), task.dimensions)
-        env, eval_env = _environment_specs(task)
+        collecting, evaluating = (copy.deepcopy(gym.spec(task.env_id)) for _ in range(2))
+        collecting.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
+        evaluating.kwargs.update(task.env_kwargs)
         low, high, origin = reference_scores(task, data.seed)
         versions = files.versions()
         with warnings.catch_warnings():
@@ -59,8 +53,8 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
             minari.create_dataset_from_buffers(
                 dataset_id,
                 buffer=episodes,
-                env=env,
-                eval_env=eval_env,
+                env=collecting,
+                eval_env=evaluating,
                 algorithm_name=f"{_what_acted(task)}, seed {data.seed}",
                 author="AEPO study contributors",
                 ref_min_score=low,
@@ -70,14 +64,6 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
             )
         cache.build(staging / dataset_id, dataset_id, task)
     return dataset_id
-
-
-def _environment_specs(task: Task) -> tuple[EnvSpec, EnvSpec]:
-    """What the data are collected in, and what evaluates: for the dataset's metadata."""
-    collecting, evaluating = (copy.deepcopy(gym.spec(task.env_id)) for _ in range(2))
-    evaluating.kwargs.update(task.env_kwargs)
-    collecting.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
-    return collecting, evaluating
 
 
 def _what_acted(task: Task) -> str:
@@ -211,7 +197,7 @@ def _side_by_side(steps: int, horizon: int) -> int:
     return next((count for count in range(most, 0, -1) if steps % (count * horizon) == 0), most)
 
 
-def actor_references(task: Task, seed: int) -> tuple[float, float, str]:
+def actor_references(task: Task) -> tuple[float, float, str]:
     """Score 0: random policy as measured after the training; 100: D4RL's expert where it has one, else our own expert."""
     trained = training(task.env_id)
     if task.references:
@@ -222,20 +208,15 @@ def actor_references(task: Task, seed: int) -> tuple[float, float, str]:
     return trained["random_return"], best["deterministic_mean"], origin
 
 
-# ---- recipes: (task, steps, seed) -> episodes, and (task, seed) -> returns of score 0 and 100, where they come from
+# ---- recipes: (task, steps, seed) -> episodes
 
 RECIPES: dict[str, Callable[[Task, int, int], list[EpisodeBuffer]]] = {
-    "waypoint": collect_maze2d,
-    "pointmaze": collect_pointmaze,
+    "waypoint": collect_walk,
+    "pointmaze": collect_walk,
     "sac": collect_actors,
-}
-REFERENCES: dict[str, Callable[[Task, int], tuple[float, float, str]]] = {
-    "waypoint": maze_references,
-    "pointmaze": maze_references,
-    "sac": actor_references,
 }
 
 
 def reference_scores(task: Task, seed: int) -> tuple[float, float, str]:
     """Returns of score 0 and 100 for a task with a recipe, and where they come from."""
-    return REFERENCES[task.recipe](task, seed)
+    return actor_references(task) if task.recipe == "sac" else maze_references(task, seed)
