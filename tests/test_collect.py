@@ -241,7 +241,7 @@ def test_medium_expert_is_half_and_half():
 
 
 def test_unknown_tier_and_missing_actors_are_said_in_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(files.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of simple, medium"):
+    with pytest.raises(files.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of expert, medium"):
         collect.RECIPES["sac"](actor_task(tier="novice"), 100, 0)
     with pytest.raises(files.StudyError, match=r"no behavior policies for Humanoid-v5 .*train_behaviors.py humanoid$"):
         collect.RECIPES["sac"](actor_task("Humanoid-v5"), 100, 0)

@@ -32,7 +32,6 @@ ENVIRONMENTS = 16
 EPISODES_EACH = 10
 ACTORS = Path(__file__).parent / "actors"
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-TIERS = ("simple", "medium", "expert", "mixed", "medium-expert")
 
 
 def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
@@ -124,13 +123,12 @@ def _folder(env_id: str) -> Path:
 
 
 def tier_checkpoints(env_id: str, tier: str | None) -> list[int]:
-    """The checkpoints (training steps) that a tier plays, in equal shares."""
-    if tier not in TIERS:
-        raise files.StudyError(f"unknown tier {tier!r} for {env_id}: choose one of {', '.join(TIERS)}")
+    """The checkpoints (training steps) that a tier plays, in equal shares; "medium-expert" those of two tiers."""
     tiers = training(env_id)["tiers"]
-    if tier == "medium-expert":
-        return [tiers["medium"], tiers["expert"]]
-    return tiers["mixed"] if tier == "mixed" else [tiers[tier]]
+    parts = ["medium", "expert"] if tier == "medium-expert" else [tier]
+    if not set(parts) <= set(tiers):
+        raise files.StudyError(f"unknown tier {tier!r} for {env_id}: choose one of {', '.join(tiers)}, medium-expert")
+    return [steps for part in parts for steps in np.atleast_1d(tiers[part]).tolist()]
 
 
 def load_checkpoint(env_id: str, steps: int) -> SquashedGaussian:
