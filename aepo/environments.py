@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 gym.register_envs(gymnasium_robotics)
 
+ONLY_VECTORS = "only vectors of real numbers can be used, not images and not discrete choices"
 GOAL_RADIUS = 0.45
 # Steps of an episode and goal cell (row, column): D4RL's Maze2D and the official evaluation of PointMaze have the same.
 MAZES = {"open": (300, (2, 3)), "umaze": (300, (1, 1)), "medium": (600, (6, 6)), "large": (800, (7, 9))}
@@ -37,8 +37,7 @@ class Maze2D(gym.Env):
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 50}  # noqa: RUF012
 
     def __init__(self, maze: str, goal_cell: tuple[int, int], dense: bool = False, render_mode: str | None = None):
-        self._point = gym.make(maze, render_mode=render_mode, disable_env_checker=True).unwrapped
-        remove_model_file(self._point)
+        self._point = without_file(maze, render_mode=render_mode).unwrapped
         self.maze = self._point.maze
         self.goal_cell = np.array(goal_cell)
         self.goal = np.asarray(self.maze.cell_rowcol_to_xy(self.goal_cell), dtype=np.float64)
@@ -97,28 +96,22 @@ class KitchenSuccess(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-def _flat(env: gym.Env, keys: tuple[str, ...]) -> gym.Env:
-    """A dict observation as one array: its parts `keys`, in that order."""
-    parts = [env.observation_space[key] for key in keys]
-    low, high = (np.concatenate([np.ravel(getattr(p, end)) for p in parts]) for end in ("low", "high"))
-    space = gym.spaces.Box(low, high, dtype=parts[0].dtype)
-    return TransformObservation(env, lambda observation: flatten(observation, keys), space)
+def _flat(env: gym.Env, keys: Sequence[str], zeros: int) -> gym.Env:
+    """Observations as one array: the parts `keys` of a dict in that order, and `zeros` zeros at the end."""
+    parts = [env.observation_space[key] for key in keys] or [env.observation_space]
+    more = np.zeros(zeros, parts[0].dtype)
+    low, high = (np.concatenate([*(getattr(part, end) for part in parts), more]) for end in ("low", "high"))
+    space = gym.spaces.Box(low, high, dtype=more.dtype)
+    return TransformObservation(env, lambda found: np.concatenate([flatten(found, keys), more]), space)
 
 
-def _with_zeros(env: gym.Env, count: int) -> gym.Env:
-    """Observations with `count` zeros at the end: what legacy data have and today's environment has not."""
-    zeros, space = np.zeros(count), env.observation_space
-    low, high = (np.concatenate([end, zeros]) for end in (space.low, space.high))
-    space = gym.spaces.Box(low, high, dtype=space.dtype)
-    return TransformObservation(env, lambda observation: np.concatenate([observation, zeros]), space)
-
-
-def remove_model_file(env: gym.Env) -> None:
-    """Gymnasium-Robotics' mazes leave their MuJoCo model in the temporary folder."""
+def without_file(env_id: str, **arguments: Any) -> gym.Env:
+    """`gym.make` for Gymnasium-Robotics' mazes, which leave their MuJoCo model in the temporary folder: it is removed."""
+    env = gym.make(env_id, disable_env_checker=True, **arguments)
     path = getattr(env.unwrapped, "tmp_xml_file_path", None)
     if path:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        Path(path).unlink(missing_ok=True)
+    return env
 
 
 def make(task: Task, flat: bool = True) -> gym.Env:
@@ -131,52 +124,63 @@ def make(task: Task, flat: bool = True) -> gym.Env:
         raise StudyError(
             f"task {task.name} is train-only ({task.note or 'it names no environment'}): it has no rollouts"
         )
+    where = f"the environment {task.env_id} of task {task.name}"
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is out of date.*")
-            env = gym.make(
-                task.env_id, max_episode_steps=task.horizon, disable_env_checker=True, **dict(task.env_kwargs)
-            )
+            env = without_file(task.env_id, max_episode_steps=task.horizon, **task.env_kwargs)
     except (gym.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise StudyError(
-            f"the environment {task.env_id} of task {task.name} cannot be made ({reason}): check env_id and env_kwargs"
-        ) from None
-    remove_model_file(env)
+        raise StudyError(f"{where} cannot be made ({reason}): check env_id and env_kwargs") from None
     if task.env_id.startswith("FrankaKitchen"):
         # FrankaKitchen hands out arrays that share memory with the simulation.
         env = KitchenSuccess(TransformObservation(env, copy.deepcopy, env.observation_space))
-    if task.zeros:
-        env = _with_zeros(env, task.zeros)
     try:
-        _check_spaces(task, env)
+        if task.observation_keys and not isinstance(env.observation_space, gym.spaces.Dict):
+            raise StudyError(f"{where} has plain observations: leave observation_keys empty")
+        size = observation_size(env.observation_space, task.observation_keys, where) + task.zeros
+        found = (size, action_box(env.action_space, where).shape[0])
+        if task.dimensions and found != task.dimensions:
+            raise StudyError(f"{where} has {found[0]} observations and {found[1]} actions, the task {task.dimensions}")
     except StudyError:
         env.close()
         raise
-    return _flat(env, task.observation_keys) if flat and task.observation_keys else env
+    if task.zeros or (flat and task.observation_keys):
+        return _flat(env, task.observation_keys, task.zeros)
+    return env
 
 
-def _check_spaces(task: Task, env: gym.Env) -> None:
-    space, where = env.observation_space, f"the environment {task.env_id} of task {task.name}"
+def observation_size(space: gym.Space, keys: Sequence[str], name: str) -> int:
+    """Numbers in an observation: of a box all, of a dict those of the parts `keys`; StudyError where it has others."""
+    parts = [space]
     if isinstance(space, gym.spaces.Dict):
-        if not task.observation_keys:
-            raise StudyError(f"{where} has dict observations ({', '.join(space)}): name the parts in observation_keys")
-        missing = [key for key in task.observation_keys if key not in space.spaces]
-        if missing:
-            raise StudyError(f"{where} has no observation {', '.join(missing)}: it has {', '.join(space)}")
-        parts = [space[key] for key in task.observation_keys]
-    elif task.observation_keys:
-        raise StudyError(f"{where} has plain observations: leave observation_keys empty")
-    else:
-        parts = [space]
+        if not keys or not set(keys) <= set(space):
+            raise StudyError(
+                f"{name} has dict observations with the parts {', '.join(space)}, its task takes "
+                f"{', '.join(keys) or 'plain arrays'}: name the parts to take in the task's observation_keys"
+            )
+        parts = [space[key] for key in keys]
     for part in parts:
-        if not isinstance(part, gym.spaces.Box) or len(part.shape) != 1:
-            raise StudyError(f"{where} has observations {part}: only vectors of numbers can be learned from")
-    if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
-        raise StudyError(f"{where} has the action space {env.action_space}: only boxes of numbers can be acted in")
-    found = (sum(part.shape[0] for part in parts), env.action_space.shape[0])
-    if task.dimensions and found != tuple(task.dimensions):
-        raise StudyError(f"{where} has {found[0]} observations and {found[1]} actions, the task {task.dimensions}")
+        if not isinstance(part, gym.spaces.Box):
+            raise StudyError(f"{name} has observations {part}: {ONLY_VECTORS}")
+        check_vectors(part.shape, part.dtype, "observations", name)
+    return sum(part.shape[0] for part in parts)
+
+
+def action_box(space: gym.Space, name: str) -> gym.spaces.Box:
+    """The action space as a bounded box of vectors; StudyError where it is something else."""
+    if not isinstance(space, gym.spaces.Box):
+        raise StudyError(f"{name} has the action space {space}: {ONLY_VECTORS}")
+    check_vectors(space.shape, space.dtype, "actions", name)
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise StudyError(f"{name} has the unbounded action space {space}: actions are scaled by their bounds")
+    return space
+
+
+def check_vectors(shape: tuple[int, ...], dtype: np.dtype, what: str, name: str) -> None:
+    """One of `what` (observations, actions) is a vector of numbers; StudyError where it is an image or a choice."""
+    if len(shape) != 1 or dtype.kind not in ("f" if what == "actions" else "fi"):
+        raise StudyError(f"{name} has {what} of type {dtype} and shape {shape}: {ONLY_VECTORS}")
 
 
 def flatten(observation: Any, keys: Sequence[str]) -> np.ndarray:
@@ -193,12 +197,11 @@ def flatten(observation: Any, keys: Sequence[str]) -> np.ndarray:
             f"the observation is a dict of {', '.join(map(str, observation))}: "
             + (f"it lacks {', '.join(missing)}" if missing else "an array is needed here")
         )
-    parts = {key: _array(observation[key], f"the observation's part {key}") for key in keys}
-    shapes = {key: part.shape for key, part in parts.items()}
-    if len({shape[:-1] for shape in shapes.values()}) > 1 or () in shapes.values():
-        shown = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+    parts = [_array(observation[key], f"the observation's part {key}") for key in keys]
+    if len({part.shape[:-1] for part in parts}) > 1 or any(part.ndim == 0 for part in parts):
+        shown = ", ".join(f"{key} {part.shape}" for key, part in zip(keys, parts, strict=True))
         raise ValueError(f"the parts of the observation do not fit together: {shown}")
-    return np.concatenate(list(parts.values()), axis=-1)
+    return np.concatenate(parts, axis=-1)
 
 
 def _array(value: Any, name: str) -> np.ndarray:

@@ -32,8 +32,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from aepo import files
+from aepo.data import tasks
 from aepo.data.collect import SquashedGaussian
-from aepo.data.suites import D4RL_LOCOMOTION
 
 CURVE_EPISODES, KEPT_EPISODES = 10, 20
 SAVE_SECONDS = 600
@@ -41,7 +41,7 @@ EARLY, FINER = 0.1, 5  # checkpoints are that much denser in the first tenth of 
 CANDIDATES = 4
 MIXED = (0.05, 0.25, 0.5, 0.75, 1.0)
 FRACTIONS = {"medium": 0.45, "simple": 0.2}
-D4RL_EXPERT = {robot: expert for robot, (_, expert) in D4RL_LOCOMOTION.items()}
+D4RL_EXPERT = {task.name.split("-")[1]: task.references[1] for task in tasks.suite("mujoco") if task.references}
 DEFAULTS = {  # of Stable-Baselines3, but for the fused Adam
     "layers": 2,
     "optimizer": "fused Adam",

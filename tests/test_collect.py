@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium_robotics.envs.maze import maps
 
-from aepo import files, settings
+from aepo import environments, files, settings
 from aepo.data import collect, tasks, waypoint
 from aepo.data.tasks import LOCAL, Task
 
@@ -94,7 +94,7 @@ def test_pointmaze_segments_end_at_the_success_and_keep_their_goal(dense):
 def test_pointmaze_transitions_are_the_simulator_s():
     """Each recorded state follows from the one before and the action: set there, a fresh simulator goes the same way."""
     segment = collect.RECIPES["pointmaze"](pointmaze(), 60, 1)[0]
-    env = waypoint.make_maze("PointMaze_UMaze-v3").unwrapped
+    env = environments.without_file("PointMaze_UMaze-v3").unwrapped
     env.reset(seed=0)
     states = segment.observations["observation"]
     for state, action, following in zip(states, segment.actions, states[1:], strict=False):
@@ -104,7 +104,7 @@ def test_pointmaze_transitions_are_the_simulator_s():
 
 def test_pointmaze_goals_are_all_over_the_maze():
     segments = collect.RECIPES["pointmaze"](pointmaze(), 3000, 0)
-    maze = waypoint.make_maze("PointMaze_UMaze-v3").unwrapped.maze
+    maze = environments.without_file("PointMaze_UMaze-v3").unwrapped.maze
     cells = {tuple(maze.cell_xy_to_rowcol(segment.observations["desired_goal"][0])) for segment in segments}
     assert len(cells) == 7
 
@@ -241,7 +241,7 @@ def test_medium_expert_is_half_and_half():
 
 
 def test_unknown_tier_and_missing_actors_are_said_in_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(files.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of simple, medium"):
+    with pytest.raises(files.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of expert, medium"):
         collect.RECIPES["sac"](actor_task(tier="novice"), 100, 0)
     with pytest.raises(files.StudyError, match=r"no behavior policies for Humanoid-v5 .*train_behaviors.py humanoid$"):
         collect.RECIPES["sac"](actor_task("Humanoid-v5"), 100, 0)

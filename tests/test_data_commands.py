@@ -60,7 +60,7 @@ def test_collect_keeps_what_is_there_and_show_describes_it(aepo):
     assert code == 0
     assert rows["transitions"].startswith("400, 0 terminated")
     assert rows["returns"].endswith("(quantiles of 1 windows)")
-    assert rows["action"] == "2 numbers in [-1, 1]"
+    assert rows["action"] == "2 numbers, -1 to 1"
     assert "random policy" in rows["scores"]
     assert datasets.load(tasks.get("maze2d-umaze"), "smoke").content_hash in out
 
@@ -69,7 +69,7 @@ def test_a_suite_goes_on_after_a_failure(aepo, monkeypatch):
     def recipe(task, steps, seed):
         if task.name == "maze2d-medium":
             raise files.StudyError("no way through the maze")
-        return collect.collect_maze2d(task, steps, seed)
+        return collect.collect_walk(task, steps, seed)
 
     monkeypatch.setitem(collect.RECIPES, "waypoint", recipe)
     monkeypatch.setattr(collect, "reference_scores", lambda task, seed: (0.0, 1.0, "of a test"))
@@ -109,5 +109,5 @@ def test_get_with_clip_makes_downloaded_data_readable(aepo):
     assert code == 0
     assert "13 transitions in 3 episodes" in out
     shown = describe.description(task, "quick")
-    assert any("1 of 13 actions were outside the box" in line for line in shown)
+    assert any("1 of 13 actions are outside the action box" in line for line in shown)
     assert np.isclose(float(datasets.load(task, "quick").action[2, 0]), -1)

@@ -56,9 +56,9 @@ def test_the_walk_goes_on_across_segments(data):
 
 
 def test_collecting_again_gives_the_same_walk():
-    first, second = (collect.collect_maze2d(TASK, 300, seed=4) for _ in range(2))
+    first, second = (collect.collect_walk(TASK, 300, seed=4) for _ in range(2))
     assert all(np.array_equal(a.observations, b.observations) for a, b in zip(first, second, strict=True))
-    other = collect.collect_maze2d(TASK, 300, seed=5)
+    other = collect.collect_walk(TASK, 300, seed=5)
     assert not np.array_equal(first[0].observations[:20], other[0].observations[:20])
 
 

@@ -83,7 +83,10 @@ BAD = [
     (GOOD + "references: [3]\n", "references: List should have at least 2 items after validation, not 1, got [3]"),
     (GOOD + "observation_keys: [1]\n", "observation_keys: 0: it should be a valid string, got 1"),
     (GOOD + "settings: {critics: {discount: 1}}\n", "unknown key 'critics' in settings; keys: data, behavior"),
-    (GOOD + "settings: {critic: {discont: 1}}\n", "unknown key 'discont' in settings: critic; keys: width, depth"),
+    (
+        GOOD + "settings: {critic: {discont: 1}}\n",
+        "unknown key 'discont' in settings: critic; keys: kind, width, depth",
+    ),
     (
         GOOD + "settings: {critic: {discount: high}}\n",
         "settings: critic: discount: it should be a valid number, got 'high'",
@@ -91,7 +94,7 @@ BAD = [
     (GOOD + "settings: {critic: {steps: 1.5}}\n", "settings: critic: steps: it should be a valid integer, got 1.5"),
     (
         GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n",
-        "settings: evaluation: beta: sac: it should be 'best-of-n-softmax', 'qgpo'",
+        "settings: evaluation: beta: sac: it should be 'qgpo', ",
     ),
     (GOOD + "settings: {critic: {return_floor: 0}}\n", "critic: return_floor: it should be a valid boolean, got 0"),
     (GOOD + "settings: {critic: {discount: 2}}\n", "critic: discount: it should be less than or equal to 1, got 2"),
@@ -126,9 +129,15 @@ def test_wrong_environments_are_said(tmp_path):
         (GOOD.replace("Pendulum-v1", "Pendulum-v77"), "cannot be made"),
         (GOOD + "env_kwargs: {wings: 2}\n", "cannot be made .*wings"),
         (GOOD + "observation_keys: [here]\n", "plain observations: leave observation_keys empty"),
-        (GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3"), "dict observations .*name the parts in observation_keys"),
-        (GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3") + "observation_keys: [here]\n", "has no observation here"),
-        (GOOD.replace("Pendulum-v1", "CartPole-v1"), "only boxes of numbers can be acted in"),
+        (
+            GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3"),
+            "dict observations .*name the parts to take in the task's observation_keys",
+        ),
+        (
+            GOOD.replace("Pendulum-v1", "PointMaze_UMaze-v3") + "observation_keys: [here]\n",
+            "its task takes here: name the parts",
+        ),
+        (GOOD.replace("Pendulum-v1", "CartPole-v1"), "only vectors of real numbers can be used"),
         (GOOD.replace("Pendulum-v1", "null"), "train-only"),
     ):
         with pytest.raises(files.StudyError, match=sentence):

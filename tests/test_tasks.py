@@ -6,7 +6,6 @@ import pytest
 
 from aepo import environments, files, settings
 from aepo.data import tasks
-from aepo.data.suites import SUITES
 from aepo.study import evaluation, runs
 
 TASKS = list(tasks.TASKS.values())
@@ -23,10 +22,10 @@ def made(key):
 
 
 def test_the_table_is_large_and_consistent():
-    assert len(SUITES) == 8
+    assert len(tasks.SUITES) == 8
     assert len(TASKS) >= 80
-    assert {task.suite for task in TASKS} == set(SUITES)
-    assert [task for name in SUITES for task in tasks.suite(name)] == TASKS
+    assert {task.suite for task in TASKS} == set(tasks.SUITES)
+    assert [task for name in tasks.SUITES for task in tasks.suite(name)] == TASKS
     ids = [dataset_id for task in TASKS for dataset_id in set(task.dataset_ids.values())]
     assert len(set(ids)) == len(ids)
     for task in TASKS:
@@ -46,7 +45,7 @@ def test_local_small_is_six_tasks_of_three_families():
         tasks.suite("big")
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", tasks.SUITES)
 def test_environments_are_what_the_table_says(suite):
     for task in tasks.suite(suite):
         if task.env_id is None:
@@ -133,7 +132,7 @@ def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
     task = tasks.get("pointmaze-umaze-v2")
     run = runs.open_run(task.name, [0], ["bc"], "smoke", "cpu", tmp_path / "runs")
     settings = BehaviorSettings(width=16, depth=2)
-    behavior = models.Behavior(1, 6, 2, settings)
+    behavior = models.Behavior(1, 6, 2, settings.width, settings.depth, settings.variance_times)
     behavior.state_std.fill_(1.0)
     behavior.low.fill_(-1.0), behavior.high.fill_(1.0)
     files.write_artifact(

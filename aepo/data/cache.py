@@ -47,7 +47,7 @@ def load_or_build(folder: Path, dataset_id: str, task: Task) -> Cached:
 def build(folder: Path, dataset_id: str, task: Task) -> Cached:
     """Read the data, check them, write the cache; StudyError, and nothing written, where a check fails."""
     stamps, hashes = _stamps(folder), _sha256(folder)
-    arrays, box, warnings = reading.transitions(folder, dataset_id, task, storage.is_clipped(folder))
+    arrays, box, warnings = reading.transitions(folder, dataset_id, task)
     made = {"content_hash": content_hash(arrays), "warnings": list(warnings), "stamps": stamps, "sha256": hashes}
     for warning in warnings:
         print(f"dataset {dataset_id}: {warning}")

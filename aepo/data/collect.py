@@ -18,22 +18,13 @@ from typing import Any
 import gymnasium as gym
 import minari
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from safetensors.numpy import load_file
 
 from aepo import files
 from aepo.data import cache, storage
-from aepo.data.suites import D4RL_LOCOMOTION
 from aepo.data.tasks import Task
-from aepo.data.waypoint import (
-    ACTION_NOISE,
-    POINTMAZE_WALK,
-    collect_maze2d,
-    collect_pointmaze,
-    maze_references,
-    recorded_episode,
-)
+from aepo.data.waypoint import ACTION_NOISE, POINTMAZE_WALK, collect_walk, maze_references, recorded_episode
 from aepo.progress import Progress
 from aepo.settings import DataSettings
 
@@ -41,7 +32,6 @@ ENVIRONMENTS = 16
 EPISODES_EACH = 10
 ACTORS = Path(__file__).parent / "actors"
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-TIERS = ("simple", "medium", "expert", "mixed", "medium-expert")
 
 
 def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
@@ -52,7 +42,9 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
         storage.reserve(staging, data.steps, data.steps // task.horizon, task.dimensions)
         episodes = RECIPES[task.recipe](task, data.steps, data.seed)
         storage.reserve(staging, data.steps, len(episodes), task.dimensions)
-        env, eval_env = _environment_specs(task)
+        collecting, evaluating = (copy.deepcopy(gym.spec(task.env_id)) for _ in range(2))
+        collecting.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
+        evaluating.kwargs.update(task.env_kwargs)
         low, high, origin = reference_scores(task, data.seed)
         versions = files.versions()
         with warnings.catch_warnings():
@@ -60,8 +52,8 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
             minari.create_dataset_from_buffers(
                 dataset_id,
                 buffer=episodes,
-                env=env,
-                eval_env=eval_env,
+                env=collecting,
+                eval_env=evaluating,
                 algorithm_name=f"{_what_acted(task)}, seed {data.seed}",
                 author="AEPO study contributors",
                 ref_min_score=low,
@@ -71,14 +63,6 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
             )
         cache.build(staging / dataset_id, dataset_id, task)
     return dataset_id
-
-
-def _environment_specs(task: Task) -> tuple[EnvSpec, EnvSpec]:
-    """What the data are collected in, and what evaluates: for the dataset's metadata."""
-    collecting, evaluating = (copy.deepcopy(gym.spec(task.env_id)) for _ in range(2))
-    evaluating.kwargs.update(task.env_kwargs)
-    collecting.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
-    return collecting, evaluating
 
 
 def _what_acted(task: Task) -> str:
@@ -139,13 +123,12 @@ def _folder(env_id: str) -> Path:
 
 
 def tier_checkpoints(env_id: str, tier: str | None) -> list[int]:
-    """The checkpoints (training steps) that a tier plays, in equal shares."""
-    if tier not in TIERS:
-        raise files.StudyError(f"unknown tier {tier!r} for {env_id}: choose one of {', '.join(TIERS)}")
+    """The checkpoints (training steps) that a tier plays, in equal shares; "medium-expert" those of two tiers."""
     tiers = training(env_id)["tiers"]
-    if tier == "medium-expert":
-        return [tiers["medium"], tiers["expert"]]
-    return tiers["mixed"] if tier == "mixed" else [tiers[tier]]
+    parts = ["medium", "expert"] if tier == "medium-expert" else [tier]
+    if not set(parts) <= set(tiers):
+        raise files.StudyError(f"unknown tier {tier!r} for {env_id}: choose one of {', '.join(tiers)}, medium-expert")
+    return [steps for part in parts for steps in np.atleast_1d(tiers[part]).tolist()]
 
 
 def load_checkpoint(env_id: str, steps: int) -> SquashedGaussian:
@@ -212,32 +195,26 @@ def _side_by_side(steps: int, horizon: int) -> int:
     return next((count for count in range(most, 0, -1) if steps % (count * horizon) == 0), most)
 
 
-def actor_references(task: Task, seed: int) -> tuple[float, float, str]:
+def actor_references(task: Task) -> tuple[float, float, str]:
     """Score 0: random policy as measured after the training; 100: D4RL's expert where it has one, else our own expert."""
     trained = training(task.env_id)
-    _, expert = D4RL_LOCOMOTION.get(_folder(task.env_id).name, (None, None))
-    if expert is not None:
+    if task.references:
         origin = "0: random policy, measured; 100: D4RL's expert reference, of older data and environment versions"
-        return trained["random_return"], expert, origin
+        return trained["random_return"], task.references[1], origin
     best = trained["checkpoints"][str(trained["tiers"]["expert"])]
     origin = "0: random policy, 100: our expert checkpoint with deterministic actions, both measured after its training"
     return trained["random_return"], best["deterministic_mean"], origin
 
 
-# ---- recipes: (task, steps, seed) -> episodes, and (task, seed) -> returns of score 0 and 100, where they come from
+# ---- recipes: (task, steps, seed) -> episodes
 
 RECIPES: dict[str, Callable[[Task, int, int], list[EpisodeBuffer]]] = {
-    "waypoint": collect_maze2d,
-    "pointmaze": collect_pointmaze,
+    "waypoint": collect_walk,
+    "pointmaze": collect_walk,
     "sac": collect_actors,
-}
-REFERENCES: dict[str, Callable[[Task, int], tuple[float, float, str]]] = {
-    "waypoint": maze_references,
-    "pointmaze": maze_references,
-    "sac": actor_references,
 }
 
 
 def reference_scores(task: Task, seed: int) -> tuple[float, float, str]:
     """Returns of score 0 and 100 for a task with a recipe, and where they come from."""
-    return REFERENCES[task.recipe](task, seed)
+    return actor_references(task) if task.recipe == "sac" else maze_references(task, seed)

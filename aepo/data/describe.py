@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -30,20 +27,26 @@ def description(task: Task, profile: str) -> list[str]:
     """Sizes, episodes, returns, spaces, content hash, scores and what is odd, a line each; StudyError as `load`."""
     data = datasets.load(task, profile)
     folder = storage.root() / data.dataset_id
-    size, cached = _megabytes((folder / "data").rglob("*")), _megabytes(folder.glob("aepo-*.safetensors"))
+    size, cached = (
+        sum(path.stat().st_size for path in folder.glob(files) if path.is_file()) / 1e6
+        for files in ("data/**/*", "aepo-*.safetensors")
+    )
     lengths = torch.bincount(data.episode)
     ended, cut = int(data.terminated.sum()), int(data.truncated.sum())
     parts = f" ({', '.join(task.observation_keys)})" if task.observation_keys else ""
+    low, high = (
+        ", ".join(dict.fromkeys(f"{v:g}" for v in bound.tolist())) for bound in (data.action_low, data.action_high)
+    )
     rows = [
         ("task", f"{task.name} (suite {task.suite}), environment {task.env_id or 'none: train-only'}"),
         ("dataset", f"{data.dataset_id}, source {task.source}, in {folder}"),
-        ("on disk", f"{size}, cache {cached}"),
+        ("on disk", f"{size:.1f} MB, cache {cached:.1f} MB"),
         ("transitions", f"{len(data):,}, {ended:,} terminated, {cut:,} truncated"),
         ("episodes", f"{len(lengths):,} of {int(lengths.min())} to {int(lengths.max())} steps"),
         ("returns", _returns(data, task)),
         ("rewards", f"{data.reward.min():.4g} to {data.reward.max():.4g}, mean {data.reward.mean():.4g}"),
         ("state", f"{data.state.shape[1]} numbers, {data.state.min():.4g} to {data.state.max():.4g}{parts}"),
-        ("action", f"{data.action.shape[1]} numbers in {_box(data)}"),
+        ("action", f"{data.action.shape[1]} numbers, {low} to {high}"),
         ("content hash", data.content_hash),
         ("scores", _scores(data, task)),
     ]
@@ -87,10 +90,6 @@ def oddities(data: Dataset) -> list[str]:
     return found
 
 
-def _megabytes(paths: Iterable[Path]) -> str:
-    return f"{sum(path.stat().st_size for path in paths if path.is_file()) / 1e6:.1f} MB"
-
-
 def _returns(data: Dataset, task: Task) -> str:
     returns = datasets.recorded_returns(data, task.horizon, task.continuing, task.recorded_return)
     if not len(returns):
@@ -98,13 +97,6 @@ def _returns(data: Dataset, task: Task) -> str:
     values = np.quantile(returns, QUANTILES)
     shown = ", ".join(f"{100 * q:.0f}% {value:.4g}" for q, value in zip(QUANTILES, values, strict=True))
     return f"{shown} (quantiles of {len(returns):,} {'windows' if task.continuing else 'episodes'})"
-
-
-def _box(data: Dataset) -> str:
-    low, high = data.action_low, data.action_high
-    if (low == low[0]).all() and (high == high[0]).all():
-        return f"[{low[0]:g}, {high[0]:g}]"
-    return f"[{', '.join(f'{v:g}' for v in low)}] to [{', '.join(f'{v:g}' for v in high)}]"
 
 
 def _scores(data: Dataset, task: Task) -> str:

@@ -8,12 +8,10 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import minari
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session
 from minari.storage.remotes import DEFAULT_REMOTE
@@ -38,21 +36,19 @@ def download_dataset(task: Task, dataset_id: str) -> str:
         try:
             if kind == "hf":
                 _check_that_the_hub_answers(dataset_id, task)
-            expected = _files_on_the_hub(owner, dataset_id) if kind == "hf" else {}
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*recommend you install a higher dataset version.*")
                 minari.download_dataset(dataset_id)
-            _compare(staging, dataset_id, expected)
+            if kind == "hf":
+                _compare(staging, owner, dataset_id)
         except StudyError:
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK:
                 raise  # which `claim` explains
             raise StudyError(_explain(error, dataset_id, task)) from error
-        folder = staging / dataset_id
-        metadata = reading.metadata(folder, dataset_id)
-        if metadata.get("data_format", "hdf5") == "hdf5":
-            reading.open_hdf5(folder / "data" / "main_data.hdf5").close()
+        reading.metadata(staging / dataset_id, dataset_id)
+        reading.open_hdf5(staging / dataset_id / "data" / "main_data.hdf5").close()
     return dataset_id
 
 
@@ -82,25 +78,19 @@ def _check_that_the_hub_answers(dataset_id: str, task: Task) -> None:
         ) from None
 
 
-def _files_on_the_hub(owner: str, dataset_id: str) -> dict[str, tuple[int, str | None]]:
-    """Size and SHA-256 (None for small files) of each of the dataset's files on the hub, by path in Minari's folder."""
+def _compare(staging: Path, owner: str, dataset_id: str) -> None:
+    """Every file of the dataset is there as the hub describes it: its size, and its SHA-256 where it is a large one."""
     group, _, inside = dataset_id.partition("/")
-    try:
-        entries = list(HfApi().list_repo_tree(f"{owner}/{group}", inside or None, recursive=True, repo_type="dataset"))
-    except (EntryNotFoundError, RepositoryNotFoundError):
-        return {}  # Minari says what it knows
-    files = [entry for entry in entries if isinstance(entry, RepoFile)]
-    return {f"{group}/{file.path}": (file.size, file.lfs.sha256 if file.lfs else None) for file in files}
-
-
-def _compare(staging: Path, dataset_id: str, expected: Mapping[str, tuple[int, str | None]]) -> None:
-    """Every file is there, as the server described it."""
-    for name, (size, sha256) in expected.items():
-        path = staging / name
+    for entry in HfApi().list_repo_tree(f"{owner}/{group}", inside or None, recursive=True, repo_type="dataset"):
+        if not isinstance(entry, RepoFile):
+            continue
+        path, name = staging / group / entry.path, f"{group}/{entry.path}"
         found = path.stat().st_size if path.exists() else None
-        if found != size:
-            raise StudyError(f"the download of {dataset_id} is incomplete ({name}: {found} of {size} bytes): try again")
-        if sha256 and storage.sha256(path) != sha256:
+        if found != entry.size:
+            raise StudyError(
+                f"the download of {dataset_id} is incomplete ({name}: {found} of {entry.size} bytes): try again"
+            )
+        if entry.lfs and storage.sha256(path) != entry.lfs.sha256:
             raise StudyError(f"the download of {dataset_id} is damaged ({name}: checksum differs): try again")
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from aepo.data import cache, checks, reading, storage
+from aepo import environments
+from aepo.data import cache, reading, storage
 from aepo.data.tasks import Task
 from aepo.files import StudyError
 from aepo.progress import Progress
@@ -39,23 +40,29 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
             print(f"dataset {dataset_id} is there already and is kept: delete its folder to import it again")
             return dataset_id
         arrays = checked_arrays(path)
-        spec, box = _environment(task, arrays, str(path))
+        observations, actions = arrays["observations"], arrays["actions"]
+        sizes = observations.shape[1], actions.shape[1]
+        box = reading.environment_box(task, sizes, str(path)) or gym.spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
+        outside = reading.outside_box(actions, box)
+        if outside and not clip:
+            raise StudyError(f"{path}: {outside}: import it with --clip to move them into the box")
         if clip:
-            np.clip(arrays["actions"], box.low, box.high, out=arrays["actions"])
-        checks.inside_box(arrays["actions"], box, str(path), "import it with --clip to move them into the box")
+            np.clip(actions, box.low, box.high, out=actions)
         first, last = segments(arrays, task.horizon)
-        _say_cuts(arrays, last, str(path))
+        if "next_observations" in arrays and "timeouts" in arrays:
+            more = int((~(arrays["terminals"] | arrays["timeouts"])[last[:-1] - 1]).sum())
+            if more:
+                print(f"{path}: {more} episodes more than its flags tell, cut where the next observation is another's")
         steps = int((last - first).sum())
-        storage.reserve(staging, steps, len(first), (arrays["observations"].shape[1], arrays["actions"].shape[1]))
-        observations = arrays["observations"]
+        storage.reserve(staging, steps, len(first), sizes)
         low, high = task.references or (None, None)
         with warnings.catch_warnings(), Progress("import", steps) as bar:
             warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", module="minari")
             minari.create_dataset_from_buffers(
                 dataset_id,
                 buffer=_episodes(arrays, first, last, bar),
-                eval_env=spec,
-                observation_space=gym.spaces.Box(-np.inf, np.inf, observations.shape[1:], observations.dtype),
+                eval_env=_evaluation_spec(task),
+                observation_space=gym.spaces.Box(-np.inf, np.inf, sizes[:1], observations.dtype),
                 action_space=box,
                 algorithm_name="as recorded by D4RL",
                 author="D4RL",
@@ -69,23 +76,27 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
 
 def checked_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a D4RL file, checked: `observations (N, n), actions (N, d), rewards (N,)`, flags as bool `(N,)`."""
-    name = str(path)
     with reading.open_hdf5(path) as file:
-        checks.keys(file, NEEDED, name)
+        missing = [key for key in NEEDED if key not in file]
+        if missing:
+            raise StudyError(f"{path} has no {', '.join(map(repr, missing))}: it must hold {', '.join(NEEDED)}")
         try:
             arrays = {key: file[key][()] for key in (*NEEDED, *OPTIONAL) if key in file}
         except OSError as error:
-            raise StudyError(f"{name} is damaged ({storage.reason(error)}): get it again") from None
-    for key in ("rewards", "terminals", "timeouts"):
+            raise StudyError(f"{path} is damaged ({storage.reason(error)}): get it again") from None
+    lengths = {key: len(array) for key, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise StudyError(f"{path}: its arrays differ in length ({shown}), so it is damaged or of another kind")
+    if not lengths["rewards"]:
+        raise StudyError(f"{path} is empty: it holds no episode")
+    for key in ("observations", "next_observations", "actions"):
         if key in arrays:
-            arrays[key] = arrays[key].reshape(-1)
-    checks.lengths(arrays, name)
-    for key in ("observations", "next_observations"):
-        if key in arrays:
-            checks.observation_vectors(arrays[key].shape[1:], arrays[key].dtype, name)
-    checks.action_vectors(arrays["actions"].shape[1:], arrays["actions"].dtype, name)
-    checks.finite(arrays, name)
-    return arrays | {key: arrays[key].astype(bool) for key in ("terminals", "timeouts") if key in arrays}
+            what = key.removeprefix("next_")
+            environments.check_vectors(arrays[key].shape[1:], arrays[key].dtype, what, str(path))
+    reading.check_finite(arrays, str(path))
+    flags = {key: arrays[key].reshape(-1).astype(bool) for key in ("terminals", "timeouts") if key in arrays}
+    return arrays | flags | {"rewards": arrays["rewards"].reshape(-1)}
 
 
 def segments(arrays: Mapping[str, np.ndarray], horizon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,16 +119,6 @@ def segments(arrays: Mapping[str, np.ndarray], horizon: int) -> tuple[np.ndarray
     return first[after > first], after[after > first]
 
 
-def _say_cuts(arrays: Mapping[str, np.ndarray], last: np.ndarray, name: str) -> None:
-    """Tell where `next_observations` cut episodes that the file's flags do not end."""
-    if "next_observations" in arrays and "timeouts" in arrays:
-        more = int((~(arrays["terminals"] | arrays["timeouts"])[last[:-1] - 1]).sum())
-        if more:
-            print(
-                f"{name}: {more} episodes more than its flags tell, cut where the next observation is not the next row's"
-            )
-
-
 def _episodes(
     arrays: Mapping[str, np.ndarray], first: np.ndarray, last: np.ndarray, bar: Progress
 ) -> Iterator[EpisodeBuffer]:
@@ -137,11 +138,9 @@ def _episodes(
         bar.update(b - a)
 
 
-def _environment(task: Task, arrays: Mapping[str, np.ndarray], name: str) -> tuple[EnvSpec | None, gym.spaces.Box]:
-    """The spec of the environment that evaluates the task, and its action box; [-1, 1]^d where there is none."""
-    sizes = arrays["observations"].shape[1], arrays["actions"].shape[1]
-    box = reading.environment_box(task, sizes, name)
-    if box is None:
-        return None, gym.spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
+def _evaluation_spec(task: Task) -> EnvSpec | None:
+    """Of the environment that evaluates the task, None where there is none."""
+    if task.env_id is None:
+        return None
     spec = gym.spec(task.env_id)
-    return replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon), box
+    return replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon)

@@ -1,4 +1,4 @@
-"""A Minari dataset's transitions as arrays, read episode by episode and checked."""
+"""A Minari dataset's transitions as arrays, read episode by episode; each violation of a check is one sentence."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import numpy as np
 from minari.dataset.minari_storage import MinariStorage
 
 from aepo import environments
-from aepo.data import checks, storage
+from aepo.data import storage
 from aepo.data.tasks import Task
 from aepo.files import StudyError
 
 DELETE = "delete its folder and get it again"
+TOLERANCE = 1e-6  # of the action box's width: rounding, not a violation
+STEPWISE = ("actions", "rewards", "terminations", "truncations")
 REOPEN = 500  # episodes after which the file is opened anew: HDF5 keeps 20 kB a short episode until it is closed
 
 
@@ -40,27 +42,32 @@ def metadata(folder: Path, dataset_id: str) -> dict[str, Any]:
         raise StudyError(
             f"{folder} holds the dataset {found.get('dataset_id')}, not {dataset_id}: move it to its own folder"
         )
+    if found.get("data_format", "hdf5") != "hdf5":
+        raise StudyError(f"dataset {dataset_id} is stored as {found['data_format']}: only HDF5 is read, get it as that")
     if not found.get("total_episodes") or not found.get("total_steps"):
         raise StudyError(f"dataset {dataset_id} is empty: it holds no episode; {DELETE}")
     return found
 
 
 def transitions(
-    folder: Path, dataset_id: str, task: Task, clip: bool = False
+    folder: Path, dataset_id: str, task: Task
 ) -> tuple[dict[str, np.ndarray], gym.spaces.Box, tuple[str, ...]]:
     """Arrays by the names of `Dataset`'s fields, the action box, and warnings; every check has been passed.
 
     state, next_state `(N, n)`, action `(N, d)` as recorded, reward, terminated, truncated `(N,)` float32, episode `(N,)`
-    int64. `clip` moves actions into the box instead of refusing those outside.
+    int64. Actions outside the box are moved into it where that was asked for (`storage.is_clipped`), else refused.
     """
     name, found = f"dataset {dataset_id}", metadata(folder, dataset_id)
-    stored = _open_dataset(folder, found)
-    size = checks.observation_size(stored.observation_space, task.observation_keys, name)
-    box = checks.action_box(stored.action_space, name)
-    expected = environment_box(task, (size, box.shape[0]), name)
-    if expected is not None:
-        checks.same_box(box, expected, name, f"the environment {task.env_id}")
+    observation_space, action_space = _spaces(folder, found)
+    size = environments.observation_size(observation_space, task.observation_keys, name)
+    box = environments.action_box(action_space, name)
     count, episodes, width = found["total_steps"], found["total_episodes"], box.shape[0]
+    expected = environment_box(task, (size, width), name)
+    if expected and not (np.allclose(box.low, expected.low) and np.allclose(box.high, expected.high)):
+        raise StudyError(
+            f"{name} has the action space {box}, the environment {task.env_id} {expected}: "
+            "it belongs to another version of it"
+        )
     arrays = {
         "state": np.empty((count, size), np.float32),
         "next_state": np.empty((count, size), np.float32),
@@ -69,99 +76,115 @@ def transitions(
         "episode": np.empty(count, np.int64),
     }
     at = 0
-    with np.errstate(over="ignore"):
-        for i, recorded in enumerate(_episodes(stored, episodes, name)):
-            observations = _checked_observations(i, recorded, task.observation_keys, size, width, name)
-            rows = slice(at, at + len(observations) - 1)
-            if rows.stop > count:
-                break
+    for i, recorded in enumerate(_episodes(folder, episodes, task.observation_keys, name)):
+        _check_shapes(recorded, size, width, f"{name}: episode {i}")
+        rows, observations = slice(at, at + len(recorded["rewards"])), recorded["observations"]
+        if rows.stop > count:
+            break
+        with np.errstate(over="ignore"):
             arrays["state"][rows], arrays["next_state"][rows] = observations[:-1], observations[1:]
             arrays["action"][rows], arrays["reward"][rows] = recorded["actions"], recorded["rewards"]
-            arrays["terminated"][rows] = recorded["terminations"]
-            arrays["truncated"][rows] = recorded["truncations"]
-            arrays["episode"][rows] = i
-            at = rows.stop
+        arrays["terminated"][rows], arrays["truncated"][rows] = recorded["terminations"], recorded["truncations"]
+        arrays["episode"][rows] = i
+        at = rows.stop
     if at != count or rows.stop > count:
         raise StudyError(
             f"{name} should hold {count} steps in {episodes} episodes and does not: it is damaged, {DELETE}"
         )
-    checks.finite(arrays, name)
-    reward = arrays["reward"]
-    same = count > 1 and (reward == reward[0]).all()
-    warnings = (f"all {count} rewards are {reward[0]:g}: nothing can be learned from them",) if same else ()
-    outside, most = checks.outside_box(arrays["action"], box)
-    if clip and outside:
+    check_finite(arrays, name)
+    reward, warnings = arrays["reward"], []
+    if count > 1 and (reward == reward[0]).all():
+        warnings.append(f"all {count} rewards are {reward[0]:g}: nothing can be learned from them")
+    outside = outside_box(arrays["action"], box)
+    if outside and not storage.is_clipped(folder):
+        raise StudyError(f"{name}: {outside}: `aepo data get {task.argument} --clip` has them moved into it")
+    if outside:
         np.clip(arrays["action"], box.low, box.high, out=arrays["action"])
-        warnings += (f"{outside} of {count} actions were outside the box, by {most:.3g} at most, and are clipped",)
-    checks.inside_box(arrays["action"], box, name, f"`aepo data get {task.argument} --clip` has them moved into it")
-    return arrays, box, warnings
+        warnings.append(f"{outside}, and are clipped")
+    return arrays, box, tuple(warnings)
 
 
 def environment_box(task: Task, sizes: tuple[int, int], name: str) -> gym.spaces.Box | None:
     """The action box of the task's environment, None where it has none; StudyError where sizes are not the task's."""
-    if task.dimensions:
-        checks.same_sizes(sizes, task.dimensions, name, f"task {task.name}")
-    if task.env_id is None:
-        return None
-    env, where = environments.make(task), f"the environment {task.env_id}"
-    try:
-        box = checks.action_box(env.action_space, where)
-        checks.same_sizes(sizes, (env.observation_space.shape[0], box.shape[0]), name, where)
-    finally:
+    box, expected, other = None, task.dimensions, f"task {task.name}"
+    if task.env_id and not (expected and expected != sizes):
+        env, other = environments.make(task), f"the environment {task.env_id}"
+        box, expected = env.action_space, (env.observation_space.shape[0], env.action_space.shape[0])
         env.close()
+    if expected and expected != sizes:
+        raise StudyError(
+            f"{name} has {sizes[0]} observations and {sizes[1]} actions, {other} {expected[0]} and {expected[1]}: "
+            "it belongs to another task"
+        )
     return box
 
 
-def _open_dataset(folder: Path, found: Mapping[str, Any]) -> MinariStorage:
-    """Minari's reader of a dataset; where old metadata lack the spaces, it makes the environment that they name."""
-    if found.get("data_format", "hdf5") == "hdf5":
-        open_hdf5(folder / "data" / "main_data.hdf5").close()
+def check_finite(arrays: Mapping[str, np.ndarray], name: str) -> None:
+    """No NaN, no infinity; the sentence says in which array and at which step first."""
+    for key, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            wrong = np.argwhere(~np.isfinite(array))
+            raise StudyError(f"{name}: {key} holds NaN or infinity ({len(wrong)} numbers, first at step {wrong[0, 0]})")
+
+
+def outside_box(actions: np.ndarray, box: gym.spaces.Box) -> str:
+    """How many actions `(N, d)` leave the box, and by how much at most; "" where none does but for rounding."""
+    excess = np.maximum(box.low - actions, actions - box.high)
+    count = (excess > TOLERANCE * (box.high - box.low)).any(1).sum()
+    return (
+        f"{count} of {len(actions)} actions are outside the action box, by {excess.max():.3g} at most" if count else ""
+    )
+
+
+def _spaces(folder: Path, found: Mapping[str, Any]) -> tuple[gym.Space, gym.Space]:
+    """Those of observations and actions; where old metadata lack them, of the environment that they name.
+
+    It must be one that is registered here: Minari would call whatever function the metadata name.
+    """
+    open_hdf5(folder / "data" / "main_data.hdf5").close()
     try:
         if "observation_space" not in found or "action_space" not in found:
-            _check_registered(json.loads(found["env_spec"]))
-        return MinariStorage.read(folder / "data")
+            spec = json.loads(found["env_spec"])
+            known = gym.registry.get(spec["id"])
+            if known is None or known.entry_point != spec["entry_point"] or spec.get("additional_wrappers"):
+                raise ValueError(f"their environment {spec['id']} is none of this installation")
+        stored = MinariStorage.read(folder / "data")
     except Exception as error:
         raise StudyError(f"{folder} names spaces that cannot be read ({error}): {DELETE}") from None
+    return stored.observation_space, stored.action_space
 
 
-def _check_registered(spec: Mapping[str, Any]) -> None:
-    """The environment that metadata name is one that is known here: Minari would call whatever function they name."""
-    known = gym.registry.get(spec["id"])
-    if known is None or known.entry_point != spec["entry_point"] or spec.get("additional_wrappers"):
-        raise ValueError(f"their environment {spec['id']} is none of this installation")
-
-
-def _episodes(stored: MinariStorage, count: int, name: str) -> Iterator[dict[str, Any]]:
-    """Each episode as Minari reads it."""
+def _episodes(folder: Path, count: int, keys: tuple[str, ...], name: str) -> Iterator[dict[str, np.ndarray]]:
+    """Each episode of Minari's file, its observations flat: only what is needed of it, which is faster than Minari."""
     for start in range(0, count, REOPEN):
-        episodes = stored.get_episodes(range(start, min(start + REOPEN, count)))
-        for i in range(start, min(start + REOPEN, count)):
-            try:
-                yield next(episodes)
-            except KeyError as error:
-                raise StudyError(f"{name}: episode {i} lacks a key ({error.args[0]}): {DELETE}") from None
-            except OSError as error:
-                raise StudyError(f"{name} is damaged at episode {i} ({storage.reason(error)}): {DELETE}") from None
+        with open_hdf5(folder / "data" / "main_data.hdf5") as file:
+            for i in range(start, min(start + REOPEN, count)):
+                try:
+                    episode = file[f"episode_{i}"]
+                    observed = episode["observations"]
+                    parts = (
+                        {key: observed[key][()] for key in keys} if isinstance(observed, h5py.Group) else observed[()]
+                    )
+                    stepwise = {key: episode[key][()] for key in STEPWISE}
+                    yield stepwise | {"observations": environments.flatten(parts, keys)}
+                except KeyError as error:
+                    raise StudyError(f"{name}: episode {i} lacks a key ({error.args[0]}): {DELETE}") from None
+                except ValueError as error:
+                    raise StudyError(f"{name}: episode {i}: {error}: {DELETE}") from None
+                except OSError as error:
+                    raise StudyError(f"{name} is damaged at episode {i} ({storage.reason(error)}): {DELETE}") from None
 
 
-def _checked_observations(
-    i: int, recorded: Mapping[str, Any], keys: tuple[str, ...], size: int, width: int, name: str
-) -> np.ndarray:
-    """The observations `(T + 1, size)` of episode `i` of T steps; StudyError where its arrays do not fit together."""
+def _check_shapes(recorded: Mapping[str, np.ndarray], size: int, width: int, name: str) -> None:
+    """The arrays of an episode of T steps fit together, T + 1 observations among them."""
     steps = len(recorded["rewards"])
     if not steps:
-        raise StudyError(f"{name}: episode {i} has length 0; it is damaged, {DELETE}")
-    try:
-        observations = environments.flatten(recorded["observations"], keys)
-    except ValueError as error:
-        raise StudyError(f"{name}: episode {i}: {error}: {DELETE}") from None
-    wanted = dict.fromkeys(("rewards", "terminations", "truncations"), (steps,))
-    wanted |= {"observations": (steps + 1, size), "actions": (steps, width)}
-    shapes = {key: array.shape for key, array in {**recorded, "observations": observations}.items() if key in wanted}
+        raise StudyError(f"{name} has length 0; it is damaged, {DELETE}")
+    shapes = {key: array.shape for key, array in recorded.items()}
+    wanted = dict.fromkeys(STEPWISE, (steps,)) | {"observations": (steps + 1, size), "actions": (steps, width)}
     if shapes != wanted:
         shown = ", ".join(f"{key} {shape}" for key, shape in shapes.items() if key != "rewards")
-        raise StudyError(f"{name}: the arrays of episode {i} with {steps} rewards differ in length ({shown}): {DELETE}")
-    return observations
+        raise StudyError(f"{name}: its arrays differ in length from its {steps} rewards ({shown}): {DELETE}")
 
 
 def open_hdf5(path: Path) -> h5py.File:

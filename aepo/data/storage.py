@@ -7,9 +7,11 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from minari.storage.datasets_root_dir import get_dataset_path
 
@@ -61,7 +63,7 @@ def claim(dataset_id: str) -> Iterator[Path | None]:
             shutil.rmtree(staging, ignore_errors=True)  # what a killed process left
             staging.mkdir(parents=True)
             try:
-                with _minari_folder(staging):
+                with mock.patch.dict(os.environ, MINARI_DATASETS_PATH=str(staging)):
                     yield staging
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(target, ignore_errors=True)
@@ -79,26 +81,13 @@ def claim(dataset_id: str) -> Iterator[Path | None]:
         ) from error
 
 
-@contextmanager
-def _minari_folder(folder: Path) -> Iterator[None]:
-    """Minari takes another folder for its own."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ["MINARI_DATASETS_PATH"]
-        if before is not None:
-            os.environ["MINARI_DATASETS_PATH"] = before
-
-
 def reserve(staging: Path, steps: int, episodes: int, numbers: tuple[int, int]) -> None:
     """Make sure that a dataset of this size fits on the disk with its cache (OSError), as the system knows best.
 
     HDF5 does not survive a full disk: it ends the process. `numbers`: in an observation and in an action.
     """
     needed = steps * (8 * sum(numbers) + 16) + EPISODE_BYTES * episodes + steps * CACHE_BYTES * sum(numbers)
-    with open(staging / "space", "wb") as file:
+    with tempfile.TemporaryFile(dir=staging) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, max(needed, 1))
         except (AttributeError, OSError) as error:  # no such call here, or not on this file system
@@ -106,8 +95,6 @@ def reserve(staging: Path, steps: int, episodes: int, numbers: tuple[int, int]) 
                 raise
             if shutil.disk_usage(staging).free < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        finally:
-            os.unlink(staging / "space")
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What tasks there are: the table of `suites`, and a user's own task read from a YAML file."""
+"""What tasks there are: the table in tasks.yaml, and a user's own task read from a YAML file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pydantic
 import yaml
 from pydantic import Field
 
+from aepo import searched
 from aepo import settings as settings_table
-from aepo.data import suites
-from aepo.data.suites import D4RL, LOCAL, MINARI, PROFILES
 
-__all__ = ["D4RL", "LOCAL", "MINARI", "TASKS", "Task", "choose", "get", "suite"]
+MINARI, D4RL, LOCAL = "minari", "d4rl", "local"
+PROFILES = ("smoke", "quick", "full")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,22 @@ class Task:
         return self.dataset_ids[profile.partition("-")[0]]
 
 
-TASKS = {row["name"]: Task(**row) for row in suites.rows()}
-GROUPS = {"local-small": suites.LOCAL_SMALL}
+def _task(name: str, suite: str, row: Mapping[str, Any]) -> Task:
+    """A task from its row in tasks.yaml, which says what the keys are."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    stem, chosen = f"aepo/{name.replace('-', '/', 1)}", getattr(searched, fields.pop("searched", ""), {})
+    ids = dict.fromkeys(PROFILES, fields.pop("dataset", stem))
+    if fields["source"] == LOCAL:  # ids of our own: never official ones
+        ids = {"smoke": f"{stem}-smoke-v0", "quick": f"{stem}-v0", "full": f"{stem}-full-v0"}
+    return Task(name, suite, dataset_ids=ids, **fields | {"settings": fields["settings"] | chosen})
+
+
+TABLE = yaml.load(
+    Path(__file__).with_name("tasks.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+)  # the first, in C, is ten times faster
+SUITES: dict[str, dict[str, Any]] = TABLE["tasks"]
+TASKS = {name: _task(name, suite, row) for suite, rows in SUITES.items() for name, row in rows.items()}
+GROUPS, DENSE = TABLE["groups"], TABLE["settings"]["dense"]
 
 
 def get(name: str) -> Task:
@@ -92,8 +106,8 @@ def suite(name: str) -> list[Task]:
     """The tasks of a suite, or of a group such as local-small; ValueError lists those there are."""
     if name in GROUPS:
         return [TASKS[task] for task in GROUPS[name]]
-    if name not in suites.SUITES:
-        raise ValueError(f"unknown suite {name!r}: choose one of {', '.join([*suites.SUITES, *GROUPS])}")
+    if name not in SUITES:
+        raise ValueError(f"unknown suite {name!r}: choose one of {', '.join([*SUITES, *GROUPS])}")
     return [task for task in TASKS.values() if task.suite == name]
 
 
@@ -194,7 +208,7 @@ def _own_task(content: Any, path: Path) -> Task:
         horizon=given.horizon,
         references=tuple(given.references) if given.references else None,
         scores=f"given in {path.name}" if given.references else "those stored with the dataset, else returns only",
-        settings={stage: suites.DENSE.get(stage, {}) | changed.get(stage, {}) for stage in {**suites.DENSE, **changed}},
+        settings={stage: DENSE.get(stage, {}) | changed.get(stage, {}) for stage in {**DENSE, **changed}},
         definition=str(path.resolve()),
     )
 

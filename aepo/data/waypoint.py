@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from aepo.data.tasks import Task
-from aepo.environments import remove_model_file
+from aepo.environments import without_file
 from aepo.progress import Progress
 
 POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0
@@ -59,6 +58,11 @@ class WaypointController:
         """xy of a cell's center."""
         return np.asarray(self.maze.cell_rowcol_to_xy(np.array(cell)), dtype=np.float64)
 
+    def random_goal(self, position: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """xy in a cell other than that around `position`, off its center by up to 0.25."""
+        cells = [cell for cell in self.cells if cell != self.cell(position)]
+        return self.center(cells[rng.integers(len(cells))]) + rng.uniform(-GOAL_NOISE, GOAL_NOISE, 2)
+
     def set_goal(self, position: np.ndarray, goal: np.ndarray) -> None:
         """Plan from `position` to `goal` (both xy): the centers of the cells between, then the goal itself."""
         cell, goal_cell = self.cell(position), self.cell(goal)
@@ -86,13 +90,6 @@ class WaypointController:
         return np.clip(self.act(state) + ACTION_NOISE * rng.standard_normal(2), -1.0, 1.0).astype(np.float32)
 
 
-def make_maze(env_id: str, **arguments) -> gym.Env:
-    """A maze environment, without the file that the library leaves behind."""
-    env = gym.make(env_id, disable_env_checker=True, **arguments)
-    remove_model_file(env)
-    return env
-
-
 def recorded_episode(
     seed: int, observations: Any, actions: list, rewards: list, terminated: bool = False, truncated: bool = True
 ) -> EpisodeBuffer:
@@ -108,78 +105,55 @@ def recorded_episode(
     )
 
 
-def collect_maze2d(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
-    """One long walk between random goals, cut into segments where the controller's goal changes (truncated).
+def collect_walk(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
+    """One long walk between goals, cut into segments where the goal changes (truncated); the ball is never reset.
 
-    The ball is never reset: a segment starts where the last one ended. Goals are random cells other than the current
-    one, plus U(-0.25, 0.25); a new goal comes when the ball is within 0.1 of it, or after `task.horizon` steps.
+    Recipe "waypoint", as D4RL's Maze2D: goals are random cells other than the current one, plus U(-0.25, 0.25); a new
+    goal comes when the ball is within 0.1 of it, or after `task.horizon` steps. Recipe "pointmaze", as Minari's: the
+    environment's own goals all over the maze, whatever the one goal of the task's evaluation, redrawn at each success.
+    There every observation of a segment carries the goal of that segment, the last one too, although `step` has drawn
+    the next one by then.
     """
-    env = make_maze(task.env_id, **task.env_kwargs).unwrapped
+    own_goals = task.recipe == "pointmaze"
+    env = without_file(task.env_id, **(POINTMAZE_WALK if own_goals else task.env_kwargs)).unwrapped
     rng = np.random.default_rng([seed, 0])
-    controller = WaypointController(env.maze)
-    state, _ = env.reset(seed=seed)
+    controller = WaypointController(env.maze, *((POINTMAZE_RADIUS, POINTMAZE_JITTER, rng) if own_goals else ()))
+    longest, patience = (steps, PATIENCE) if own_goals else (task.horizon, task.horizon)
+    state = _ball(env.reset(seed=seed)[0])
     segments: list[EpisodeBuffer] = []
     done = 0
     with Progress("collect", steps) as bar:
         while done < steps:
-            here = controller.cell(state[:2])
-            choices = [cell for cell in controller.cells if cell != here]
-            goal = controller.center(choices[rng.integers(len(choices))]) + rng.uniform(-GOAL_NOISE, GOAL_NOISE, 2)
-            controller.set_goal(state[:2], goal)
-            observations, actions, rewards = [state], [], []
-            reached = False
-            while not reached and len(actions) < min(task.horizon, steps - done):
-                actions.append(controller.noisy(state, rng))
-                state, reward, *_ = env.step(actions[-1])
-                observations.append(state)
-                rewards.append(reward)
-                reached = np.hypot(*(goal - state[:2])) < REACHED_RADIUS
-            done += len(actions)
-            bar.update(len(actions))
-            segments.append(recorded_episode(seed, observations, actions, rewards))
-    env.close()
-    return segments
-
-
-def collect_pointmaze(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
-    """One long walk through the environment's own goals, redrawn at each success; there the segment is truncated.
-
-    Minari's official recipe: goals all over the maze, whatever the one goal of the task's evaluation (`env_kwargs`).
-    Every observation of a segment carries the goal of that segment, the last one too: `step` returns the goal that
-    was just reached and draws the next one afterwards, so the next segment starts with the same ball and the new goal.
-    """
-    env = make_maze(task.env_id, **POINTMAZE_WALK).unwrapped
-    rng = np.random.default_rng([seed, 0])
-    controller = WaypointController(env.maze, POINTMAZE_RADIUS, POINTMAZE_JITTER, rng)
-    observation, _ = env.reset(seed=seed)
-    state = observation["observation"]
-    segments: list[EpisodeBuffer] = []
-    done = 0
-    with Progress("collect", steps) as bar:
-        while done < steps:
-            goal, states, actions, rewards = env.goal.copy(), [state], [], []
-            success = False
-            while not success and done + len(actions) < steps:
-                if len(actions) % PATIENCE == 0:
+            goal = env.goal.copy() if own_goals else controller.random_goal(state[:2], rng)
+            states, actions, rewards, reached = [state], [], [], False
+            while not reached and len(actions) < min(longest, steps - done):
+                if len(actions) % patience == 0:
                     controller.set_goal(state[:2], goal)
                 actions.append(controller.noisy(state, rng))
                 observation, reward, _, _, info = env.step(actions[-1])
-                state, success = observation["observation"], info["success"]
+                state = _ball(observation)
                 states.append(state)
                 rewards.append(reward)
+                reached = info["success"] if own_goals else np.hypot(*(goal - state[:2])) < REACHED_RADIUS
             done += len(actions)
             bar.update(len(actions))
-            rows = np.array(states)
-            goals = np.tile(goal, (len(rows), 1))
-            observations = {"achieved_goal": rows[:, :2].copy(), "desired_goal": goals, "observation": rows}
+            observations = rows = np.array(states)
+            if own_goals:
+                goals = np.tile(goal, (len(rows), 1))
+                observations = {"achieved_goal": rows[:, :2].copy(), "desired_goal": goals, "observation": rows}
             segments.append(recorded_episode(seed, observations, actions, rewards))
     env.close()
     return segments
+
+
+def _ball(observation: Any) -> np.ndarray:
+    """(x, y, vx, vy) of the ball, without the goals that PointMaze observes beside it."""
+    return observation["observation"] if isinstance(observation, dict) else observation
 
 
 def maze_references(task: Task, seed: int) -> tuple[float, float, str]:
     """Mean returns of the random policy and of the noiseless controller sent to whatever goal the environment has."""
-    env = make_maze(task.env_id, **task.env_kwargs)
+    env = without_file(task.env_id, **task.env_kwargs)
     controller = WaypointController(env.unwrapped.maze)
     means = []
     for kind in ("random", "controller"):
@@ -189,7 +163,7 @@ def maze_references(task: Task, seed: int) -> tuple[float, float, str]:
             observation, _ = env.reset(seed=seed + episode)
             goal, truncated = None, False
             while not truncated:
-                state = observation["observation"] if isinstance(observation, dict) else observation
+                state = _ball(observation)
                 if goal is None or not np.array_equal(goal, env.unwrapped.goal):
                     goal = env.unwrapped.goal.copy()
                     controller.set_goal(state[:2], goal)

@@ -128,7 +128,7 @@ def _of_data(folder: Path, manifest: Mapping[str, Any], artifacts: Tensors) -> I
             continue
         place = storage.root() / dataset_id
         try:
-            found = cache.content_hash(reading.transitions(place, dataset_id, task, storage.is_clipped(place))[0])
+            found = cache.content_hash(reading.transitions(place, dataset_id, task)[0])
         except files.StudyError as error:
             yield str(error)
             continue
