@@ -126,8 +126,8 @@ def test_a_loaded_policy_starts_from_the_noise_that_it_was_evaluated_with(run, d
 
 def test_guided_samples_start_from_little_noise_and_picked_ones_from_all():
     noise = settings.QUICK.evaluation.noise_scale
-    assert {noise[m] for m in ("bc", "best-of-n", "qipo", "aepo-best")} == {1.0}
-    assert {noise[m] for m in settings.GUIDED if m != "aepo-best"} == {0.25}
+    assert {noise[m] for m in ("bc", "best-of-n", "qipo")} == {1.0}
+    assert {noise[m] for m in (*settings.GUIDED, "bc-low-noise")} == {0.25}
     assert set(noise) == set(METHODS)
 
 

@@ -11,7 +11,6 @@ from aepo.core import models, networks
 from aepo.data import datasets, describe, tasks
 from aepo.data.datasets import Dataset
 from aepo.learners.actor import Actor
-from aepo.settings import BehaviorSettings, CriticSettings
 from aepo.study import figures, result_figures, results, tables, views
 from aepo.study.policy import Policy
 
@@ -75,9 +74,9 @@ def test_a_maze_is_drawn_with_its_goal(name, goal):
 def test_figures_take_any_dimensions(n, d):
     data = dataset(n, d)
     view = views.Plane(data)
-    behavior = models.Behavior(1, n, d, BehaviorSettings(width=8, depth=1))
+    behavior = models.Behavior(1, n, d, 8, 1, 65)
     behavior.low.fill_(-2.0), behavior.high.fill_(2.0), behavior.state_std.fill_(1.0)
-    critic = models.Critic(1, n, d, CriticSettings(width=8))
+    critic = models.Critic(1, n, d, 8, 2)
     energy = networks.EnergyNet(1, n, d, 8, 1, models.VP).requires_grad_(False)
     policy = Policy(Actor(behavior.requires_grad_(False), None, energy, 1.0, 2, 1), n, d, "cpu")
     collected = datasets.collected_next(data, 0.9).numpy()

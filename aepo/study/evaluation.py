@@ -18,7 +18,7 @@ from aepo.data.tasks import Task
 from aepo.methods import METHODS
 from aepo.progress import Progress
 from aepo.study import runs
-from aepo.study.guidance_scale import matched_scales
+from aepo.study.guidance_scale import checksums, matched_scales
 from aepo.study.policy import Actor, load_actor
 from aepo.study.runs import Run
 
@@ -51,7 +51,7 @@ class Steps:
 
 
 class Copies:
-    """`count` copies of a task's environment; errors as `environments.make`."""
+    """`count` copies of a task's environment."""
 
     def __init__(self, task: Task, count: int):
         self.envs = [environments.make(task) for _ in range(count)]
@@ -147,12 +147,7 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
 
     None, said in one sentence, for a train-only task: the manifest then holds how the policy acts, without rollouts.
     """
-    settings, (beta, scales) = run.profile.evaluation, guidance_of(run, method)
-    content = _made_with(run, method, beta, scales) | {
-        "candidates": settings.candidates if METHODS[method].best else 1,
-        "episodes": settings.episodes,
-        "seeds": list(run.seeds),
-    }
+    content = _made_with(run, method) | {"episodes": run.profile.evaluation.episodes, "seeds": list(run.seeds)}
     if run.task.env_id is None:
         _note(run, method, content)
         print(f"{method}: not evaluated, {run.task.name} is {run.task.note or 'train-only: it names no environment'}")
@@ -163,38 +158,33 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
 def evaluate_curve(run: Run, method: str) -> Rollouts:
     """The first seed at each of `evaluation.curve_scales`, side by side as rows, or load what is kept."""
     settings, seed = run.profile.evaluation, run.seeds[0]
-    beta, scales = guidance_of(run, method)[0], list(settings.curve_scales)
-    content = _made_with(run, method, beta, scales) | {
-        "candidates": 1,
-        "episodes": settings.curve_episodes,
-        "seed": seed,
-    }
-    return _kept_or_played(run, f"curve-{method}", method, [seed] * len(scales), content)
+    own = {"guidance_scale": list(settings.curve_scales), "episodes": settings.curve_episodes, "seed": seed}
+    seeds = [seed] * len(settings.curve_scales)
+    return _kept_or_played(run, f"curve-{method}", method, seeds, _made_with(run, method) | own)
 
 
 def guidance_of(run: Run, method: str) -> tuple[float, list[float]]:
     """Inverse temperature, and guidance scale of each seed, that a method is evaluated with; 0 where it has none."""
-    settings, entry = run.profile.evaluation, METHODS[method]
-    beta = settings.beta[method] if entry.tempered else 0.0
-    scale = settings.guidance_scale[method] if entry.guided else 0.0
+    settings = run.profile.evaluation
+    beta, scale = settings.beta.get(method, 0.0), settings.guidance_scale.get(method, 0.0)
     if scale is None:
         return beta, [settings.scale_factor[method] * matched for matched in matched_scales(run, method, beta)]
     return beta, [scale] * len(run.seeds)
 
 
-def _made_with(run: Run, method: str, beta: float, scales: Sequence[float]) -> dict[str, Any]:
+def _made_with(run: Run, method: str) -> dict[str, Any]:
     """What rollouts are made with: guidance, sampler, contents of the networks, environment."""
-    settings, task = run.profile.evaluation, run.task
-    networks = sorted(set(runs.stages_of(method, beta).values()))
+    settings, task, (beta, scales) = run.profile.evaluation, run.task, guidance_of(run, method)
     return {
         "beta": beta,
-        "guidance_scale": list(scales),
+        "guidance_scale": scales,
         "solver_steps": settings.solver_steps,
+        "candidates": settings.candidates if METHODS[method].best else 1,
         "noise_scale": settings.noise_scale[method],
         "form": run.profile.energy.form if METHODS[method].shift else None,
         "differentiated": run.profile.energy.differentiated and METHODS[method].shift is not None,
         "pick": settings.pick,
-        "networks": {name: files.load_tensors(run.artifact(name))[1]["sha256"] for name in networks},
+        "networks": checksums(run, method, beta),
         "env_id": task.env_id,
         "env_kwargs": dict(task.env_kwargs),
         "observation_keys": list(task.observation_keys),
@@ -206,22 +196,22 @@ def _kept_or_played(run: Run, name: str, method: str, seeds: Sequence[int], cont
     """Rollouts kept under `name` with the same content, else played as it says, a row a seed, and kept."""
     digest, path = settings_table.digest(content), run.folder / "evaluation" / f"{name}.safetensors"
     with files.lock(run.folder, f"evaluation-{name}"):
-        kept = _stored(path, digest)
-        if kept is not None:
+        rollouts = _stored(path, digest)
+        if rollouts is not None:
             if name == method:
                 _note(run, method, content)
-            return kept
+            return rollouts
         started = time.time()
         with files.memory(f"evaluate {name}", FEWER):
             sampling = [content[name] for name in ("noise_scale", "form", "pick", "differentiated")]
             guidance = content["beta"], content["guidance_scale"], content["solver_steps"], content["candidates"]
             actor = load_actor(run.folder, method, seeds, *guidance, run.device, *sampling)
-            played = play(actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress")
+            rollouts = play(actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress")
         if name == method:  # before the rollouts, whose file marks the end
             _note(run, method, content, seconds=round(time.time() - started, 1))
-        tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(played).items()}
+        tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(rollouts).items()}
         files.save_tensors(path, tensors, {"settings": content, "settings_hash": digest})
-    return played
+    return rollouts
 
 
 def _note(run: Run, method: str, content: Mapping[str, Any], **measured: float) -> None:
