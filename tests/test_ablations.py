@@ -22,7 +22,9 @@ def test_every_variant_fits_the_settings():
 
 def test_a_variant_shares_what_it_does_not_touch(run, data, tiny, monkeypatch):
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
-    variant = ablations.Variant("twice", "grid", ("aepo-cubature",), {"evaluation": {"beta": 2.0, "guidance_scale": 2.0}})
+    variant = ablations.Variant(
+        "twice", "grid", ("aepo-cubature",), {"evaluation": {"beta": 2.0, "guidance_scale": 2.0}}
+    )
     stages.train_behavior(run, data), stages.train_critic(run, data)
     monkeypatch.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
     rows = ablations.evaluate(run, variant)

@@ -82,9 +82,6 @@ def test_figures_take_any_dimensions(n, d):
     collected = datasets.collected_next(data, 0.9).numpy()
     drawn = [
         figures.coverage(data, view),
-        figures.action_density(data),
-        figures.ranges(data),
-        figures.recorded_rewards(data, np.arange(4.0), False),
         figures.action_match(data.action.numpy(), data.action.numpy()),
         figures.value_maps(critic, data, view, collected),
         figures.guidance_field(policy, data.state[0].numpy()),

@@ -14,41 +14,16 @@ import torch
 from matplotlib.figure import Figure
 
 from aepo import files
-from aepo.core.guidance import KINDS
-from aepo.core.models import Critic
+from aepo.core.models import Critic, gaussian_posterior
 from aepo.data.datasets import Dataset
-from aepo.methods import DATASET, METHODS
+from aepo.methods import NAMES
 from aepo.study.policy import Policy
 from aepo.study.views import MazeMap, View
 
 PANELS = 6  # most in a row
 
 
-def _family(method: str) -> str:
-    """What kind of policy a method is, by the colormap that its kind is drawn in."""
-    entry = METHODS[method]
-    if entry.shift:
-        return "Reds"
-    if entry.energy == "contrastive":
-        return "Purples"
-    if entry.energy:
-        return "Blues" if entry.energy in KINDS or entry.energy.startswith("shift") else "Greens"
-    return "YlOrBr" if entry.best else "Greys" if not entry.policy else "RdPu"
-
-
-def _colors() -> dict[str, tuple[float, ...]]:
-    families, found = {}, {DATASET: (0.3, 0.3, 0.3)}
-    for method in METHODS:
-        families.setdefault(_family(method), []).append(method)
-    for family, methods in families.items():
-        shades = sns.color_palette(family, len(methods) + 2)[2:]
-        found |= dict(zip(methods, reversed(shades), strict=True))
-    return found
-
-
-# One hue a kind: a closed form of the shift (red), a network that learned a closed form (blue), a support or clean
-# estimate (green) or the contrastive loss (purple); picks (brown); policies of their own (pink); cloning (grey).
-COLORS = _colors()
+COLORS = dict(zip(NAMES, sns.color_palette("tab20", len(NAMES)), strict=True))
 
 
 def use_style() -> None:
@@ -99,68 +74,6 @@ def coverage(data: Dataset, view: View, arrows: float = 0.25) -> Figure:
     return figure
 
 
-def action_density(data: Dataset) -> Figure:
-    """Density of recorded actions, jointly where there are two and by dimension else, and lengths of the episodes."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    action = data.action.numpy()
-    d = action.shape[1]
-    if d == 1:
-        axes[0].hist(action[:, 0], bins=50, range=(-1, 1), log=True)
-        axes[0].set(title="recorded actions (log count)", xlabel="action, scaled to the box")
-    elif d == 2:
-        axes[0].hist2d(*action.T, bins=50, cmap="viridis", norm="log")
-        axes[0].set(title="recorded actions (log count)", xlabel="action 0", ylabel="action 1", aspect="equal")
-    else:
-        edges = np.linspace(-1, 1, 51)
-        counts = np.stack([np.histogram(action[:, i], edges)[0] for i in range(d)])
-        counts = np.where(counts > 0, counts, np.nan)
-        axes[0].pcolormesh(edges, np.arange(d + 1) - 0.5, counts, cmap="viridis", norm="log")
-        axes[0].set(title="recorded actions (log count)", xlabel="action, scaled to the box", ylabel="dimension")
-        axes[0].grid(False)
-        axes[0].yaxis.get_major_locator().set_params(integer=True)
-    axes[1].hist(torch.bincount(data.episode).numpy(), bins=40)
-    axes[1].set(title="lengths of the recorded episodes", xlabel="steps", ylabel="episodes")
-    return figure
-
-
-def recorded_rewards(data: Dataset, recorded: np.ndarray, continuing: bool) -> Figure:
-    """Returns of the recorded behavior, and the mean reward over the time since an episode's start (and its deciles)."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-    axes[0].hist(recorded, bins=40)
-    axes[0].set(title="recorded returns", xlabel="return", ylabel="windows" if continuing else "episodes")
-    lengths = torch.bincount(data.episode)
-    start = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-    step = (torch.arange(len(data)) - start).numpy()
-    bins = np.linspace(0, step.max() + 1, min(100, step.max() + 1) + 1)
-    which = np.digitize(step, bins) - 1
-    by_time = pd.Series(data.reward.double().numpy()).groupby(which)
-    when = bins[by_time.mean().index.to_numpy()]
-    axes[1].fill_between(when, by_time.quantile(0.1), by_time.quantile(0.9), alpha=0.2, label="10% to 90%")
-    axes[1].plot(when, by_time.mean(), label="mean")
-    axes[1].set(title="reward over time", xlabel="step of the episode", ylabel="reward")
-    axes[1].legend()
-    return figure
-
-
-def ranges(data: Dataset) -> Figure:
-    """Each dimension of observations and actions: median, quartiles, 1% and 99%, extremes."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=[2, 1])
-    index = torch.linspace(0, len(data) - 1, min(100_000, len(data))).long()
-    shown = {"observations": data.state, "actions, scaled to the box": data.action}
-    for ax, (title, values) in zip(axes, shown.items(), strict=True):
-        shares = [0, 0.01, 0.25, 0.5, 0.75, 0.99, 1]
-        low, one, quarter, half, three, most, high = np.quantile(values[index].numpy(), shares, axis=0)
-        where = np.arange(len(half))
-        ax.vlines(where, one, most, lw=1)
-        ax.vlines(where, quarter, three, lw=4, alpha=0.6)
-        ax.plot(where, half, "k_", ms=5)
-        ax.plot(where, low, "k.", where, high, "k.", ms=2)
-        ax.set(title=title, xlabel="dimension")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_yscale("symlog")
-    return figure
-
-
 def losses(log: pd.DataFrame, columns: Mapping[str, str], log_scale: bool = True) -> Figure:
     """Training curves, one panel a column (name -> title), one line a seed."""
     figure, axes = panels(len(columns), 4, 3)
@@ -190,17 +103,6 @@ def action_match(recorded: np.ndarray, sampled: np.ndarray) -> Figure:
     return figure
 
 
-def posterior_variance(table: np.ndarray, times: np.ndarray, bound: np.ndarray) -> Figure:
-    """c_t of each seed `(S, T)` against its linear-Gaussian bound `(T,)`."""
-    figure, ax = plt.subplots(figsize=(4.5, 3))
-    ax.plot(times, bound, color="0.4", ls="--", label="linear-Gaussian bound")
-    for seed, row in enumerate(table):
-        ax.plot(times, row, label=f"$c_t$, seed row {seed}")
-    ax.set(xlabel="t", yscale="log", title="posterior variance of the action given $a_t$")
-    ax.legend()
-    return figure
-
-
 @torch.no_grad()
 def value_maps(
     critic: Critic, data: Dataset, view: View, collected: np.ndarray, row: int = 0, count: int = 20_000
@@ -224,9 +126,14 @@ def value_maps(
     figure.colorbar(shown, ax=axes[0])
     axes[0].set_title("mean V of recorded states")
     if isinstance(view, MazeMap) and data.action.shape[1] == 2:
-        view.draw(axes[1])
+        angle = torch.arange(16) * (2 * torch.pi / 16)
+        force = torch.stack([angle.cos(), angle.sin()], 1)
+        force = (force / force.abs().amax(1, keepdim=True)).to(device)  # on the edge of the box
         few = slice(None, None, max(1, len(index) // 400))
-        axes[1].quiver(*xy[few].T, *_best_forces(critic, state[:, few], row).T, value[few], cmap="viridis", scale=40)
+        q = torch.stack([critic.q.minimum(state[:, few], f.expand(*state[:, few].shape[:2], 2)) for f in force], -1)
+        view.draw(axes[1])
+        best = force[q[row].argmax(-1)].cpu().numpy()
+        axes[1].quiver(*xy[few].T, *best.T, value[few], cmap="viridis", scale=40)
         axes[1].set_title(r"direction of highest $Q(s, a)$ at recorded states")
     else:
         axes[1].hexbin(collected[index.numpy()], value, gridsize=40, mincnt=1, cmap="viridis", bins="log")
@@ -234,27 +141,18 @@ def value_maps(
     return figure
 
 
-def _best_forces(critic: Critic, state: torch.Tensor, row: int) -> np.ndarray:
-    """Of 16 directions on the box's edge, the action of highest Q at standardised states `(S, B, n)`: `(B, 2)`."""
-    angle = torch.arange(16) * (2 * torch.pi / 16)
-    force = torch.stack([angle.cos(), angle.sin()], 1)
-    force = (force / force.abs().amax(1, keepdim=True)).to(state.device)
-    q = torch.stack([critic.q.minimum(state, f.expand(*state.shape[:2], 2)) for f in force], -1)[row]
-    return force[q.argmax(-1)].cpu().numpy()
-
-
 @torch.no_grad()
 def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] = (0.9, 0.5, 0.1)) -> Figure:
-    """Samples of the unguided and guided policy at one state, and the field of grad E over noisy actions.
+    """Samples of the unguided and guided policy at one state, and the field of grad E, or the shift, over noisy actions.
 
     With more than two actions: the two that guidance moves most, the others at the mean of the guided samples.
     """
     actor, device, d = policy.actor, policy.device, policy.action_dim
-    batch = np.repeat(np.asarray(state, dtype=np.float32)[None], 500, 0)
-    cloning = Policy(replace(actor, guidance_scale=0.0), policy.state_dim, d, device)
-    low, high = (bound[0, 0].cpu().numpy() for bound in (actor.behavior.low, actor.behavior.high))
+    raw = torch.as_tensor(state, dtype=torch.float32, device=device)
+    seen = actor.behavior.standardize(raw.expand(1, 500, -1))
+    noise = torch.randn(1, 500, 1, d, generator=torch.Generator().manual_seed(0)).to(device)
     cloned, guided = (
-        2 * (p.act(batch, torch.Generator().manual_seed(0)) - low) / (high - low) - 1 for p in (cloning, policy)
+        each.propose(seen, noise)[0].cpu().numpy() for each in (replace(actor, guidance_scale=0.0), actor)
     )
     pair = sorted(np.argsort(-np.abs(guided.mean(0) - cloned.mean(0)), kind="stable")[:2])
     figure, axes = panels(len(times) + 2, 3, 3.1)
@@ -269,19 +167,23 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
         ax.set(title=title, xlim=(-1.1, 1.1), xlabel=names[0])
     axis = torch.linspace(-1.5, 1.5, 15, device=device)
     plane = torch.stack(torch.meshgrid(*[axis] * len(pair), indexing="ij"), -1).reshape(-1, len(pair))
-    grid = torch.as_tensor(guided.mean(0), dtype=torch.float32, device=device).expand(1, len(plane), d).clone()
+    grid = torch.as_tensor(guided.mean(0), device=device).expand(1, len(plane), d).clone()
     grid[..., pair] = plane
-    raw = torch.as_tensor(state, dtype=torch.float32, device=device)
-    states = actor.behavior.standardize(raw.expand(1, len(plane), -1))
-    where = plane.cpu().numpy()
-    for ax, t in zip(axes[2:], times, strict=True):
-        gradient = actor.energy.gradient(states, grid, torch.tensor(t, device=device))[0, :, pair].cpu().numpy()
-        if d == 1:
-            ax.plot(where[:, 0], gradient[:, 0])
+    states, where = seen[:, :1].expand(-1, len(plane), -1), plane.cpu().numpy()
+    shift = hasattr(actor.guide, "shift")
+    label = "shift" if shift else r"$\nabla E$"
+    for ax, t in zip(axes[2:], torch.tensor(times, device=device), strict=True):
+        if shift:
+            field = actor.guide.shift(states, grid, t, gaussian_posterior(actor.behavior, states, grid, t)[0])
         else:
-            ax.quiver(*where.T, *gradient.T, np.linalg.norm(gradient, axis=1), cmap="magma")
+            field = actor.guide.gradient(states, grid, t)
+        field = field[0, :, pair].cpu().numpy()
+        if d == 1:
+            ax.plot(where[:, 0], field[:, 0])
+        else:
+            ax.quiver(*where.T, *field.T, np.linalg.norm(field, axis=1), cmap="magma")
             ax.set(aspect="equal")
-        ax.set(title=f"$\\nabla E$ at t = {t:g}", xlabel=f"$a_t$, {names[0]}")
+        ax.set(title=f"{label} at t = {t:g}", xlabel=f"$a_t$, {names[0]}")
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -89,24 +89,8 @@ def performance_profiles(scores: Mapping[str, statistics.Scores]) -> Figure:
     return figure
 
 
-def improvements(scores: Mapping[str, statistics.Scores], against: Sequence[str]) -> Figure:
-    """P(a run of the method beats one of another on the same task), with 95% intervals; one panel an opponent."""
-    figure, axes = panels(len(against), 3.6, 0.3 * len(scores) + 1.2)
-    for ax, other in zip(axes, against, strict=True):
-        methods = [method for method in scores if method != other]
-        for place, method in enumerate(methods):
-            value, low, high = statistics.improvement(scores[method], scores[other])
-            ax.plot([low, high], [place, place], color=COLORS[method], lw=3, alpha=0.6)
-            ax.plot(value, place, "o", color=COLORS[method])
-        ax.axvline(0.5, color="0.4", ls="--", lw=1)
-        ax.set(title=f"P(better than {other})", xlim=(0, 1))
-        ax.set_yticks(range(len(methods)), methods)
-        ax.invert_yaxis()
-    return figure
-
-
 def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
-    """All figures of the study into `folder`: score by task, interquartile means, performance profiles, P(better).
+    """All figures of the study into `folder`: score by task, interquartile means, performance profiles.
 
     main: `tables.main_rows`. None where no task has a score.
     """
@@ -114,25 +98,19 @@ def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
     scores = tables.seed_scores(main)
     if scores.empty:
         return []
-    made = {"study_scores": score_map(tables.score_matrix(scores))}
-    for name, (methods, tasks) in zip(("", "_more", "_all"), tables.comparable_groups(scores), strict=False):
-        if len(methods) < 2:
-            continue
-        summary = tables.summary_table(scores, methods, tasks)
-        made[f"study_iqm{name}"] = interquartile_means(summary, len(tasks))
-        if name:
-            continue
+    made, groups = {"study_scores": score_map(tables.score_matrix(scores))}, tables.comparable_groups(scores)
+    for name, (methods, tasks) in zip(("study_iqm", "study_iqm_all"), groups, strict=False):
+        made[name] = interquartile_means(tables.summary_table(scores, methods, tasks), len(tasks))
+    if groups:
+        methods, tasks = groups[0]
         if apart := tables.not_looked_at(tasks):
-            alone, title = (
-                tables.summary_table(scores, methods, apart),
-                "tasks not looked at while settings were chosen",
-            )
+            title = "tasks not looked at while settings were chosen"
+            alone = tables.summary_table(scores, methods, apart)
             made["study_iqm_unseen"] = interquartile_means(alone, len(apart), title)
-        runs = {method: tables.scores_by_task(scores, method, tasks) for method in methods}
-        shown = dict.fromkeys([*summary["method"][:MOST_PROFILES], *(m for m in ALWAYS if m in methods)])
-        made["study_profiles"] = performance_profiles({method: runs[method] for method in shown})
-        if against := [method for method in tables.AGAINST if method in methods]:
-            made["study_improvement"] = improvements(runs, against)
+        best = tables.summary_table(scores, methods, tasks)["method"][:MOST_PROFILES]
+        shown = dict.fromkeys([*best, *(m for m in ALWAYS if m in methods)])
+        runs = {method: tables.scores_by_task(scores, method, tasks) for method in shown}
+        made["study_profiles"] = performance_profiles(runs)
     return _save_all(made, folder, "08")
 
 

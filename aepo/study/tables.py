@@ -17,7 +17,8 @@ from aepo.study.ablations import QUESTIONS, TIMES, VARIANTS
 from aepo.study.results import read_results
 
 AGAINST = ("qgpo", "iql", "best-of-n")
-PUBLISHED = Path(__file__).with_name("published.csv")
+MARK = "<!-- below: what `aepo results` prints -->"
+PUBLISHED = Path(__file__).with_name("published.csv")  # scores that papers report on D4RL: notebook 08
 
 
 def task_table(returns: pd.DataFrame) -> pd.DataFrame:
@@ -43,10 +44,14 @@ def readable_task_table(table: pd.DataFrame) -> pd.DataFrame:
     """`task_table` for people: intervals in brackets, one decimal; a dash for what the task does not have."""
     shown = table[["method", "return", "score", "success", "seeds", "episodes"]].astype({"return": str, "score": str})
     for name in ("return", "score"):
-        values = table[[name, f"{name}_low", f"{name}_high"]].to_numpy()
-        shown[name] = ["-" if np.isnan(v) else f"{v:.1f} [{low:.1f}, {high:.1f}]" for v, low, high in values]
+        shown[name] = [_interval(*row) for row in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
     shown["success"] = ["-" if np.isnan(share) else f"{100 * share:.0f}%" for share in table["success"]]
     return shown
+
+
+def _interval(value: float, low: float, high: float, digits: int = 1) -> str:
+    """A value with its interval in brackets, or a dash."""
+    return "-" if np.isnan(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def main_rows(path: Path, profile: str) -> pd.DataFrame:
@@ -60,11 +65,6 @@ def main_rows(path: Path, profile: str) -> pd.DataFrame:
             f"{path} holds no results of profile {profile!r}: run `make reproduce PROFILE={profile}` first"
         )
     return main
-
-
-def published_scores() -> pd.DataFrame:
-    """Scores that papers and public benchmarks report on D4RL: method, task, score, std, source."""
-    return pd.read_csv(PUBLISHED)
 
 
 def variant_scores(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
@@ -133,20 +133,13 @@ def common_tasks(scores: pd.DataFrame, methods: Sequence[str]) -> list[str]:
 def comparable_groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
     """Sets of methods with the tasks they share, so that no mean compares different tasks.
 
-    First the methods that every task has; then, where there are more, all methods on the tasks that have them all. None
-    where no task has a score.
+    First the methods that every task has; then, where there are more, all methods on the tasks that have them all.
     """
     present = [m for m in NAMES if m != DATASET and m in set(scores["method"])]
     count = scores.groupby("method")["task"].nunique()
     everywhere = [m for m in present if count[m] == scores["task"].nunique()]
-    found = [(everywhere, common_tasks(scores, everywhere))] if everywhere else []
-    if len(everywhere) < len(present):
-        most = [m for m in present if count[m] >= max(2, sorted(count[present])[len(present) // 2])] or present
-        for methods in (most, present):
-            shared = common_tasks(scores, methods)
-            if shared and (methods, shared) not in found and methods != everywhere:
-                found.append((methods, shared))
-    return found
+    groups = [(methods, common_tasks(scores, methods)) for methods in (everywhere, present) if methods]
+    return [group for i, group in enumerate(groups) if group[1] and group not in groups[:i]]
 
 
 def not_looked_at(tasks: Sequence[str]) -> list[str]:
@@ -203,12 +196,9 @@ def markdown_summary(table: pd.DataFrame) -> str:
     """`summary_table` for people."""
     rows = []
     for row in table.to_dict("records"):
-        shown = [f"`{row['method']}`", f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"]
+        shown = [f"`{row['method']}`", _interval(row["iqm"], row["low"], row["high"])]
         shown += [f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
-        for other in AGAINST:
-            chance, low, high = row[f"p_{other}"], row[f"p_{other}_low"], row[f"p_{other}_high"]
-            shown.append("-" if np.isnan(chance) else f"{chance:.2f} [{low:.2f}, {high:.2f}]")
-        rows.append(shown)
+        rows.append(shown + [_interval(*(row[f"p_{o}{end}"] for end in ("", "_low", "_high")), 2) for o in AGAINST])
     return markdown_table(["method", "IQM [95%]", "mean", "mean rank", *(f"P(> `{other}`)" for other in AGAINST)], rows)
 
 
@@ -217,20 +207,16 @@ def kind_of_task(task: str) -> str:
     return "mazes" if "maze" in task else f"robots, {task.removeprefix('local-').partition('-')[2] or 'other'}"
 
 
-def kind_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """Methods, best on top, by kinds of the tasks that all of them have: interquartile means over tasks x seeds."""
+def markdown_kinds(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> str:
+    """Methods, best on top, by kinds of the tasks that all of them have: IQM over tasks x seeds, the best in bold."""
     kinds = {"all": list(tasks)}
     for task in tasks:
         kinds.setdefault(kind_of_task(task), []).append(task)
-    table = pd.DataFrame(index=pd.Index(methods, name="method"))
+    table = pd.DataFrame(index=pd.Index(methods))
     for kind, of_kind in kinds.items():
         runs = (np.concatenate(scores_by_task(scores, method, of_kind)) for method in methods)
         table[f"{kind} ({len(of_kind)})"] = [statistics.interquartile_mean(values) for values in runs]
-    return table.sort_values(f"all ({len(tasks)})", ascending=False)
-
-
-def markdown_kinds(table: pd.DataFrame) -> str:
-    """`kind_table` for people, the best of a column in bold."""
+    table = table.sort_values(f"all ({len(tasks)})", ascending=False)
     shown = table.map("{:.1f}".format).mask(table == table.max(), table.map("**{:.1f}**".format))
     rows = [[f"`{method}`", *values] for method, values in zip(table.index, shown.to_numpy(), strict=True)]
     return markdown_table(["IQM by kind of task", *table.columns], rows)
@@ -244,12 +230,10 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def not_run(scores: pd.DataFrame) -> list[str]:
     """What was not run: a sentence a method that some task of the study lacks."""
     tasks, lines = sorted(scores["task"].unique()), []
-    for method in (m for m in NAMES if m in set(scores["method"])):
+    for method in NAMES[1:]:
         had = set(scores[scores["method"] == method]["task"])
         if lacking := [task for task in tasks if task not in had]:
-            lines.append(f"{method}: not run on {', '.join(lacking)}")
-    if never := [m for m in NAMES if m != DATASET and m not in set(scores["method"])]:
-        lines.append(f"not run at all: {', '.join(never)}")
+            lines.append(f"{method}: not run on {', '.join(lacking)}" if had else f"{method}: not run")
     return lines
 
 
@@ -266,14 +250,29 @@ def markdown_study(main: pd.DataFrame) -> str:
     parts = [markdown_scores(scores, everywhere)]
     if others := [m for m in NAMES if m in set(scores["method"]) and m not in everywhere]:
         parts.append(markdown_scores(scores, others))
-    for i, (methods, tasks) in enumerate(groups):
+    for methods, tasks in groups:
         parts.append(f"{len(methods)} methods on {len(tasks)} tasks: {', '.join(tasks)}")
         parts.append(markdown_summary(summary_table(scores, methods, tasks)))
-        if i > 0:
+        if (methods, tasks) != groups[0]:
             continue
         if apart := not_looked_at(tasks):
             parts.append(f"The same on the {len(apart)} of them that were not looked at while settings were chosen:")
             parts.append(markdown_summary(summary_table(scores, methods, apart)))
         if len({kind_of_task(task) for task in tasks}) > 1:
-            parts.append(markdown_kinds(kind_table(scores, methods, tasks)))
+            parts.append(markdown_kinds(scores, methods, tasks))
     return "\n\n".join([*parts, "\n".join(not_run(scores))])
+
+
+def markdown_results(path: Path, profile: str) -> str:
+    """All tables of a profile in results.csv: the study's, and the search of one number a method where there is one."""
+    searched = search_table(variant_scores(read_results(path), profile))
+    search = [f"The search of one number a method:\n\n{markdown_search(searched)}"] if len(searched) else []
+    return "\n\n".join([markdown_study(main_rows(path, profile)), *search])
+
+
+def write_document(document: Path, path: Path, profile: str) -> None:
+    """Put `markdown_results` into a document in place of what stands below its line MARK; what stands above stays."""
+    above, mark, _ = document.read_text().partition(MARK)
+    if not mark:
+        raise StudyError(f"{document} has no line {MARK}: the tables go below it")
+    document.write_text(f"{above}{MARK}\n\n{markdown_results(path, profile)}\n")
