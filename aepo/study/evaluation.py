@@ -75,20 +75,13 @@ class Copies:
 
 
 def rollout(
-    actor: Actor,
-    copies: Copies,
-    seeds: Sequence[int],
-    episodes: int,
-    horizon: int,
-    name: str = "evaluate",
-    progress_folder: Path | None = None,
-    first: int = 0,
+    actor: Actor, copies: Copies, seeds: Sequence[int], episodes: int, horizon: int, first: int = 0, progress=None
 ) -> Rollouts:
     """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
 
     `first`: number of the first episode. Start and noise of an episode follow from (seed, episode) alone, the start the
     same for every method, the noise for all that draw as many candidates. Episodes that have ended are neither stepped
-    nor sampled for: rows narrow to the greatest number still running.
+    nor sampled for: rows narrow to the greatest number still running. A `progress` counts steps.
     """
     shape, numbers = (len(seeds), episodes), range(first, first + episodes)
     noise_shape = (horizon, actor.draws, copies.action_dim)
@@ -103,26 +96,26 @@ def rollout(
     states[0] = observation[:, :kept]
     running, rows = np.ones(shape, dtype=bool), np.arange(len(seeds))[:, None]
     columns = np.tile(np.arange(episodes), (len(seeds), 1))  # of each row: the episodes that are sampled for
-    with Progress(name, horizon, folder=progress_folder) as progress:
-        for step in range(horizon):
-            most = running.sum(1).max()
-            if most < columns.shape[1]:
-                columns = np.argsort(~running, axis=1, kind="stable")[:, :most]
-            state = torch.as_tensor(observation[rows, columns], dtype=torch.float32, device=device)
-            action = actor.act(state, noise[rows, columns, step]).cpu().numpy()
-            place = np.nonzero(running[rows, columns])
-            who = (place[0], columns[place])
-            took = copies.step(who[0] * episodes + who[1], action[place])
-            observation[who] = took.observation
-            returns[who] += took.reward
-            length[who] += 1
-            success[who] = np.fmax(success[who], took.success)
-            shown = who[1] < kept
-            states[step + 1][who[0][shown], who[1][shown]] = took.observation[shown]
-            running[who] = ~took.ended
+    for step in range(horizon):
+        most = running.sum(1).max()
+        if most < columns.shape[1]:
+            columns = np.argsort(~running, axis=1, kind="stable")[:, :most]
+        state = torch.as_tensor(observation[rows, columns], dtype=torch.float32, device=device)
+        action = actor.act(state, noise[rows, columns, step]).cpu().numpy()
+        place = np.nonzero(running[rows, columns])
+        who = (place[0], columns[place])
+        took = copies.step(who[0] * episodes + who[1], action[place])
+        observation[who] = took.observation
+        returns[who] += took.reward
+        length[who] += 1
+        success[who] = np.fmax(success[who], took.success)
+        shown = who[1] < kept
+        states[step + 1][who[0][shown], who[1][shown]] = took.observation[shown]
+        running[who] = ~took.ended
+        if progress:
             progress.update(1)
-            if not running.any():
-                break
+        if not running.any():
+            break
     return Rollouts(returns, length, success, states)
 
 
@@ -134,12 +127,11 @@ def play(actor: Actor, task: Task, seeds: Sequence[int], episodes: int, name: st
     for first in range(0, episodes, together):
         count = min(together, episodes - first)
         label = name if together == episodes else f"{name}, episodes {first + 1} to {first + count} of {episodes}"
-        rounds.append(rollout(actor, copies, seeds, count, task.horizon, label, progress_folder, first))
+        with Progress(label, task.horizon, folder=progress_folder) as progress:
+            rounds.append(rollout(actor, copies, seeds, count, task.horizon, first, progress))
     copies.close()
-    returns, length, success = (
-        np.concatenate([getattr(each, name) for each in rounds], 1) for name in ("returns", "length", "success")
-    )
-    return Rollouts(returns, length, success, np.concatenate([each.states for each in rounds], 2))
+    whole = {key: [getattr(each, key) for each in rounds] for key in ("returns", "length", "success", "states")}
+    return Rollouts(**{key: np.concatenate(parts, 2 if key == "states" else 1) for key, parts in whole.items()})
 
 
 def evaluate(run: Run, method: str) -> Rollouts | None:
