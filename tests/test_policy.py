@@ -67,9 +67,7 @@ def test_finished_episodes_earn_nothing_more(behavior):
             asked.append(which.tolist())
             end = np.array([self.steps >= 2, False, False, self.steps >= 4])
             success = np.array([0, 0, self.steps == 3, 0])
-            return evaluation.Steps(
-                np.full((len(which), 4), self.steps), np.ones(len(which)), end[which], success[which]
-            )
+            return np.full((len(which), 4), self.steps), np.ones(len(which)), end[which], success[which]
 
     result = evaluation.rollout(Actor(behavior, None, None, 0.0, 2, 1), Fake(), (0, 3), 2, 6)
     assert result.returns.tolist() == [[2, 6], [6, 4]]

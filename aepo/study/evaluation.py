@@ -40,16 +40,6 @@ class Rollouts:
     states: np.ndarray
 
 
-@dataclass(frozen=True)
-class Steps:
-    """What a step of several copies gave: observation `(K, n)`, reward, ended `(K,)`, success 0, 1 or NaN `(K,)`."""
-
-    observation: np.ndarray
-    reward: np.ndarray
-    ended: np.ndarray
-    success: np.ndarray
-
-
 class Copies:
     """`count` copies of a task's environment."""
 
@@ -61,12 +51,11 @@ class Copies:
         """First observations `(K, n)` of the first K copies, one a seed."""
         return np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=False)])
 
-    def step(self, which: Sequence[int], actions: np.ndarray) -> Steps:
-        """One step of the copies `which`; actions `(K, d)`."""
+    def step(self, which: Sequence[int], actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """One step of the copies `which`, actions `(K, d)`: observations `(K, n)`; reward, ended, success `(K,)`."""
         steps = [self.envs[i].step(action) for i, action in zip(which, actions, strict=True)]
-        observation, reward, terminated, truncated, info = zip(*steps, strict=True)
-        success = [float(each.get("success", np.nan)) for each in info]
-        return Steps(np.stack(observation), np.array(reward), np.logical_or(terminated, truncated), np.array(success))
+        observation, reward, terminated, truncated, info = map(np.array, zip(*steps, strict=True))
+        return observation, reward, terminated | truncated, np.array([float(i.get("success", np.nan)) for i in info])
 
     def close(self) -> None:
         """Release what the environments hold."""
@@ -104,14 +93,14 @@ def rollout(
         action = actor.act(state, noise[rows, columns, step]).cpu().numpy()
         place = np.nonzero(running[rows, columns])
         who = (place[0], columns[place])
-        took = copies.step(who[0] * episodes + who[1], action[place])
-        observation[who] = took.observation
-        returns[who] += took.reward
+        seen, reward, ended, reached = copies.step(who[0] * episodes + who[1], action[place])
+        observation[who] = seen
+        returns[who] += reward
         length[who] += 1
-        success[who] = np.fmax(success[who], took.success)
+        success[who] = np.fmax(success[who], reached)
         shown = who[1] < kept
-        states[step + 1][who[0][shown], who[1][shown]] = took.observation[shown]
-        running[who] = ~took.ended
+        states[step + 1][who[0][shown], who[1][shown]] = seen[shown]
+        running[who] = ~ended
         if progress:
             progress.update(1)
         if not running.any():

@@ -1,4 +1,4 @@
-"""The study's style, and figures of data and networks: each takes what it shows and returns a matplotlib Figure."""
+"""The study's style, and figures of networks and policies: each takes what it shows and returns a matplotlib Figure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import torch
 from matplotlib.figure import Figure
 
 from aepo import files
-from aepo.core.models import Critic, gaussian_posterior
-from aepo.data.datasets import Dataset
+from aepo.core.models import gaussian_posterior
 from aepo.methods import NAMES
 from aepo.study.policy import Policy
-from aepo.study.views import MazeMap, View
+from aepo.study.views import View
 
 PANELS = 6  # most in a row
 
@@ -55,25 +54,6 @@ def panels(
     return figure, list(axes.flat[:count])
 
 
-def coverage(data: Dataset, view: View, arrows: float = 0.25) -> Figure:
-    """Where the data were collected, and the mean step from there, in a maze or the plane of two components."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4))
-    here, there = (view.project(states.numpy()) for states in (data.state, data.next_state))
-    for ax in axes:
-        view.draw(ax)
-    axes[0].hist2d(*here.T, bins=view.bins(arrows / 2), cmin=1, cmap="viridis", norm="log")
-    axes[0].set_title(f"{len(data):,} recorded states (log count)")
-    bins = view.bins(arrows)
-    count = np.histogram2d(*here.T, bins=bins)[0]
-    means = [np.histogram2d(*here.T, bins=bins, weights=step)[0] / np.maximum(count, 1) for step in (there - here).T]
-    centers = np.meshgrid(*[(b[:-1] + b[1:]) / 2 for b in bins], indexing="ij")
-    shown = count > 0
-    size = np.sqrt(sum(m**2 for m in means))[shown]
-    axes[1].quiver(*[c[shown] for c in centers], *[m[shown] for m in means], size, cmap="magma")
-    axes[1].set_title("mean recorded step")
-    return figure
-
-
 def losses(log: pd.DataFrame, columns: Mapping[str, str], log_scale: bool = True) -> Figure:
     """Training curves, one panel a column (name -> title), one line a seed."""
     figure, axes = panels(len(columns), 4, 3)
@@ -100,44 +80,6 @@ def action_match(recorded: np.ndarray, sampled: np.ndarray) -> Figure:
             ax.hist(actions[:, i], bins=60, range=(-1, 1), density=True, histtype="step", label=label)
         ax.set(title=f"action {i}", yscale="log")
         ax.legend()
-    return figure
-
-
-@torch.no_grad()
-def value_maps(
-    critic: Critic, data: Dataset, view: View, collected: np.ndarray, row: int = 0, count: int = 20_000
-) -> Figure:
-    """Mean V of recorded states in a maze or the plane of two components; beside it what V knows.
-
-    In a maze with two actions: the direction of highest Q at some states. Else: V against `collected` `(N,)`, the
-    discounted reward that the recorded behavior collected next, in units of the critic's reward.
-    """
-    index = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
-    device, seeds = critic.std.device, critic.std.shape[0]
-    state = data.standardize(data.state[index]).to(device).expand(seeds, -1, -1)
-    value = critic.value(state)[row].cpu().numpy()
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4))
-    view.draw(axes[0])
-    xy = view.project(data.state[index].numpy())
-    bins = view.bins(0.1)
-    visits, total = (np.histogram2d(*xy.T, bins=bins, weights=w)[0] for w in (None, value))
-    mean = np.where(visits > 0, total / np.maximum(visits, 1), np.nan)
-    shown = axes[0].pcolormesh(*bins, mean.T, cmap="viridis", zorder=1)
-    figure.colorbar(shown, ax=axes[0])
-    axes[0].set_title("mean V of recorded states")
-    if isinstance(view, MazeMap) and data.action.shape[1] == 2:
-        angle = torch.arange(16) * (2 * torch.pi / 16)
-        force = torch.stack([angle.cos(), angle.sin()], 1)
-        force = (force / force.abs().amax(1, keepdim=True)).to(device)  # on the edge of the box
-        few = slice(None, None, max(1, len(index) // 400))
-        q = torch.stack([critic.q.minimum(state[:, few], f.expand(*state[:, few].shape[:2], 2)) for f in force], -1)
-        view.draw(axes[1])
-        best = force[q[row].argmax(-1)].cpu().numpy()
-        axes[1].quiver(*xy[few].T, *best.T, value[few], cmap="viridis", scale=40)
-        axes[1].set_title(r"direction of highest $Q(s, a)$ at recorded states")
-    else:
-        axes[1].hexbin(collected[index.numpy()], value, gridsize=40, mincnt=1, cmap="viridis", bins="log")
-        axes[1].set(title="V of recorded states (log count)", xlabel="discounted reward collected next", ylabel="V")
     return figure
 
 

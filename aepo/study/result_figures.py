@@ -117,10 +117,9 @@ def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
 def variant_figure(scores: pd.DataFrame, question: str) -> Figure:
     """The figure of a question of `tables.variant_scores`: lines over the searched number, or a point a variant."""
     part = scores[scores["question"] == question].sort_values("method", kind="stable")
-    times = part["variant"].map({v.name: v.times for v in VARIANTS}).astype(float)
-    if times.notna().any():
-        return _search_lines(part.assign(times=times)[times.notna()])
-    return _variant_points(part.assign(variant=part["method"] + ": " + part["variant"]))
+    part = part.assign(times=part["variant"].map({v.name: v.times for v in VARIANTS}).astype(float))
+    searched = part[part["times"].notna()]
+    return _search_lines(searched) if len(searched) else _variant_points(part)
 
 
 def draw_variants(scores: pd.DataFrame, folder: Path) -> list[Path]:
@@ -131,7 +130,8 @@ def draw_variants(scores: pd.DataFrame, folder: Path) -> list[Path]:
 
 def _variant_points(scores: pd.DataFrame) -> Figure:
     """Mean score of each variant with the range of its seeds, a panel a task."""
-    tasks, variants = list(dict.fromkeys(scores["task"])), list(dict.fromkeys(scores["variant"]))
+    scores = scores.assign(variant=scores["method"] + ": " + scores["variant"])
+    tasks, variants = scores["task"].unique(), scores["variant"].unique()
     size = (3.4 * len(tasks) + 1.5, 0.34 * len(variants) + 1)
     figure, axes = plt.subplots(1, len(tasks), figsize=size, squeeze=False, sharey=True)
     look = {"errorbar": ("pi", 100), "linestyle": "none", "capsize": 0.2}
@@ -143,7 +143,7 @@ def _variant_points(scores: pd.DataFrame) -> Figure:
 
 def _search_lines(scores: pd.DataFrame) -> Figure:
     """Mean score over the searched number as a multiple of its default, a line a method, a panel a task."""
-    tasks = list(dict.fromkeys(scores["task"]))
+    tasks = scores["task"].unique()
     figure, axes = panels(len(tasks), 3.4 + 1.8 / min(len(tasks), 3), 3.2, most=3)
     look = {"palette": COLORS, "marker": "o", "errorbar": ("pi", 100), "err_kws": {"alpha": 0.08}}
     for ax, task in zip(axes, tasks, strict=True):

@@ -89,28 +89,35 @@ def search_table(scores: pd.DataFrame) -> pd.DataFrame:
 
     scores: `variant_scores`. Columns family, method, number, tasks and TIMES, a quarter to four times the default.
     """
-    found = []
+    searched, found = {v.name: v for v in VARIANTS if v.number}, []
+    rows = scores[scores["variant"].isin(searched)]
+    rows = rows.assign(times=[searched[name].times for name in rows["variant"]])
     for family, tasks in FAMILIES.items():
-        of_family = scores[scores["task"].isin(tasks)]
-        for method in dict.fromkeys(scores["method"]):
-            searched = [v for v in VARIANTS if v.number and method in v.methods]
-            own = of_family[of_family["method"] == method]
-            wide = own.groupby(["variant", "task"])["score"].mean().unstack()
-            wide = wide.reindex([v.name for v in searched]).dropna(axis="columns")
-            if len(searched) and wide.shape[1]:
-                row = {"family": family, "method": method, "number": searched[0].number, "tasks": wide.shape[1]}
-                found.append(row | dict(zip(TIMES, wide.mean(axis=1), strict=True)))
+        for method, own in rows[rows["task"].isin(tasks)].groupby("method", sort=False):
+            wide = own.pivot_table(index="task", columns="times", values="score").reindex(columns=TIMES).dropna()
+            if len(wide):
+                number = searched[own["variant"].iloc[0]].number
+                found.append(
+                    {"family": family, "method": method, "number": number, "tasks": len(wide)} | dict(wide.mean())
+                )
     return pd.DataFrame(found, columns=["family", "method", "number", "tasks", *TIMES])
 
 
 def markdown_search(table: pd.DataFrame) -> str:
     """`search_table` for people, the best value of a row in bold."""
-    rows = []
-    for row in table.to_dict("records"):
-        best = max(row[times] for times in TIMES)
-        shown = [f"**{row[times]:.1f}**" if row[times] == best else f"{row[times]:.1f}" for times in TIMES]
-        rows.append([f"{row['family']}, {row['tasks']}", f"`{row['method']}`", row["number"], *shown])
+    values = table[[*TIMES]]
+    shown = _bold(values, values.eq(values.max(axis=1), axis=0), 1)
+    rows = [
+        [f"{row.family}, {row.tasks}", f"`{row.method}`", row.number, *values]
+        for row, values in zip(table.itertuples(), shown.to_numpy(), strict=True)
+    ]
     return markdown_table(["searched on", "method", "number", *(str(Fraction(times)) for times in TIMES)], rows)
+
+
+def _bold(values: pd.DataFrame, best: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """Numbers as text, the best in bold, a dash where there is none."""
+    text = (values.round(digits) + 0.0).map(f"{{:.{digits}f}}".format)  # + 0.0: no minus before a zero
+    return text.mask(best, "**" + text + "**").mask(values.isna(), "-")
 
 
 def seed_scores(main: pd.DataFrame) -> pd.DataFrame:
@@ -124,22 +131,16 @@ def scores_by_task(scores: pd.DataFrame, method: str, tasks: Sequence[str]) -> l
     return [own[own["task"] == task]["score"].to_numpy() for task in tasks]
 
 
-def common_tasks(scores: pd.DataFrame, methods: Sequence[str]) -> list[str]:
-    """The tasks on which every one of the methods has a score."""
-    by_task = scores.groupby("task")["method"].agg(set)
-    return [task for task in by_task.index if set(methods) <= by_task[task]]
-
-
 def comparable_groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
     """Sets of methods with the tasks they share, so that no mean compares different tasks.
 
     First the methods that every task has; then, where there are more, all methods on the tasks that have them all.
     """
-    present = [m for m in NAMES if m != DATASET and m in set(scores["method"])]
-    count = scores.groupby("method")["task"].nunique()
-    everywhere = [m for m in present if count[m] == scores["task"].nunique()]
-    groups = [(methods, common_tasks(scores, methods)) for methods in (everywhere, present) if methods]
-    return [group for i, group in enumerate(groups) if group[1] and group not in groups[:i]]
+    wide = score_matrix(scores).drop(index=DATASET, errors="ignore")
+    found = [
+        (list(part.index), list(part.columns)) for part in (wide.dropna(), wide.dropna(axis="columns")) if part.size
+    ]
+    return found[:1] if found[1:] == found[:1] else found
 
 
 def not_looked_at(tasks: Sequence[str]) -> list[str]:
@@ -160,17 +161,12 @@ def markdown_scores(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str
     `methods`: those to show, on the tasks that have any of them. A star marks the tasks that were looked at while settings
     were chosen.
     """
-    wide = score_matrix(scores)
-    best = wide.drop(index=DATASET, errors="ignore").max()
-    wide = wide[wide.index.isin(methods)].dropna(axis="columns", how="all")
-    rows = []
-    for task in wide.columns:
-        row = [f"`{task}` *" if task in LOOKED_AT else f"`{task}`"]
-        for value in wide[task]:
-            top = not np.isnan(value) and round(value) == round(best[task])
-            row.append("-" if np.isnan(value) else f"**{round(value)}**" if top else f"{round(value)}")
-        rows.append(row)
-    return markdown_table(["task", *(f"`{method}`" for method in wide.index)], rows)
+    wide = score_matrix(scores).T.round()
+    best = wide.drop(columns=DATASET, errors="ignore").max(axis=1)
+    wide = wide[[method for method in wide if method in methods]].dropna(how="all")
+    shown = _bold(wide, wide.eq(best[wide.index], axis=0), 0)
+    rows = [[f"`{row[0]}`{' *' if row[0] in LOOKED_AT else ''}", *row[1:]] for row in shown.itertuples()]
+    return markdown_table(["task", *(f"`{method}`" for method in wide)], rows)
 
 
 def summary_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
@@ -217,8 +213,7 @@ def markdown_kinds(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence
         runs = (np.concatenate(scores_by_task(scores, method, of_kind)) for method in methods)
         table[f"{kind} ({len(of_kind)})"] = [statistics.interquartile_mean(values) for values in runs]
     table = table.sort_values(f"all ({len(tasks)})", ascending=False)
-    shown = table.map("{:.1f}".format).mask(table == table.max(), table.map("**{:.1f}**".format))
-    rows = [[f"`{method}`", *values] for method, values in zip(table.index, shown.to_numpy(), strict=True)]
+    rows = [[f"`{row[0]}`", *row[1:]] for row in _bold(table, table == table.max(), 1).itertuples()]
     return markdown_table(["IQM by kind of task", *table.columns], rows)
 
 
@@ -229,12 +224,13 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def not_run(scores: pd.DataFrame) -> list[str]:
     """What was not run: a sentence a method that some task of the study lacks."""
-    tasks, lines = sorted(scores["task"].unique()), []
-    for method in NAMES[1:]:
-        had = set(scores[scores["method"] == method]["task"])
-        if lacking := [task for task in tasks if task not in had]:
-            lines.append(f"{method}: not run on {', '.join(lacking)}" if had else f"{method}: not run")
-    return lines
+    wide = score_matrix(scores).reindex(NAMES[1:]).isna()
+    lacking = {method: list(wide.columns[row]) for method, row in wide.iterrows() if row.any()}
+    everywhere = len(wide.columns)
+    return [
+        f"{method}: not run" + (f" on {', '.join(tasks)}" if len(tasks) < everywhere else "")
+        for method, tasks in lacking.items()
+    ]
 
 
 def markdown_study(main: pd.DataFrame) -> str:
