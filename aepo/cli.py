@@ -167,6 +167,7 @@ def results(
     profile: ProfileName = "quick",
     task: Annotated[str, typer.Option(help="Also the returns of one task, with success and intervals.")] = "",
     tables: Annotated[bool, typer.Option(help="Print the tables, or draw the figures only.")] = True,
+    document: Annotated[Path | None, typer.Option(help="Put the tables into this file too: docs/results.md.")] = None,
 ) -> None:
     """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
     from aepo.study import result_figures
@@ -183,12 +184,11 @@ def results(
                 f"{path} holds no results of task {task!r} at {profile}: run `aepo evaluate --task {task}`"
             )
         print(study_tables.readable_task_table(study_tables.task_table(rows)).to_string(index=False), end="\n\n")
-    variants = study_tables.variant_scores(episodes.read_results(path), profile)
-    searched = study_tables.search_table(variants)
     if tables:
-        print(study_tables.markdown_study(main), end="\n\n")
-    if tables and len(searched):
-        print(f"The search of one number a method:\n\n{study_tables.markdown_search(searched)}", end="\n\n")
+        print(study_tables.markdown_results(path, profile), end="\n\n")
+    if document is not None:
+        study_tables.write_document(document, path, profile)
+    variants = study_tables.variant_scores(episodes.read_results(path), profile)
     print("Figures:")
     folder = root.parent / "figures" / profile / "study"
     for figure in result_figures.draw_study(main, folder) + result_figures.draw_variants(variants, folder):

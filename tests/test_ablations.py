@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from aepo import files, methods, settings, verify
-from aepo.study import ablations, evaluation, guidance_scale, results, stages, tables
+from aepo import files, methods, settings
+from aepo.study import ablations, evaluation, guidance_scale, results, stages, tables, verify
 
 
 def test_every_variant_fits_the_settings():
@@ -22,7 +22,9 @@ def test_every_variant_fits_the_settings():
 
 def test_a_variant_shares_what_it_does_not_touch(run, data, tiny, monkeypatch):
     monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
-    variant = ablations.Variant("twice", "grid", ("aepo-direct",), {"evaluation": {"beta": 2.0, "guidance_scale": 2.0}})
+    variant = ablations.Variant(
+        "twice", "grid", ("aepo-cubature",), {"evaluation": {"beta": 2.0, "guidance_scale": 2.0}}
+    )
     stages.train_behavior(run, data), stages.train_critic(run, data)
     monkeypatch.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
     rows = ablations.evaluate(run, variant)
@@ -77,16 +79,16 @@ def test_rows_of_a_question_stand_beside_what_was_evaluated():
             "score": s,
         }
         for task, method, variant, s in (
-            ("a", "aepo-direct", "", 1.0),
-            ("a", "aepo-direct", "beta 1, scale 2", 2.0),
+            ("a", "aepo-cubature", "", 1.0),
+            ("a", "aepo-cubature", "beta 1, scale 2", 2.0),
             ("a", "bc", "", 9.0),
-            ("b", "aepo-direct", "", 9.0),
+            ("b", "aepo-cubature", "", 9.0),
         )
     ]
     rows = tables.variant_scores(pd.DataFrame(made), "quick")
     assert rows[["task", "method", "variant", "score"]].values.tolist() == [
-        ["a", "aepo-direct", "as evaluated", 1.0],
-        ["a", "aepo-direct", "beta 1, scale 2", 2.0],
+        ["a", "aepo-cubature", "as evaluated", 1.0],
+        ["a", "aepo-cubature", "beta 1, scale 2", 2.0],
     ]
 
 

@@ -41,16 +41,3 @@ def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch)
     assert guidance_scale.matched_scales(run, "aepo", 3.0) == scales
     with pytest.raises(files.StudyError, match=r"energy-aepo-b1\.safetensors is missing"):
         guidance_scale.matched_scales(run, "aepo", 1.0)
-
-
-def test_a_method_is_matched_by_the_critic_that_guides_it(run, data, tiny, monkeypatch):
-    behavior = stages.train_behavior(run, data, tiny.behavior)
-    stages.train_critic(run, data, tiny.critic)
-    monkeypatch.setattr(guidance_scale, "STATES", 20)
-    with pytest.raises(files.StudyError, match=r"critic-softmax\.safetensors is missing"):
-        guidance_scale.matched_scales(run, "aepo-direct-softmax", 3.0)
-    stages.train_critic(run, data, tiny.critic, "softmax", behavior)
-    guidance_scale.matched_scales(run, "aepo-direct-softmax", 3.0)
-    kept = files.read_json(run.folder / "evaluation" / "scale-aepo-direct-softmax-b3.json")
-    assert set(kept["networks"]) == {"behavior", "critic-softmax"}
-    assert kept["noise_scale"] == 0.25

@@ -67,9 +67,7 @@ def test_finished_episodes_earn_nothing_more(behavior):
             asked.append(which.tolist())
             end = np.array([self.steps >= 2, False, False, self.steps >= 4])
             success = np.array([0, 0, self.steps == 3, 0])
-            return evaluation.Steps(
-                np.full((len(which), 4), self.steps), np.ones(len(which)), end[which], success[which]
-            )
+            return np.full((len(which), 4), self.steps), np.ones(len(which)), end[which], success[which]
 
     result = evaluation.rollout(Actor(behavior, None, None, 0.0, 2, 1), Fake(), (0, 3), 2, 6)
     assert result.returns.tolist() == [[2, 6], [6, 4]]
@@ -129,7 +127,7 @@ def test_a_loaded_policy_starts_from_the_noise_that_it_was_evaluated_with(run, d
 def test_guided_samples_start_from_little_noise_and_picked_ones_from_all():
     noise = settings.QUICK.evaluation.noise_scale
     assert {noise[m] for m in ("bc", "best-of-n", "qipo")} == {1.0}
-    assert {noise[m] for m in settings.GUIDED} == {0.25}
+    assert {noise[m] for m in (*settings.GUIDED, "bc-low-noise")} == {0.25}
     assert set(noise) == set(METHODS)
 
 

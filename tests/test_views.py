@@ -76,17 +76,10 @@ def test_figures_take_any_dimensions(n, d):
     view = views.Plane(data)
     behavior = models.Behavior(1, n, d, 8, 1)
     behavior.low.fill_(-2.0), behavior.high.fill_(2.0), behavior.state_std.fill_(1.0)
-    critic = models.Critic(1, n, d, 8, 2)
     energy = networks.EnergyNet(1, n, d, 8, 1, models.VP).requires_grad_(False)
     policy = Policy(Actor(behavior.requires_grad_(False), None, energy, 1.0, 2, 1), n, d, "cpu")
-    collected = datasets.collected_next(data, 0.9).numpy()
     drawn = [
-        figures.coverage(data, view),
-        figures.action_density(data),
-        figures.ranges(data),
-        figures.recorded_rewards(data, np.arange(4.0), False),
         figures.action_match(data.action.numpy(), data.action.numpy()),
-        figures.value_maps(critic, data, view, collected),
         figures.guidance_field(policy, data.state[0].numpy()),
         figures.trajectories({"bc": data.state.view(30, 4, n).numpy()}, view),
     ]

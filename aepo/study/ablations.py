@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from aepo import files, settings
 from aepo.data import datasets
@@ -25,16 +27,11 @@ TOUCHES = {  # by the stage whose settings change: which stages are made again, 
     "evaluation": (),
 }
 TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)  # the default: the values that are searched
-SCALE_SEARCHED = ("qgpo", "aepo", "aepo-support")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`settings` by stage that differ, for some methods; `question`: what it answers.
-
-    A setting that each method has its own of is given as the one value of all `methods`. Of the search of one number a
-    method: which `number`, and how many `times` its default; methods that the run itself does not have are left out.
-    """
+    """A row of variants.yaml, which says what stands in it; `settings`: by stage."""
 
     name: str
     question: str
@@ -44,56 +41,14 @@ class Variant:
     times: float | None = None
 
 
-QUESTIONS = {
-    "factor": "more or less guidance than the rule chooses, for every target",
-    "own": "the number that stands for it in methods without a guidance scale",
-    "grid": "how much guidance: beta and the guidance scale",
-    "expectile": "the expectile of the critic's V: the mean of what was recorded, or nearer to its best",
-    "floor": "a critic without the floor of recorded returns",
-    "solver": "how many solver steps",
-    "support": "how many support actions",
-    "noise": "how much noise to start from; from none: one action a state",
-}
+def _variant(question: str, row: Mapping[str, Any]) -> Variant:
+    changed = {stage: row[stage] for stage in TOUCHES if stage in row}
+    return Variant(row["name"], question, tuple(row["methods"]), changed, row.get("number", ""), row.get("times"))
 
 
-def _searched() -> list[Variant]:
-    """One number of each method, at each of TIMES its default."""
-    found = []
-    for x in TIMES:
-        scale = {"evaluation": {"scale_factor": x}}
-        found.append(Variant(f"{x:g} x", "factor", SCALE_SEARCHED, scale, "scale", x))
-        candidates = {"evaluation": {"candidates": int(16 * x)}}
-        found.append(Variant(f"{16 * x:g} candidates", "own", ("best-of-n",), candidates, "candidates", x))
-        for method in ("iql", "qipo"):
-            beta = {"evaluation": {"beta": 3 * x}}
-            found.append(Variant(f"{method} beta {3 * x:g}", "own", (method,), beta, "beta", x))
-        alpha = {"policy": {"alpha": 2.5 * x}}
-        found.append(Variant(f"alpha {2.5 * x:g}", "own", ("td3bc",), alpha, "alpha", x))
-    return found
-
-
-def _grid() -> list[Variant]:
-    """Inverse temperature by guidance scale."""
-    pairs = [(beta, scale) for beta in (1.0, 3.0, 10.0) for scale in (0.5, 1.0, 2.0)]
-    values = {f"beta {beta:g}, scale {scale:g}": {"beta": beta, "guidance_scale": scale} for beta, scale in pairs}
-    return [Variant(name, "grid", ("aepo-cubature",), {"evaluation": value}) for name, value in values.items()]
-
-
-VARIANTS = [
-    *_searched(),
-    *_grid(),
-    Variant("expectile 0.5", "expectile", ("best-of-n", "aepo-cubature", "iql"), {"critic": {"expectile": 0.5}}),
-    Variant("expectile 0.8", "expectile", ("best-of-n", "aepo-cubature", "iql"), {"critic": {"expectile": 0.8}}),
-    Variant("no floor", "floor", ("best-of-n", "aepo-cubature"), {"critic": {"return_floor": False}}),
-    Variant("5 solver steps", "solver", ("bc", "aepo-cubature"), {"evaluation": {"solver_steps": 5}}),
-    Variant("20 solver steps", "solver", ("bc", "aepo-cubature"), {"evaluation": {"solver_steps": 20}}),
-    Variant("noise 0", "noise", ("bc", "aepo-cubature"), {"evaluation": {"noise_scale": 0.0}}),
-    Variant("noise 0.25", "noise", ("bc", "best-of-n"), {"evaluation": {"noise_scale": 0.25}}),
-    Variant("noise 0.5", "noise", ("bc", "best-of-n", "aepo-cubature"), {"evaluation": {"noise_scale": 0.5}}),
-    Variant("noise 1", "noise", ("aepo-cubature",), {"evaluation": {"noise_scale": 1.0}}),
-    Variant("4 support actions", "support", ("aepo-support",), {"energy": {"support": 4}}),
-    Variant("64 support actions", "support", ("aepo-support",), {"energy": {"support": 64, "support_states": 4_096}}),
-]
+_TABLE = yaml.safe_load(Path(__file__).with_name("variants.yaml").read_text())
+QUESTIONS = {question: entry["asks"] for question, entry in _TABLE.items()}
+VARIANTS = [_variant(question, row) for question, entry in _TABLE.items() for row in entry["variants"]]
 
 
 def variants_of(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Variant]:
@@ -101,10 +56,8 @@ def variants_of(profile: str, methods: Collection[str] = tuple(METHODS)) -> list
     found = [variant for variant in VARIANTS if not variant.number or set(variant.methods) & set(methods)]
     if not settings.is_smoke(profile):
         return found
-    firsts: dict[str, Variant] = {}
-    for variant in found:
-        firsts.setdefault(variant.question, variant)
-    return list(firsts.values())
+    firsts = {variant.question: variant for variant in reversed(found)}
+    return [variant for variant in found if firsts[variant.question] is variant]
 
 
 def slug(variant: str) -> str:

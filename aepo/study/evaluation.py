@@ -18,7 +18,7 @@ from aepo.data.tasks import Task
 from aepo.methods import METHODS
 from aepo.progress import Progress
 from aepo.study import runs
-from aepo.study.guidance_scale import matched_scales
+from aepo.study.guidance_scale import checksums, matched_scales
 from aepo.study.policy import Acting, Actor, load_actor
 from aepo.study.runs import Run
 
@@ -40,18 +40,8 @@ class Rollouts:
     states: np.ndarray
 
 
-@dataclass(frozen=True)
-class Steps:
-    """What a step of several copies gave: observation `(K, n)`, reward, ended `(K,)`, success 0, 1 or NaN `(K,)`."""
-
-    observation: np.ndarray
-    reward: np.ndarray
-    ended: np.ndarray
-    success: np.ndarray
-
-
 class Copies:
-    """`count` copies of a task's environment; errors as `environments.make`."""
+    """`count` copies of a task's environment."""
 
     def __init__(self, task: Task, count: int):
         self.envs = [environments.make(task) for _ in range(count)]
@@ -61,12 +51,11 @@ class Copies:
         """First observations `(K, n)` of the first K copies, one a seed."""
         return np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=False)])
 
-    def step(self, which: Sequence[int], actions: np.ndarray) -> Steps:
-        """One step of the copies `which`; actions `(K, d)`."""
+    def step(self, which: Sequence[int], actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """One step of the copies `which`, actions `(K, d)`: observations `(K, n)`; reward, ended, success `(K,)`."""
         steps = [self.envs[i].step(action) for i, action in zip(which, actions, strict=True)]
-        observation, reward, terminated, truncated, info = zip(*steps, strict=True)
-        success = [float(each.get("success", np.nan)) for each in info]
-        return Steps(np.stack(observation), np.array(reward), np.logical_or(terminated, truncated), np.array(success))
+        observation, reward, terminated, truncated, info = map(np.array, zip(*steps, strict=True))
+        return observation, reward, terminated | truncated, np.array([float(i.get("success", np.nan)) for i in info])
 
     def close(self) -> None:
         """Release what the environments hold."""
@@ -75,20 +64,13 @@ class Copies:
 
 
 def rollout(
-    actor: Actor,
-    copies: Copies,
-    seeds: Sequence[int],
-    episodes: int,
-    horizon: int,
-    name: str = "evaluate",
-    progress_folder: Path | None = None,
-    first: int = 0,
+    actor: Actor, copies: Copies, seeds: Sequence[int], episodes: int, horizon: int, first: int = 0, progress=None
 ) -> Rollouts:
     """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
 
     `first`: number of the first episode. Start and noise of an episode follow from (seed, episode) alone, the start the
     same for every method, the noise for all that draw as many candidates. Episodes that have ended are neither stepped
-    nor sampled for: rows narrow to the greatest number still running.
+    nor sampled for: rows narrow to the greatest number still running. A `progress` counts steps.
     """
     shape, numbers = (len(seeds), episodes), range(first, first + episodes)
     noise_shape = (horizon, actor.draws, copies.action_dim)
@@ -103,26 +85,26 @@ def rollout(
     states[0] = observation[:, :kept]
     running, rows = np.ones(shape, dtype=bool), np.arange(len(seeds))[:, None]
     columns = np.tile(np.arange(episodes), (len(seeds), 1))  # of each row: the episodes that are sampled for
-    with Progress(name, horizon, folder=progress_folder) as progress:
-        for step in range(horizon):
-            most = running.sum(1).max()
-            if most < columns.shape[1]:
-                columns = np.argsort(~running, axis=1, kind="stable")[:, :most]
-            state = torch.as_tensor(observation[rows, columns], dtype=torch.float32, device=device)
-            action = actor.act(state, noise[rows, columns, step]).cpu().numpy()
-            place = np.nonzero(running[rows, columns])
-            who = (place[0], columns[place])
-            took = copies.step(who[0] * episodes + who[1], action[place])
-            observation[who] = took.observation
-            returns[who] += took.reward
-            length[who] += 1
-            success[who] = np.fmax(success[who], took.success)
-            shown = who[1] < kept
-            states[step + 1][who[0][shown], who[1][shown]] = took.observation[shown]
-            running[who] = ~took.ended
+    for step in range(horizon):
+        most = running.sum(1).max()
+        if most < columns.shape[1]:
+            columns = np.argsort(~running, axis=1, kind="stable")[:, :most]
+        state = torch.as_tensor(observation[rows, columns], dtype=torch.float32, device=device)
+        action = actor.act(state, noise[rows, columns, step]).cpu().numpy()
+        place = np.nonzero(running[rows, columns])
+        who = (place[0], columns[place])
+        seen, reward, ended, reached = copies.step(who[0] * episodes + who[1], action[place])
+        observation[who] = seen
+        returns[who] += reward
+        length[who] += 1
+        success[who] = np.fmax(success[who], reached)
+        shown = who[1] < kept
+        states[step + 1][who[0][shown], who[1][shown]] = seen[shown]
+        running[who] = ~ended
+        if progress:
             progress.update(1)
-            if not running.any():
-                break
+        if not running.any():
+            break
     return Rollouts(returns, length, success, states)
 
 
@@ -134,12 +116,11 @@ def play(actor: Actor, task: Task, seeds: Sequence[int], episodes: int, name: st
     for first in range(0, episodes, together):
         count = min(together, episodes - first)
         label = name if together == episodes else f"{name}, episodes {first + 1} to {first + count} of {episodes}"
-        rounds.append(rollout(actor, copies, seeds, count, task.horizon, label, progress_folder, first))
+        with Progress(label, task.horizon, folder=progress_folder) as progress:
+            rounds.append(rollout(actor, copies, seeds, count, task.horizon, first, progress))
     copies.close()
-    returns, length, success = (
-        np.concatenate([getattr(each, name) for each in rounds], 1) for name in ("returns", "length", "success")
-    )
-    return Rollouts(returns, length, success, np.concatenate([each.states for each in rounds], 2))
+    whole = {key: [getattr(each, key) for each in rounds] for key in ("returns", "length", "success", "states")}
+    return Rollouts(**{key: np.concatenate(parts, 2 if key == "states" else 1) for key, parts in whole.items()})
 
 
 def evaluate(run: Run, method: str) -> Rollouts | None:
@@ -147,12 +128,7 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
 
     None, said in one sentence, for a train-only task: the manifest then holds how the policy acts, without rollouts.
     """
-    settings, (beta, scales) = run.profile.evaluation, guidance_of(run, method)
-    content = _made_with(run, method, beta, scales) | {
-        "candidates": settings.candidates if METHODS[method].best else 1,
-        "episodes": settings.episodes,
-        "seeds": list(run.seeds),
-    }
+    content = _made_with(run, method) | {"episodes": run.profile.evaluation.episodes, "seeds": list(run.seeds)}
     if run.task.env_id is None:
         _note(run, method, content)
         print(f"{method}: not evaluated, {run.task.name} is {run.task.note or 'train-only: it names no environment'}")
@@ -163,38 +139,33 @@ def evaluate(run: Run, method: str) -> Rollouts | None:
 def evaluate_curve(run: Run, method: str) -> Rollouts:
     """The first seed at each of `evaluation.curve_scales`, side by side as rows, or load what is kept."""
     settings, seed = run.profile.evaluation, run.seeds[0]
-    beta, scales = guidance_of(run, method)[0], list(settings.curve_scales)
-    content = _made_with(run, method, beta, scales) | {
-        "candidates": 1,
-        "episodes": settings.curve_episodes,
-        "seed": seed,
-    }
-    return _kept_or_played(run, f"curve-{method}", method, [seed] * len(scales), content)
+    own = {"guidance_scale": list(settings.curve_scales), "episodes": settings.curve_episodes, "seed": seed}
+    seeds = [seed] * len(settings.curve_scales)
+    return _kept_or_played(run, f"curve-{method}", method, seeds, _made_with(run, method) | own)
 
 
 def guidance_of(run: Run, method: str) -> tuple[float, list[float]]:
     """Inverse temperature, and guidance scale of each seed, that a method is evaluated with; 0 where it has none."""
-    settings, entry = run.profile.evaluation, METHODS[method]
-    beta = settings.beta[method] if entry.tempered else 0.0
-    scale = settings.guidance_scale[method] if entry.guided else 0.0
+    settings = run.profile.evaluation
+    beta, scale = settings.beta.get(method, 0.0), settings.guidance_scale.get(method, 0.0)
     if scale is None:
         return beta, [settings.scale_factor[method] * matched for matched in matched_scales(run, method, beta)]
     return beta, [scale] * len(run.seeds)
 
 
-def _made_with(run: Run, method: str, beta: float, scales: Sequence[float]) -> dict[str, Any]:
+def _made_with(run: Run, method: str) -> dict[str, Any]:
     """What rollouts are made with: guidance, sampler, contents of the networks, environment."""
-    settings, task = run.profile.evaluation, run.task
-    networks = sorted(set(runs.stages_of(method, beta).values()))
+    settings, task, (beta, scales) = run.profile.evaluation, run.task, guidance_of(run, method)
     return {
         "beta": beta,
-        "guidance_scale": list(scales),
+        "guidance_scale": scales,
         "solver_steps": settings.solver_steps,
+        "candidates": settings.candidates if METHODS[method].best else 1,
         "noise_scale": settings.noise_scale[method],
         "form": run.profile.energy.form if METHODS[method].shift else None,
         "differentiated": run.profile.energy.differentiated and METHODS[method].shift is not None,
         "pick": settings.pick,
-        "networks": {name: files.load_tensors(run.artifact(name))[1]["sha256"] for name in networks},
+        "networks": checksums(run, method, beta),
         "env_id": task.env_id,
         "env_kwargs": dict(task.env_kwargs),
         "observation_keys": list(task.observation_keys),
@@ -206,20 +177,20 @@ def _kept_or_played(run: Run, name: str, method: str, seeds: Sequence[int], cont
     """Rollouts kept under `name` with the same content, else played as it says, a row a seed, and kept."""
     digest, path = settings_table.digest(content), run.folder / "evaluation" / f"{name}.safetensors"
     with files.lock(run.folder, f"evaluation-{name}"):
-        kept = _stored(path, digest)
-        if kept is not None:
+        rollouts = _stored(path, digest)
+        if rollouts is not None:
             if name == method:
                 _note(run, method, content)
-            return kept
+            return rollouts
         started = time.time()
         with files.memory(f"evaluate {name}", FEWER):
             actor = load_actor(run.folder, method, seeds, Acting.of(content), run.device)
-            played = play(actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress")
+            rollouts = play(actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress")
         if name == method:  # before the rollouts, whose file marks the end
             _note(run, method, content, seconds=round(time.time() - started, 1))
-        tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(played).items()}
+        tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(rollouts).items()}
         files.save_tensors(path, tensors, {"settings": content, "settings_hash": digest})
-    return played
+    return rollouts
 
 
 def _note(run: Run, method: str, content: Mapping[str, Any], **measured: float) -> None:

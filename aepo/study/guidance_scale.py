@@ -10,8 +10,8 @@ from torch import Tensor
 
 from aepo import files
 from aepo import settings as settings_table
-from aepo.core.models import Behavior, Critic
-from aepo.data.datasets import Dataset, load
+from aepo.core.models import Critic
+from aepo.data.datasets import load
 from aepo.learners.draws import Random
 from aepo.learners.support import sample_actions
 from aepo.study import runs
@@ -41,11 +41,16 @@ def nearest_scales(reached: Tensor, target: Tensor, scales: Sequence[float]) -> 
     return torch.tensor(scales)[(reached - target).abs().argmin(0).cpu()]
 
 
+def checksums(run: Run, method: str, beta: float, *more: str) -> dict[str, str]:
+    """Contents of the networks that a method acts with, and of `more` stages."""
+    stages = sorted({*runs.stages_of(method, beta).values(), *more})
+    return {stage: files.load_tensors(run.artifact(stage))[1]["sha256"] for stage in stages}
+
+
 def matched_scales(run: Run, method: str, beta: float) -> list[float]:
     """One guidance scale a seed of the run, kept in evaluation/scale-<method>-b<beta>.json with what it was chosen by."""
-    used = sorted({"behavior", "critic", *runs.stages_of(method, beta).values()})
     content = {
-        "networks": {stage: files.load_tensors(run.artifact(stage))[1]["sha256"] for stage in used},
+        "networks": checksums(run, method, beta, "behavior", "critic"),
         "seeds": list(run.seeds),
         "solver_steps": run.profile.evaluation.solver_steps,
         "scales": list(SCALES),
@@ -65,21 +70,15 @@ def matched_scales(run: Run, method: str, beta: float) -> list[float]:
 
 def _match(run: Run, method: str, beta: float) -> dict[str, list]:
     """`chosen` of each seed, with `target` and what each of SCALES `reached`."""
-    steps, data = run.profile.evaluation.solver_steps, load(run.task, run.profile_name).to(run.device)
-    stages = ("behavior", "critic")
-    behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in stages)
-    how = Acting(beta, 1.0, steps, noise_scale=run.profile.evaluation.noise_scale[method])
+    settings, data = run.profile.evaluation, load(run.task, run.profile_name).to(run.device)
+    behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in ("behavior", "critic"))
+    how = Acting(beta, 1.0, settings.solver_steps, noise_scale=settings.noise_scale[method])
     actor = load_actor(run.folder, method, run.seeds, how, run.device)
-    state, support, noise = _starts(behavior, data, run.seeds, steps)
+    random, count = Random(run.seeds, "scale", like=data.state), min(STATES, len(data))
+    state = data.standardize(data.state)[random.subset(len(data), count)]
+    noise = random.normal(count, 1, data.action.shape[1])[0]
+    support = sample_actions(behavior, state, SAMPLES, settings.solver_steps, random)
     target = target_advantage(critic, state, support, beta)
     reached = reached_advantage(actor, critic, state, noise, SCALES)
     chosen = nearest_scales(reached, target, SCALES)
     return {"target": target.tolist(), "reached": reached.tolist(), "chosen": chosen.tolist()}
-
-
-def _starts(behavior: Behavior, data: Dataset, seeds: Sequence[int], steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Recorded states, behavior samples of them, and initial noise, of each seed's own generator."""
-    random, count = Random(seeds, "scale", like=data.state), min(STATES, len(data))
-    state = data.standardize(data.state)[random.subset(len(data), count)]
-    noise = random.normal(count, 1, data.action.shape[1])[0]
-    return state, sample_actions(behavior, state, SAMPLES, steps, random), noise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -89,24 +89,8 @@ def performance_profiles(scores: Mapping[str, statistics.Scores]) -> Figure:
     return figure
 
 
-def improvements(scores: Mapping[str, statistics.Scores], against: Sequence[str]) -> Figure:
-    """P(a run of the method beats one of another on the same task), with 95% intervals; one panel an opponent."""
-    figure, axes = panels(len(against), 3.6, 0.3 * len(scores) + 1.2)
-    for ax, other in zip(axes, against, strict=True):
-        methods = [method for method in scores if method != other]
-        for place, method in enumerate(methods):
-            value, low, high = statistics.improvement(scores[method], scores[other])
-            ax.plot([low, high], [place, place], color=COLORS[method], lw=3, alpha=0.6)
-            ax.plot(value, place, "o", color=COLORS[method])
-        ax.axvline(0.5, color="0.4", ls="--", lw=1)
-        ax.set(title=f"P(better than {other})", xlim=(0, 1))
-        ax.set_yticks(range(len(methods)), methods)
-        ax.invert_yaxis()
-    return figure
-
-
 def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
-    """All figures of the study into `folder`: score by task, interquartile means, performance profiles, P(better).
+    """All figures of the study into `folder`: score by task, interquartile means, performance profiles.
 
     main: `tables.main_rows`. None where no task has a score.
     """
@@ -114,35 +98,28 @@ def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
     scores = tables.seed_scores(main)
     if scores.empty:
         return []
-    made = {"study_scores": score_map(tables.score_matrix(scores))}
-    for name, (methods, tasks) in zip(("", "_more", "_all"), tables.comparable_groups(scores), strict=False):
-        if len(methods) < 2:
-            continue
-        summary = tables.summary_table(scores, methods, tasks)
-        made[f"study_iqm{name}"] = interquartile_means(summary, len(tasks))
-        if name:
-            continue
+    made, groups = {"study_scores": score_map(tables.score_matrix(scores))}, tables.comparable_groups(scores)
+    for name, (methods, tasks) in zip(("study_iqm", "study_iqm_all"), groups, strict=False):
+        made[name] = interquartile_means(tables.summary_table(scores, methods, tasks), len(tasks))
+    if groups:
+        methods, tasks = groups[0]
         if apart := tables.not_looked_at(tasks):
-            alone, title = (
-                tables.summary_table(scores, methods, apart),
-                "tasks not looked at while settings were chosen",
-            )
+            title = "tasks not looked at while settings were chosen"
+            alone = tables.summary_table(scores, methods, apart)
             made["study_iqm_unseen"] = interquartile_means(alone, len(apart), title)
-        runs = {method: tables.scores_by_task(scores, method, tasks) for method in methods}
-        shown = dict.fromkeys([*summary["method"][:MOST_PROFILES], *(m for m in ALWAYS if m in methods)])
-        made["study_profiles"] = performance_profiles({method: runs[method] for method in shown})
-        if against := [method for method in tables.AGAINST if method in methods]:
-            made["study_improvement"] = improvements(runs, against)
+        best = tables.summary_table(scores, methods, tasks)["method"][:MOST_PROFILES]
+        shown = dict.fromkeys([*best, *(m for m in ALWAYS if m in methods)])
+        runs = {method: tables.scores_by_task(scores, method, tasks) for method in shown}
+        made["study_profiles"] = performance_profiles(runs)
     return _save_all(made, folder, "08")
 
 
 def variant_figure(scores: pd.DataFrame, question: str) -> Figure:
     """The figure of a question of `tables.variant_scores`: lines over the searched number, or a point a variant."""
     part = scores[scores["question"] == question].sort_values("method", kind="stable")
-    times = part["variant"].map({v.name: v.times for v in VARIANTS}).astype(float)
-    if times.notna().any():
-        return _search_lines(part.assign(times=times)[times.notna()])
-    return _variant_points(part.assign(variant=part["method"] + ": " + part["variant"]))
+    part = part.assign(times=part["variant"].map({v.name: v.times for v in VARIANTS}).astype(float))
+    searched = part[part["times"].notna()]
+    return _search_lines(searched) if len(searched) else _variant_points(part)
 
 
 def draw_variants(scores: pd.DataFrame, folder: Path) -> list[Path]:
@@ -153,7 +130,8 @@ def draw_variants(scores: pd.DataFrame, folder: Path) -> list[Path]:
 
 def _variant_points(scores: pd.DataFrame) -> Figure:
     """Mean score of each variant with the range of its seeds, a panel a task."""
-    tasks, variants = list(dict.fromkeys(scores["task"])), list(dict.fromkeys(scores["variant"]))
+    scores = scores.assign(variant=scores["method"] + ": " + scores["variant"])
+    tasks, variants = scores["task"].unique(), scores["variant"].unique()
     size = (3.4 * len(tasks) + 1.5, 0.34 * len(variants) + 1)
     figure, axes = plt.subplots(1, len(tasks), figsize=size, squeeze=False, sharey=True)
     look = {"errorbar": ("pi", 100), "linestyle": "none", "capsize": 0.2}
@@ -165,7 +143,7 @@ def _variant_points(scores: pd.DataFrame) -> Figure:
 
 def _search_lines(scores: pd.DataFrame) -> Figure:
     """Mean score over the searched number as a multiple of its default, a line a method, a panel a task."""
-    tasks = list(dict.fromkeys(scores["task"]))
+    tasks = scores["task"].unique()
     figure, axes = panels(len(tasks), 3.4 + 1.8 / min(len(tasks), 3), 3.2, most=3)
     look = {"palette": COLORS, "marker": "o", "errorbar": ("pi", 100), "err_kws": {"alpha": 0.08}}
     for ax, task in zip(axes, tasks, strict=True):

@@ -37,7 +37,7 @@ def episode_rows(
             "episode": np.tile(np.arange(episodes), count),
             "return": rollouts.returns.flatten(),
             "length": rollouts.length.flatten(),
-            "success": _success(rollouts.success.flatten()),
+            "success": pd.Series(rollouts.success.flatten(), dtype=float).astype("Int64"),  # 0, 1 or missing
         }
     )
 
@@ -66,15 +66,9 @@ def recorded_rows(run: Run, data: Dataset) -> pd.DataFrame:
     return episode_rows(recorded, DATASET, "", 0.0, [0.0], [0])
 
 
-def _success(values: np.ndarray) -> pd.Series:
-    """0, 1 or missing."""
-    return pd.Series(values, dtype=float).astype("Int64")
-
-
 def with_scores(rows: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
     """With the column score: 100 (return - low) / (high - low), NaN where the task has no reference scores."""
-    references = data.reference_scores if run.task.env_id else None
-    low, high = references or (np.nan, np.nan)
+    low, high = (data.reference_scores if run.task.env_id else None) or (np.nan, np.nan)
     return rows.assign(score=100 * (rows["return"] - low) / (high - low)).reindex(columns=COLUMNS)
 
 
@@ -112,11 +106,11 @@ def read_returns(path: Path) -> pd.DataFrame:
     numbers = {name: [""] for name in ("return", "length", "success", "score")}
     try:
         frame = pd.read_csv(path, keep_default_na=False, na_values=numbers, float_precision="round_trip")
-        return frame.assign(success=frame["success"].astype("Int64"), score=frame["score"].astype(float))[[*frame]]
+        return frame.astype({"success": "Int64", "score": float})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        remedy = "delete it and run notebook 07_evaluation again"
         raise files.StudyError(
-            f"{path} is no table of returns ({reason[:200]}): delete it and run notebook 07_evaluation again"
+            f"{path} is no table of returns ({' '.join(str(error).split())[:200]}): {remedy}"
         ) from None
 
 

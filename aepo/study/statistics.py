@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -22,66 +22,36 @@ def nested_bootstrap(returns: np.ndarray, draws: int = 10_000, seed: int = 0) ->
     seeds, episodes = returns.shape
     chosen = rng.integers(seeds, size=(draws, seeds, 1))
     within = rng.integers(episodes, size=(draws, seeds, episodes))
-    low, high = np.percentile(returns[chosen, within].mean((1, 2)), [2.5, 97.5])
-    return float(returns.mean()), float(low), float(high)
+    return float(returns.mean()), *_interval(returns[chosen, within].mean((1, 2)))
 
 
-def interval(
-    statistic: Callable[..., np.ndarray], samples: Scores, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """95% percentile interval of a statistic by stratified bootstrap: seeds are redrawn within each task.
-
-    statistic(*samples, axis=-1): samples `(..., seeds)`, one a stratum. A stratum of one seed stays as it is; where every
-    stratum is constant, both ends are the value itself.
-    """
-    if all(np.ptp(sample) == 0 for sample in samples):
-        value = float(statistic(*samples, axis=-1))
-        return value, value
-    several = [i for i, sample in enumerate(samples) if np.size(sample) > 1]
-
-    def of_several(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        everything = dict(enumerate(samples)) | dict(zip(several, drawn, strict=True))
-        return statistic(*everything.values(), axis=axis)
-
-    found = stats.bootstrap(
-        tuple(samples[i] for i in several),
-        of_several,
-        n_resamples=draws,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+def _redrawn(scores: Scores, seed: int = 0) -> list[np.ndarray]:
+    """A stratified bootstrap: the seeds of each task redrawn DRAWS times, `(DRAWS, seeds)` a task."""
+    rng = np.random.default_rng(seed)
+    return [task[rng.integers(len(task), size=(DRAWS, len(task)))] for task in scores]
 
 
-def _together(samples: Sequence[np.ndarray]) -> np.ndarray:
-    """Strata `(..., seeds)` side by side: `(..., seeds of all)`."""
-    lead = np.broadcast_shapes(*(np.shape(s)[:-1] for s in samples))
-    return np.concatenate([np.broadcast_to(s, (*lead, np.shape(s)[-1])) for s in samples], -1)
+def _interval(statistics: np.ndarray) -> tuple[float, float]:
+    """95% percentile interval of a statistic `(draws,)`."""
+    low, high = np.percentile(statistics, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def aggregate(scores: Scores) -> tuple[float, float, float]:
     """Interquartile mean over tasks x seeds and its 95% interval."""
-
-    def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-        return stats.trim_mean(_together(samples), 0.25, axis=-1)
-
-    return interquartile_mean(_together(scores)), *interval(statistic, scores)
+    drawn = stats.trim_mean(np.concatenate(_redrawn(scores), -1), 0.25, axis=-1)
+    return interquartile_mean(np.concatenate(scores)), *_interval(drawn)
 
 
 def improvement(scores: Scores, others: Scores) -> tuple[float, float, float]:
     """P(a run of one method beats a run of the other on the same task), mean over tasks, ties half; with its interval."""
-    count = len(scores)
 
-    def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-        wins = []
-        for own, other in zip(samples[:count], samples[count:], strict=True):
-            difference = own[..., :, None] - other[..., None, :]
-            wins.append(((difference > 0) + 0.5 * (difference == 0)).mean((-2, -1)))
-        return np.mean(np.stack(np.broadcast_arrays(*wins)), 0)
+    def chance(scores: Scores, others: Scores) -> np.ndarray:
+        differences = [own[..., :, None] - other[..., None, :] for own, other in zip(scores, others, strict=True)]
+        return np.mean([((apart > 0) + 0.5 * (apart == 0)).mean((-2, -1)) for apart in differences], 0)
 
-    both = [*scores, *others]
-    return float(statistic(*both)), *interval(statistic, both)
+    drawn = chance(_redrawn(scores, 0), _redrawn(others, 1))
+    return float(chance(scores, others)), *_interval(drawn)
 
 
 def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:

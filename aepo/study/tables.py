@@ -17,7 +17,8 @@ from aepo.study.ablations import QUESTIONS, TIMES, VARIANTS
 from aepo.study.results import read_results
 
 AGAINST = ("qgpo", "iql", "best-of-n")
-PUBLISHED = Path(__file__).with_name("published.csv")
+MARK = "<!-- below: what `aepo results` prints -->"
+PUBLISHED = Path(__file__).with_name("published.csv")  # scores that papers report on D4RL: notebook 08
 
 
 def task_table(returns: pd.DataFrame) -> pd.DataFrame:
@@ -43,10 +44,14 @@ def readable_task_table(table: pd.DataFrame) -> pd.DataFrame:
     """`task_table` for people: intervals in brackets, one decimal; a dash for what the task does not have."""
     shown = table[["method", "return", "score", "success", "seeds", "episodes"]].astype({"return": str, "score": str})
     for name in ("return", "score"):
-        values = table[[name, f"{name}_low", f"{name}_high"]].to_numpy()
-        shown[name] = ["-" if np.isnan(v) else f"{v:.1f} [{low:.1f}, {high:.1f}]" for v, low, high in values]
+        shown[name] = [_interval(*row) for row in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
     shown["success"] = ["-" if np.isnan(share) else f"{100 * share:.0f}%" for share in table["success"]]
     return shown
+
+
+def _interval(value: float, low: float, high: float, digits: int = 1) -> str:
+    """A value with its interval in brackets, or a dash."""
+    return "-" if np.isnan(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def main_rows(path: Path, profile: str) -> pd.DataFrame:
@@ -60,11 +65,6 @@ def main_rows(path: Path, profile: str) -> pd.DataFrame:
             f"{path} holds no results of profile {profile!r}: run `make reproduce PROFILE={profile}` first"
         )
     return main
-
-
-def published_scores() -> pd.DataFrame:
-    """Scores that papers and public benchmarks report on D4RL: method, task, score, std, source."""
-    return pd.read_csv(PUBLISHED)
 
 
 def variant_scores(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
@@ -89,28 +89,35 @@ def search_table(scores: pd.DataFrame) -> pd.DataFrame:
 
     scores: `variant_scores`. Columns family, method, number, tasks and TIMES, a quarter to four times the default.
     """
-    found = []
+    searched, found = {v.name: v for v in VARIANTS if v.number}, []
+    rows = scores[scores["variant"].isin(searched)]
+    rows = rows.assign(times=[searched[name].times for name in rows["variant"]])
     for family, tasks in FAMILIES.items():
-        of_family = scores[scores["task"].isin(tasks)]
-        for method in dict.fromkeys(scores["method"]):
-            searched = [v for v in VARIANTS if v.number and method in v.methods]
-            own = of_family[of_family["method"] == method]
-            wide = own.groupby(["variant", "task"])["score"].mean().unstack()
-            wide = wide.reindex([v.name for v in searched]).dropna(axis="columns")
-            if len(searched) and wide.shape[1]:
-                row = {"family": family, "method": method, "number": searched[0].number, "tasks": wide.shape[1]}
-                found.append(row | dict(zip(TIMES, wide.mean(axis=1), strict=True)))
+        for method, own in rows[rows["task"].isin(tasks)].groupby("method", sort=False):
+            wide = own.pivot_table(index="task", columns="times", values="score").reindex(columns=TIMES).dropna()
+            if len(wide):
+                number = searched[own["variant"].iloc[0]].number
+                found.append(
+                    {"family": family, "method": method, "number": number, "tasks": len(wide)} | dict(wide.mean())
+                )
     return pd.DataFrame(found, columns=["family", "method", "number", "tasks", *TIMES])
 
 
 def markdown_search(table: pd.DataFrame) -> str:
     """`search_table` for people, the best value of a row in bold."""
-    rows = []
-    for row in table.to_dict("records"):
-        best = max(row[times] for times in TIMES)
-        shown = [f"**{row[times]:.1f}**" if row[times] == best else f"{row[times]:.1f}" for times in TIMES]
-        rows.append([f"{row['family']}, {row['tasks']}", f"`{row['method']}`", row["number"], *shown])
+    values = table[[*TIMES]]
+    shown = _bold(values, values.eq(values.max(axis=1), axis=0), 1)
+    rows = [
+        [f"{row.family}, {row.tasks}", f"`{row.method}`", row.number, *values]
+        for row, values in zip(table.itertuples(), shown.to_numpy(), strict=True)
+    ]
     return markdown_table(["searched on", "method", "number", *(str(Fraction(times)) for times in TIMES)], rows)
+
+
+def _bold(values: pd.DataFrame, best: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """Numbers as text, the best in bold, a dash where there is none."""
+    text = (values.round(digits) + 0.0).map(f"{{:.{digits}f}}".format)  # + 0.0: no minus before a zero
+    return text.mask(best, "**" + text + "**").mask(values.isna(), "-")
 
 
 def seed_scores(main: pd.DataFrame) -> pd.DataFrame:
@@ -124,29 +131,16 @@ def scores_by_task(scores: pd.DataFrame, method: str, tasks: Sequence[str]) -> l
     return [own[own["task"] == task]["score"].to_numpy() for task in tasks]
 
 
-def common_tasks(scores: pd.DataFrame, methods: Sequence[str]) -> list[str]:
-    """The tasks on which every one of the methods has a score."""
-    by_task = scores.groupby("task")["method"].agg(set)
-    return [task for task in by_task.index if set(methods) <= by_task[task]]
-
-
 def comparable_groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
     """Sets of methods with the tasks they share, so that no mean compares different tasks.
 
-    First the methods that every task has; then, where there are more, all methods on the tasks that have them all. None
-    where no task has a score.
+    First the methods that every task has; then, where there are more, all methods on the tasks that have them all.
     """
-    present = [m for m in NAMES if m != DATASET and m in set(scores["method"])]
-    count = scores.groupby("method")["task"].nunique()
-    everywhere = [m for m in present if count[m] == scores["task"].nunique()]
-    found = [(everywhere, common_tasks(scores, everywhere))] if everywhere else []
-    if len(everywhere) < len(present):
-        most = [m for m in present if count[m] >= max(2, sorted(count[present])[len(present) // 2])] or present
-        for methods in (most, present):
-            shared = common_tasks(scores, methods)
-            if shared and (methods, shared) not in found and methods != everywhere:
-                found.append((methods, shared))
-    return found
+    wide = score_matrix(scores).drop(index=DATASET, errors="ignore")
+    found = [
+        (list(part.index), list(part.columns)) for part in (wide.dropna(), wide.dropna(axis="columns")) if part.size
+    ]
+    return found[:1] if found[1:] == found[:1] else found
 
 
 def not_looked_at(tasks: Sequence[str]) -> list[str]:
@@ -167,17 +161,12 @@ def markdown_scores(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str
     `methods`: those to show, on the tasks that have any of them. A star marks the tasks that were looked at while settings
     were chosen.
     """
-    wide = score_matrix(scores)
-    best = wide.drop(index=DATASET, errors="ignore").max()
-    wide = wide[wide.index.isin(methods)].dropna(axis="columns", how="all")
-    rows = []
-    for task in wide.columns:
-        row = [f"`{task}` *" if task in LOOKED_AT else f"`{task}`"]
-        for value in wide[task]:
-            top = not np.isnan(value) and round(value) == round(best[task])
-            row.append("-" if np.isnan(value) else f"**{round(value)}**" if top else f"{round(value)}")
-        rows.append(row)
-    return markdown_table(["task", *(f"`{method}`" for method in wide.index)], rows)
+    wide = score_matrix(scores).T.round()
+    best = wide.drop(columns=DATASET, errors="ignore").max(axis=1)
+    wide = wide[[method for method in wide if method in methods]].dropna(how="all")
+    shown = _bold(wide, wide.eq(best[wide.index], axis=0), 0)
+    rows = [[f"`{row[0]}`{' *' if row[0] in LOOKED_AT else ''}", *row[1:]] for row in shown.itertuples()]
+    return markdown_table(["task", *(f"`{method}`" for method in wide)], rows)
 
 
 def summary_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
@@ -203,12 +192,9 @@ def markdown_summary(table: pd.DataFrame) -> str:
     """`summary_table` for people."""
     rows = []
     for row in table.to_dict("records"):
-        shown = [f"`{row['method']}`", f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"]
+        shown = [f"`{row['method']}`", _interval(row["iqm"], row["low"], row["high"])]
         shown += [f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
-        for other in AGAINST:
-            chance, low, high = row[f"p_{other}"], row[f"p_{other}_low"], row[f"p_{other}_high"]
-            shown.append("-" if np.isnan(chance) else f"{chance:.2f} [{low:.2f}, {high:.2f}]")
-        rows.append(shown)
+        rows.append(shown + [_interval(*(row[f"p_{o}{end}"] for end in ("", "_low", "_high")), 2) for o in AGAINST])
     return markdown_table(["method", "IQM [95%]", "mean", "mean rank", *(f"P(> `{other}`)" for other in AGAINST)], rows)
 
 
@@ -217,22 +203,17 @@ def kind_of_task(task: str) -> str:
     return "mazes" if "maze" in task else f"robots, {task.removeprefix('local-').partition('-')[2] or 'other'}"
 
 
-def kind_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """Methods, best on top, by kinds of the tasks that all of them have: interquartile means over tasks x seeds."""
+def markdown_kinds(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> str:
+    """Methods, best on top, by kinds of the tasks that all of them have: IQM over tasks x seeds, the best in bold."""
     kinds = {"all": list(tasks)}
     for task in tasks:
         kinds.setdefault(kind_of_task(task), []).append(task)
-    table = pd.DataFrame(index=pd.Index(methods, name="method"))
+    table = pd.DataFrame(index=pd.Index(methods))
     for kind, of_kind in kinds.items():
         runs = (np.concatenate(scores_by_task(scores, method, of_kind)) for method in methods)
         table[f"{kind} ({len(of_kind)})"] = [statistics.interquartile_mean(values) for values in runs]
-    return table.sort_values(f"all ({len(tasks)})", ascending=False)
-
-
-def markdown_kinds(table: pd.DataFrame) -> str:
-    """`kind_table` for people, the best of a column in bold."""
-    shown = table.map("{:.1f}".format).mask(table == table.max(), table.map("**{:.1f}**".format))
-    rows = [[f"`{method}`", *values] for method, values in zip(table.index, shown.to_numpy(), strict=True)]
+    table = table.sort_values(f"all ({len(tasks)})", ascending=False)
+    rows = [[f"`{row[0]}`", *row[1:]] for row in _bold(table, table == table.max(), 1).itertuples()]
     return markdown_table(["IQM by kind of task", *table.columns], rows)
 
 
@@ -243,14 +224,13 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def not_run(scores: pd.DataFrame) -> list[str]:
     """What was not run: a sentence a method that some task of the study lacks."""
-    tasks, lines = sorted(scores["task"].unique()), []
-    for method in (m for m in NAMES if m in set(scores["method"])):
-        had = set(scores[scores["method"] == method]["task"])
-        if lacking := [task for task in tasks if task not in had]:
-            lines.append(f"{method}: not run on {', '.join(lacking)}")
-    if never := [m for m in NAMES if m != DATASET and m not in set(scores["method"])]:
-        lines.append(f"not run at all: {', '.join(never)}")
-    return lines
+    wide = score_matrix(scores).reindex(NAMES[1:]).isna()
+    lacking = {method: list(wide.columns[row]) for method, row in wide.iterrows() if row.any()}
+    everywhere = len(wide.columns)
+    return [
+        f"{method}: not run" + (f" on {', '.join(tasks)}" if len(tasks) < everywhere else "")
+        for method, tasks in lacking.items()
+    ]
 
 
 def markdown_study(main: pd.DataFrame) -> str:
@@ -266,14 +246,29 @@ def markdown_study(main: pd.DataFrame) -> str:
     parts = [markdown_scores(scores, everywhere)]
     if others := [m for m in NAMES if m in set(scores["method"]) and m not in everywhere]:
         parts.append(markdown_scores(scores, others))
-    for i, (methods, tasks) in enumerate(groups):
+    for methods, tasks in groups:
         parts.append(f"{len(methods)} methods on {len(tasks)} tasks: {', '.join(tasks)}")
         parts.append(markdown_summary(summary_table(scores, methods, tasks)))
-        if i > 0:
+        if (methods, tasks) != groups[0]:
             continue
         if apart := not_looked_at(tasks):
             parts.append(f"The same on the {len(apart)} of them that were not looked at while settings were chosen:")
             parts.append(markdown_summary(summary_table(scores, methods, apart)))
         if len({kind_of_task(task) for task in tasks}) > 1:
-            parts.append(markdown_kinds(kind_table(scores, methods, tasks)))
+            parts.append(markdown_kinds(scores, methods, tasks))
     return "\n\n".join([*parts, "\n".join(not_run(scores))])
+
+
+def markdown_results(path: Path, profile: str) -> str:
+    """All tables of a profile in results.csv: the study's, and the search of one number a method where there is one."""
+    searched = search_table(variant_scores(read_results(path), profile))
+    search = [f"The search of one number a method:\n\n{markdown_search(searched)}"] if len(searched) else []
+    return "\n\n".join([markdown_study(main_rows(path, profile)), *search])
+
+
+def write_document(document: Path, path: Path, profile: str) -> None:
+    """Put `markdown_results` into a document in place of what stands below its line MARK; what stands above stays."""
+    above, mark, _ = document.read_text().partition(MARK)
+    if not mark:
+        raise StudyError(f"{document} has no line {MARK}: the tables go below it")
+    document.write_text(f"{above}{MARK}\n\n{markdown_results(path, profile)}\n")
