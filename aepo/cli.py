@@ -22,21 +22,15 @@ data = typer.Typer(help="What data are on disk, and how they get there.", **opti
 app.add_typer(data, name="data")
 
 UMAZE = "maze2d-umaze"
-Task = Annotated[
-    str, typer.Option(help="Task name (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")
-]
+Task = Annotated[str, typer.Option(help="Task (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")]
 Suite = Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")]
 ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
-Methods = Annotated[
-    str, typer.Option(help=f"Comma-separated methods of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")
-]
+Methods = Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")]
 Seeds = Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
 Cores = Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")]
-DataTask = Annotated[
-    str, typer.Argument(help="Task name (`aepo tasks` lists them), or the path of your own's YAML file.")
-]
+DataTask = Annotated[str, typer.Argument(help="Task (`aepo tasks` lists them), or the path of your own's YAML file.")]
 Clip = Annotated[bool, typer.Option("--clip", help="Move actions outside the action box into it.")]
 
 
@@ -139,15 +133,11 @@ def evaluate(
 def ablations(
     task: Task = UMAZE,
     profile: ProfileName = "quick",
-    methods: Annotated[
-        str, typer.Option(help=f"Methods that returns.csv holds beside; empty: those evaluated, or {', '.join(CORE)}.")
-    ] = "",
+    methods: Annotated[str, typer.Option(help="Methods that returns.csv holds beside; empty: those evaluated.")] = "",
     seeds: Seeds = "",
     device: Device = "auto",
     runs_dir: RunsDir = "runs",
-    questions: Annotated[
-        str, typer.Option(help="Comma-separated, as factor,own; empty: all; a name that is none: lists them.")
-    ] = "",
+    questions: Annotated[str, typer.Option(help="As factor,own; empty: all; a name that is none: lists them.")] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
     from aepo.study import ablations as variants
@@ -173,8 +163,7 @@ def theory(profile: ProfileName = "quick", seeds: Seeds = "", runs_dir: RunsDir 
     """Run the notebooks that need no task: 01, the derivation, and 02, the exactly solvable problems."""
     from aepo import batch
 
-    [run] = _study(profile, "cpu", runs_dir, seeds=seeds)
-    batch.without_task(run, cores, "theory")
+    batch.without_task(*_study(profile, "cpu", runs_dir, seeds=seeds), cores, "theory")
 
 
 @app.command()
@@ -182,8 +171,7 @@ def performance(profile: ProfileName = "quick", device: Device = "auto", runs_di
     """Run notebook 10, what it costs, with nothing beside it."""
     from aepo import batch
 
-    [run] = _study(profile, device, runs_dir)
-    batch.without_task(run, 1, "performance")
+    batch.without_task(*_study(profile, device, runs_dir), 1, "performance")
 
 
 @app.command()
@@ -204,9 +192,7 @@ def results(
     if task:
         rows = main[main["task"] == task]
         if rows.empty:
-            raise StudyError(
-                f"{path} holds no results of task {task!r} at {profile}: run `aepo evaluate --task {task}`"
-            )
+            raise StudyError(f"{path} has no results of {task!r} at {profile}: run `aepo evaluate --task {task}`")
         print(study_tables.readable_task_table(study_tables.task_table(rows)).to_string(index=False), end="\n\n")
     variants = study_tables.variant_scores(episodes.read_results(path), profile)
     searched = study_tables.search_table(variants)
@@ -219,9 +205,7 @@ def results(
 
 
 @app.command()
-def verify(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them, such as runs/quick.")],
-) -> None:
+def verify(folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them.")]) -> None:
     """Recompute the hashes of runs and the numbers of their tables, and print what does not match."""
     from aepo.study import verify as checks
 
@@ -259,39 +243,18 @@ def list_methods() -> None:
 
 
 @app.command("tasks")
-def list_tasks(
-    suite: Annotated[str, typer.Option(help="One suite, or local-small: six that fit an hour; empty: all.")] = "",
-) -> None:
-    """List the tasks, one a line: name, suite, source of the data, environment, size on disk, origin of scores."""
-    with sentence():
-        chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
-    _print_columns(
-        [
-            (
-                t.name,
-                t.suite,
-                t.source,
-                t.env_id or "none: train-only",
-                _on_disk(t),
-                t.scores if t.env_id else "no score",
-            )
-            for t in chosen
-        ]
-    )
-
-
-def _on_disk(task: tasks.Task) -> str:
-    """The profiles whose Minari dataset is complete on disk, with its size; `-` where none is."""
+def list_tasks(suite: Annotated[str, typer.Option(help="One suite, or local-small; empty: all.")] = "") -> None:
+    """List the tasks: name, suite, source of the data, environment, profiles whose data are here, origin of scores."""
     from aepo.data import storage
 
-    found = []
-    for dataset_id in dict.fromkeys(task.dataset_ids.values()):
-        if storage.complete(dataset_id):
-            size = sum(path.stat().st_size for path in (storage.root() / dataset_id / "data").glob("*"))
-            profiles = [profile for profile, its in task.dataset_ids.items() if its == dataset_id]
-            label = "" if len(profiles) == len(settings.PROFILES) else f"{profiles[0]} "
-            found.append(f"{label}{size / 1e6:.1f} MB")
-    return ", ".join(found) or "-"
+    with sentence():
+        chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
+    rows = []
+    for task in chosen:
+        on_disk = [profile for profile, dataset_id in task.dataset_ids.items() if storage.complete(dataset_id)]
+        played = (task.env_id, task.scores) if task.env_id else ("none: train-only", "no score")
+        rows.append((task.name, task.suite, task.source, played[0], ",".join(on_disk) or "-", played[1]))
+    _print_columns(rows)
 
 
 # ---- data

@@ -220,22 +220,19 @@ def memory(what: str, remedy: str) -> Iterator[None]:
         raise StudyError(f"{what}: out of memory ({text[:160] or 'no block that large'}): {remedy}") from None
 
 
-def check_tensors(tensors: Mapping[str, Tensor], seeds: int, path: Path) -> None:
-    """Stored networks are whole: each tensor has rows for `seeds` seeds, and every number is finite; else StudyError."""
-    for name, tensor in tensors.items():
-        if not tensor.ndim or len(tensor) % seeds:
-            raise StudyError(f"{path}: {name} has the shape {tuple(tensor.shape)}, not {seeds} seeds: {REMEDY}")
-        if not torch.isfinite(tensor).all():
-            raise StudyError(f"{path}: {name} holds NaN or infinity: {REMEDY}")
-
-
-def known(meta: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The metadata of stored networks where they name their seeds and settings, else StudyError."""
+def load_networks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`load_tensors` of a stage: it names its seeds and settings, each tensor has rows for them, every number is finite."""
+    tensors, meta = load_tensors(path)
     seeds, settings = meta.get("seeds"), meta.get("settings")
     well = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
     if not well or not isinstance(settings, dict):
         raise StudyError(f"{path} does not name its seeds and settings, so it is no stage of this study: {REMEDY}")
-    return meta
+    for name, tensor in tensors.items():
+        if not tensor.ndim or len(tensor) % len(seeds):
+            raise StudyError(f"{path}: {name} has the shape {tuple(tensor.shape)}, not {len(seeds)} seeds: {REMEDY}")
+        if not torch.isfinite(tensor).all():
+            raise StudyError(f"{path}: {name} holds NaN or infinity: {REMEDY}")
+    return tensors, meta
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -17,7 +17,7 @@ class Notebook:
     """How a notebook is run: those that must have ended before, MB of memory, the methods that it is given.
 
     `gives`: "none" (it runs alike for all methods), "all" of the run's, "own" (one run a method, `<notebook>-<method>`),
-    "guided" (those with an energy network on the shared critic). `gpu`: whether it uses one where there is one.
+    "guided" (those with a network of the energy). `gpu`: whether it uses one where there is one.
     """
 
     needs: tuple[str, ...] = ()
@@ -65,8 +65,8 @@ def of_methods(names: Iterable[str], chosen: Sequence[str]) -> list[str]:
 
 
 def guided(chosen: Iterable[str]) -> list[str]:
-    """The chosen methods' energies on the shared critic."""
-    return [m for m in methods.energies(chosen) if methods.METHODS[m].critic == "expectile"]
+    """The chosen methods with a network of the energy, whose gradient notebook 09 looks at."""
+    return [m for m in methods.energies(chosen) if methods.METHODS[m].scaled]
 
 
 def parameters(name: str, task: str, seeds: Sequence[int], chosen: Sequence[str], profile: str) -> dict:

@@ -57,10 +57,9 @@ def _stage(
     with files.lock(run.folder, name), files.memory(name, remedy):
         tensors, seeds = {}, ()
         if path.exists():
-            tensors, stored = files.load_tensors(path)
+            tensors, stored = files.load_networks(path)
             if stored.get("settings_hash") == meta["settings_hash"]:
-                seeds = tuple(files.known(stored, path)["seeds"])
-                files.check_tensors(tensors, len(seeds), path)
+                seeds = tuple(stored["seeds"])
             else:
                 aside = path.with_name(f"{path.stem}.{stored.get('settings_hash')}.old")
                 print(
