@@ -144,7 +144,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """manifest.json of a run folder, empty where there is none; StudyError where it is something else."""
     path = folder / "manifest.json"
     manifest = read_json(path)
-    if not all(isinstance(manifest.get(name, {}), dict) for name in SECTIONS):
+    if any(not isinstance(manifest.get(name, {}), dict) for name in SECTIONS):
         raise StudyError(f"{path} is no file of this study: {REMAKE}")
     return manifest
 
