@@ -1,36 +1,37 @@
-"""The console script `aepo`: run the study, print results, export a policy."""
+"""The console script `aepo`: run the study, print results, export a policy, put data on disk (`aepo data`)."""
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from aepo import cli_data, settings
+from aepo import settings
 from aepo.data import tasks
 from aepo.files import StudyError, sentence
 from aepo.methods import CORE, METHODS
 from aepo.study import runs
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.add_typer(cli_data.app, name="data")
+options = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}
+app = typer.Typer(help=__doc__, **options)
+data = typer.Typer(help="What data are on disk, and how they get there.", **options)
+app.add_typer(data, name="data")
 
-Task = Annotated[
-    str, typer.Option(help="Task name (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")
-]
+UMAZE = "maze2d-umaze"
+Task = Annotated[str, typer.Option(help="Task (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")]
 Suite = Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")]
 ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
-Methods = Annotated[
-    str, typer.Option(help=f"Comma-separated methods of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")
-]
+Methods = Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")]
 Seeds = Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
 Cores = Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")]
+DataTask = Annotated[str, typer.Argument(help="Task (`aepo tasks` lists them), or the path of your own's YAML file.")]
+Clip = Annotated[bool, typer.Option("--clip", help="Move actions outside the action box into it.")]
 
 
 def main() -> None:
@@ -42,62 +43,52 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _seeds(seeds: str, profile: str) -> list[int]:
-    """As many seeds as were asked for, or the profile's; StudyError where there are none."""
-    with sentence():
-        default = settings.get(profile).seeds
-    if seeds and (not (seeds.isascii() and seeds.isdigit()) or int(seeds) < 1):
-        raise StudyError(f"seeds must be a number of seeds >= 1, got {seeds!r}")
-    return list(range(int(seeds or default)))
-
-
 def _words(text: str) -> list[str]:
     """What stands between commas."""
     return [word for word in text.split(",") if word]
 
 
-def _study(task: str, suite: str, methods: str, seeds: str, profile: str, device: str, runs_dir: str) -> list[runs.Run]:
+def _study(
+    profile: str, device: str, runs_dir: str, *, task: str = UMAZE, suite: str = "", methods: str = "", seeds: str = ""
+) -> list[runs.Run]:
     """The runs of a command's options, or of their defaults."""
     with sentence():
-        found = tasks.choose(task, suite)
-    chosen, numbers = _words(methods) or list(CORE), _seeds(seeds, profile)
+        found, default = tasks.choose(task, suite), settings.get(profile).seeds
+    if seeds and (not (seeds.isascii() and seeds.isdigit()) or int(seeds) < 1):
+        raise StudyError(f"seeds must be a number of seeds >= 1, got {seeds!r}")
+    numbers, chosen = list(range(int(seeds or default))), _words(methods) or list(CORE)
     return [runs.open_run(each.argument, numbers, chosen, profile, device, runs_dir) for each in found]
 
 
-def _on_disk(task: tasks.Task) -> str:
-    """The profiles whose Minari dataset is complete on disk, with its size; `-` where none is."""
-    from aepo.data import storage
+def _for_each(work: Callable[[Any], str], items: Sequence[Any], names: Sequence[str]) -> None:
+    """Work on each and print what came of it; of several, one that fails is named and the others go on."""
+    failed = []
+    for number, (item, name) in enumerate(zip(items, names, strict=True), start=1):
+        where = f"[{number}/{len(items)}] " if len(items) > 1 else ""
+        try:
+            print(f"{where}{work(item)}", flush=True)
+        except StudyError as error:
+            if len(items) == 1:
+                raise
+            failed.append(name)
+            print(f"aepo: {where}{name}: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise StudyError(f"{len(failed)} of {len(items)} tasks failed: {', '.join(failed)}; call it again for these")
 
-    found = []
-    for dataset_id in dict.fromkeys(task.dataset_ids.values()):
-        if storage.complete(dataset_id):
-            files = [path for path in (storage.root() / dataset_id / "data").rglob("*") if path.is_file()]
-            size = sum(path.stat().st_size for path in files)
-            profiles = [profile for profile, its in task.dataset_ids.items() if its == dataset_id]
-            label = "" if len(profiles) == len(settings.PROFILES) else f"{profiles[0]} "
-            found.append(f"{label}{size / 1e6:.1f} MB")
-    return ", ".join(found) or "-"
 
-
-@app.command("tasks")
-def list_tasks(
-    suite: Annotated[str, typer.Option(help="One suite, or local-small: six that fit an hour; empty: all.")] = "",
-) -> None:
-    """List the tasks, one a line: name, suite, source of the data, environment, size on disk, origin of scores."""
-    with sentence():
-        chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
-    rows = [
-        (t.name, t.suite, t.source, t.env_id or "none: train-only", _on_disk(t), t.scores if t.env_id else "no score")
-        for t in chosen
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Rows with their cells below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+# ---- the study
+
+
 @app.command()
 def reproduce(
-    task: Task = "maze2d-umaze",
+    task: Task = UMAZE,
     suite: Suite = "",
     profile: ProfileName = "quick",
     methods: Methods = "",
@@ -110,17 +101,16 @@ def reproduce(
 ) -> None:
     """Run what is left to do of the tasks: data, training, evaluation, figures; then print the table of results."""
     from aepo import batch
-    from aepo.cluster import Place, machine_memory, profile_folder
 
-    folder = profile_folder(cluster)
-    place = Place(cores or os.cpu_count() or 1, memory or machine_memory(), device, folder)
+    folder = batch.profile_folder(cluster)
     here = "cpu" if folder else device
-    batch.reproduce(_study(task, suite, methods, seeds, profile, here, runs_dir), place)
+    study = _study(profile, here, runs_dir, task=task, suite=suite, methods=methods, seeds=seeds)
+    batch.reproduce(study, batch.Place(cores, memory, device, folder))
 
 
 @app.command()
 def evaluate(
-    task: Task = "maze2d-umaze",
+    task: Task = UMAZE,
     suite: Suite = "",
     profile: ProfileName = "quick",
     methods: Methods = "",
@@ -131,93 +121,32 @@ def evaluate(
     """Train and evaluate as `reproduce` does, to the same numbers, one after another and without notebooks and figures."""
     from aepo.study import campaign, summary
 
-    study, failed = _study(task, suite, methods, seeds, profile, device, runs_dir), []
-    for run in study:
-        try:
-            campaign.run_task(run)
-            summary.print_table(run.folder)
-        except StudyError as error:
-            failed.append(run.task.name)
-            print(f"aepo: {run.task.name}: {error}", file=sys.stderr)
-    if failed:
-        raise StudyError(f"{len(failed)} of {len(study)} tasks failed: {', '.join(failed)}")
+    def work(run: runs.Run) -> str:
+        campaign.run_task(run)
+        return summary.table(run.folder)
 
-
-@app.command()
-def theory(profile: ProfileName = "quick", seeds: Seeds = "", runs_dir: RunsDir = "runs", cores: Cores = 0) -> None:
-    """Run the notebooks that need no task: 01, the derivation, and 02, the exactly solvable problems."""
-    from aepo import batch
-
-    [run] = _study("maze2d-umaze", "", "", seeds, profile, "cpu", runs_dir)
-    batch.theory(run, cores or os.cpu_count() or 1)
-
-
-@app.command()
-def performance(profile: ProfileName = "quick", device: Device = "auto", runs_dir: RunsDir = "runs") -> None:
-    """Run notebook 10, what it costs, with nothing beside it."""
-    from aepo import batch
-
-    [run] = _study("maze2d-umaze", "", "", "", profile, device, runs_dir)
-    batch.performance(run)
-
-
-@app.command()
-def results(
-    runs_dir: RunsDir = "runs",
-    profile: ProfileName = "quick",
-    task: Annotated[str, typer.Option(help="Also the returns of one task, with success and intervals.")] = "",
-    tables: Annotated[bool, typer.Option(help="Print the tables, or draw the figures only.")] = True,
-    document: Annotated[Path | None, typer.Option(help="Put the tables into this file too: docs/results.md.")] = None,
-) -> None:
-    """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
-    from aepo.study import result_figures
-    from aepo.study import results as episodes
-    from aepo.study import tables as study_tables
-
-    root = runs.resolve(runs_dir)
-    path = runs.results_path(root, profile)
-    main = study_tables.main_rows(path, profile)
-    if task:
-        rows = main[main["task"] == task]
-        if rows.empty:
-            raise StudyError(
-                f"{path} holds no results of task {task!r} at {profile}: run `aepo evaluate --task {task}`"
-            )
-        print(study_tables.readable_task_table(study_tables.task_table(rows)).to_string(index=False), end="\n\n")
-    if tables:
-        print(study_tables.markdown_results(path, profile), end="\n\n")
-    if document is not None:
-        study_tables.write_document(document, path, profile)
-    variants = study_tables.variant_scores(episodes.read_results(path), profile)
-    print("Figures:")
-    folder = root.parent / "figures" / profile / "study"
-    for figure in result_figures.draw_study(main, folder) + result_figures.draw_variants(variants, folder):
-        print(f"  {figure}")
+    study = _study(profile, device, runs_dir, task=task, suite=suite, methods=methods, seeds=seeds)
+    _for_each(work, study, [run.task.name for run in study])
 
 
 @app.command()
 def ablations(
-    task: Task = "maze2d-umaze",
+    task: Task = UMAZE,
     profile: ProfileName = "quick",
-    methods: Annotated[
-        str, typer.Option(help=f"Methods that returns.csv holds beside; empty: those evaluated, or {', '.join(CORE)}.")
-    ] = "",
+    methods: Annotated[str, typer.Option(help="Methods that returns.csv holds beside; empty: those evaluated.")] = "",
     seeds: Seeds = "",
     device: Device = "auto",
     runs_dir: RunsDir = "runs",
-    questions: Annotated[
-        str, typer.Option(help="Comma-separated, as factor,own; empty: all; a name that is none: lists them.")
-    ] = "",
+    questions: Annotated[str, typer.Option(help="As factor,own; empty: all; a name that is none: lists them.")] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
     from aepo.study import ablations as variants
     from aepo.study import campaign
 
     asked = _words(questions) or list(variants.QUESTIONS)
-    unknown = [name for name in asked if name not in variants.QUESTIONS]
-    if unknown:
+    if unknown := [name for name in asked if name not in variants.QUESTIONS]:
         raise StudyError(f"unknown question {', '.join(unknown)}: choose from {', '.join(variants.QUESTIONS)}")
-    for run in _study(task, "", methods, seeds, profile, device, runs_dir):
+    for run in _study(profile, device, runs_dir, task=task, methods=methods, seeds=seeds):
         evaluated = tuple(runs.read_manifest(run.folder).get("evaluation", {}))
         if evaluated and not methods:
             run = replace(run, methods=evaluated)
@@ -230,9 +159,53 @@ def ablations(
 
 
 @app.command()
-def verify(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them, such as runs/quick.")],
+def theory(profile: ProfileName = "quick", seeds: Seeds = "", runs_dir: RunsDir = "runs", cores: Cores = 0) -> None:
+    """Run the notebooks that need no task: 01, the derivation, and 02, the exactly solvable problems."""
+    from aepo import batch
+
+    batch.without_task(*_study(profile, "cpu", runs_dir, seeds=seeds), cores, "theory")
+
+
+@app.command()
+def performance(profile: ProfileName = "quick", device: Device = "auto", runs_dir: RunsDir = "runs") -> None:
+    """Run notebook 10, what it costs, with nothing beside it."""
+    from aepo import batch
+
+    batch.without_task(*_study(profile, device, runs_dir), 1, "performance")
+
+
+@app.command()
+def results(
+    runs_dir: RunsDir = "runs",
+    profile: ProfileName = "quick",
+    task: Annotated[str, typer.Option(help="Also the returns of one task, with success and intervals.")] = "",
+    tables: Annotated[bool, typer.Option(help="Print the tables, or draw the figures only.")] = True,
+    document: Annotated[Path | None, typer.Option(help="Put the tables into this file too: docs/results.md.")] = None,
 ) -> None:
+    """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
+    from aepo.study import result_figures, summary
+    from aepo.study import results as episodes
+    from aepo.study import tables as study_tables
+
+    root = runs.resolve(runs_dir)
+    path = runs.results_path(root, profile)
+    main = study_tables.main_rows(path, profile)
+    if task:
+        rows = main[main["task"] == task]
+        if rows.empty:
+            raise StudyError(f"{path} has no results of {task!r} at {profile}: run `aepo evaluate --task {task}`")
+        print(study_tables.readable_task_table(study_tables.task_table(rows)).to_string(index=False), end="\n\n")
+    if tables:
+        print(study_tables.markdown_results(path, profile), end="\n\n")
+    if document is not None:
+        study_tables.write_document(document, path, profile)
+    variants = study_tables.variant_scores(episodes.read_results(path), profile)
+    folder = root.parent / "figures" / profile / "study"
+    summary.print_figures(result_figures.draw_study(main, folder) + result_figures.draw_variants(variants, folder))
+
+
+@app.command()
+def verify(folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them.")]) -> None:
     """Recompute the hashes of runs and the numbers of their tables, and print what does not match."""
     from aepo.study import verify as checks
 
@@ -249,14 +222,6 @@ def verify(
         raise StudyError(f"{wrong} of {len(found)} runs do not match what made them: the lines above say where")
 
 
-@app.command("methods")
-def list_methods() -> None:
-    """List the methods, one a line: name, label, source."""
-    width = max(map(len, METHODS))
-    for method in METHODS.values():
-        print(f"{method.name.ljust(width)}  {method.label}: {method.source}")
-
-
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder runs/<profile>/<task> of a finished run.")],
@@ -267,8 +232,104 @@ def export(
     """Write one seed of a run's last networks as a small folder that `Policy.load` reads."""
     from aepo.study.export import export as export_seed
 
-    size = export_seed(runs.find_folder(run), target, seed, methods.split(","))
+    size = export_seed(runs.find_folder(run), target, seed, _words(methods))
     print(f"{target}: seed {seed}, {size / 1e6:.2f} MB")
+
+
+@app.command("methods")
+def list_methods() -> None:
+    """List the methods, one a line: name, label, source."""
+    _print_columns([(method.name, f"{method.label}: {method.source}") for method in METHODS.values()])
+
+
+@app.command("tasks")
+def list_tasks(suite: Annotated[str, typer.Option(help="One suite, or local-small; empty: all.")] = "") -> None:
+    """List the tasks: name, suite, source of the data, environment, profiles whose data are here, origin of scores."""
+    from aepo.data import storage
+
+    with sentence():
+        chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
+    rows = []
+    for task in chosen:
+        on_disk = [profile for profile, dataset_id in task.dataset_ids.items() if storage.complete(dataset_id)]
+        played = (task.env_id, task.scores) if task.env_id else ("none: train-only", "no score")
+        rows.append((task.name, task.suite, task.source, played[0], ",".join(on_disk) or "-", played[1]))
+    _print_columns(rows)
+
+
+# ---- data
+
+
+@sentence()
+def _find(name: str, profile: str) -> tasks.Task:
+    """The task of that name; StudyError where there is none, or no such profile."""
+    settings.get(profile)
+    return tasks.get(name)
+
+
+@data.command()
+def show(task: DataTask, profile: ProfileName = "quick") -> None:
+    """Print what a task's data are: sizes, episodes, returns, spaces, content hash, scores, what is odd."""
+    from aepo.data import describe
+
+    print(*describe.description(_find(task, profile), profile), sep="\n")
+
+
+@data.command()
+def get(task: DataTask, profile: ProfileName = "quick", clip: Clip = False) -> None:
+    """Put a task's data on disk: download them, or collect them where the study makes them. What is there is kept."""
+    print(_put_on_disk(_find(task, profile), profile, clip))
+
+
+def _put_on_disk(task: tasks.Task, profile: str, clip: bool = False) -> str:
+    """Download or collect a task's data where they are not there; what they are, in one line."""
+    from aepo.data import datasets, describe, storage
+
+    dataset_id = task.dataset_id(profile)
+    if storage.complete(dataset_id):
+        print(f"{task.name}: dataset {dataset_id} is there already and is kept")
+    datasets.prepare(task, profile, settings.for_task(profile, task.settings).data)
+    if clip:
+        storage.ask_to_clip(dataset_id)
+    return describe.summary(task, profile)
+
+
+@data.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="D4RL's HDF5 file.")],
+    task: Annotated[str, typer.Option(help="Task whose data the file holds.")],
+    clip: Clip = False,
+    profile: ProfileName = "quick",
+) -> None:
+    """Make a task's Minari dataset of a D4RL HDF5 file; one that is there already is kept."""
+    from aepo.data import describe, importing
+
+    found = _find(task, profile)
+    importing.import_hdf5(file, found, found.dataset_id(profile), clip)
+    print(describe.summary(found, profile))
+
+
+@data.command()
+def collect(
+    task: Annotated[str, typer.Argument(help="A task whose data the study makes itself.", show_default=False)] = "",
+    suite: Annotated[str, typer.Option(help="All such tasks of a suite: local, maze2d, or local-small.")] = "",
+    profile: ProfileName = "quick",
+) -> None:
+    """Collect the data of one task, or of a whole suite: a failure of one is reported, the others go on."""
+    from aepo.data import datasets, download
+
+    if bool(task) == bool(suite):
+        raise typer.BadParameter("give a TASK or --suite, one of them")
+    with sentence():
+        settings.get(profile)
+        named = [tasks.get(task)] if task else tasks.suite(suite)
+    chosen = [each for each in named if each.recipe]
+    if task and not chosen:
+        remedy = f"run {datasets.command(named[0], 'quick')}{download.instead(named[0])}"
+        raise StudyError(f"task {named[0].name} has no recipe, its data are not made here: {remedy}")
+    if not chosen:
+        raise StudyError(f"the data of suite {suite} are not collected here: `aepo data get TASK` downloads them")
+    _for_each(lambda each: _put_on_disk(each, profile), chosen, [each.name for each in chosen])
 
 
 if __name__ == "__main__":

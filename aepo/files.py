@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
 USED_FILES = "AEPO_USED_FILES"  # environment variable of a notebook that `scripts/run_papermill.py` executes
+PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "safetensors")
+NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 REMEDY = "delete it and run its stage again"
 REMAKE = "move it away and run the notebooks again, finished stages are kept"
 
@@ -55,9 +57,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except OSError as error:
-        raise StudyError(
-            f"cannot write {path} ({error.strerror or error}): free space or choose another runs_dir"
-        ) from error
+        problem = f"cannot write {path} ({error.strerror or error})"
+        raise StudyError(f"{problem}: free space or choose another runs_dir") from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -149,9 +150,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise StudyError(f"{path} is missing: run the notebook that makes it first (README lists them in order)")
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("aepo", "{}"))
+            meta = dict(json.loads((file.metadata() or {}).get("aepo", "{}")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        meta = meta if isinstance(meta, dict) else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}): {REMEDY}") from None
     if meta.get("format") != FORMAT:
@@ -182,9 +182,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "safetensors")
-
-
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
@@ -193,17 +190,12 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit(root: Path) -> str | None:
-    """Commit of the project that runs, with `+` where files differ from it; None outside a checkout."""
-    call = functools.partial(subprocess.run, capture_output=True, text=True, cwd=root)
+    """Commit of the project that runs, with `+` where tracked files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
-        head = call(["git", "rev-parse", "--short=12", "HEAD"])
-        dirty = call(["git", "status", "--porcelain", "--untracked-files=no"])
+        return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout.strip() or None
     except OSError:
         return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
-
-
-NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 
 
 @contextmanager
@@ -211,31 +203,28 @@ def memory(what: str, remedy: str) -> Iterator[None]:
     """Out of memory, of the machine or of its GPU, becomes a StudyError that says where and what to try."""
     try:
         yield
+    except StudyError:
+        raise
     except (MemoryError, RuntimeError, OSError) as error:
         text = " ".join(str(error).split())
-        if isinstance(error, StudyError) or not (
-            isinstance(error, MemoryError) or any(sign in text.lower() for sign in NO_MEMORY)
-        ):
+        if not isinstance(error, MemoryError) and not any(sign in text.lower() for sign in NO_MEMORY):
             raise
         raise StudyError(f"{what}: out of memory ({text[:160] or 'no block that large'}): {remedy}") from None
 
 
-def check_tensors(tensors: Mapping[str, Tensor], seeds: int, path: Path) -> None:
-    """Stored networks are whole: each tensor has rows for `seeds` seeds, and every number is finite; else StudyError."""
-    for name, tensor in tensors.items():
-        if not tensor.ndim or len(tensor) % seeds:
-            raise StudyError(f"{path}: {name} has the shape {tuple(tensor.shape)}, not {seeds} seeds: {REMEDY}")
-        if not torch.isfinite(tensor).all():
-            raise StudyError(f"{path}: {name} holds NaN or infinity: {REMEDY}")
-
-
-def known(meta: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The metadata of stored networks where they name their seeds and settings, else StudyError."""
+def load_networks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`load_tensors` of a stage: it names its seeds and settings, each tensor has rows for them, every number is finite."""
+    tensors, meta = load_tensors(path)
     seeds, settings = meta.get("seeds"), meta.get("settings")
     well = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
     if not well or not isinstance(settings, dict):
         raise StudyError(f"{path} does not name its seeds and settings, so it is no stage of this study: {REMEDY}")
-    return meta
+    for name, tensor in tensors.items():
+        if not tensor.ndim or len(tensor) % len(seeds):
+            raise StudyError(f"{path}: {name} has the shape {tuple(tensor.shape)}, not {len(seeds)} seeds: {REMEDY}")
+        if not torch.isfinite(tensor).all():
+            raise StudyError(f"{path}: {name} holds NaN or infinity: {REMEDY}")
+    return tensors, meta
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -244,7 +233,6 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     for name in sorted({*wanted, *tensors}):
         if name not in tensors or name not in wanted:
             raise StudyError(f"{path} {'has an unknown' if name in tensors else 'lacks the'} tensor {name}: {REMEDY}")
-        if tensors[name].shape != wanted[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
-            raise StudyError(f"{path}: {name} has the shape {shapes}: {REMEDY}")
+        if (shape := tuple(tensors[name].shape)) != tuple(wanted[name].shape):
+            raise StudyError(f"{path}: {name} has the shape {shape}, not {tuple(wanted[name].shape)}: {REMEDY}")
     module.load_state_dict(tensors)

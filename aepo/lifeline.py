@@ -32,7 +32,10 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def _hold(command: Sequence[str]) -> int:
-    """Run the command; end the whole session when the other end of standard input closes, or the command is killed."""
+    """Run the command; end the whole session when the other end of standard input closes, or the command is killed.
+
+    Nothing is ever written to that pipe: reading from it ends when it closes.
+    """
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)  # a lock passed on is held below too
     ending = threading.Event()
 
@@ -43,14 +46,9 @@ def _hold(command: Sequence[str]) -> int:
             time.sleep(GRACE)
             os.killpg(0, signal.SIGKILL)
 
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        end()
-
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=lambda: (os.read(0, 1), end()), daemon=True).start()
     code = child.wait()
     if ending.is_set() or code < 0:
         os.killpg(0, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -26,30 +27,14 @@ class _NotebookLine:
         pass
 
 
-def in_notebook() -> bool:
-    """Whether this code runs under a Jupyter kernel."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return get_ipython() is not None and "IPKernelApp" in get_ipython().config
-
-
 class Progress:
     """Counts `total` units of a stage; `folder/<stage>.json` tells other processes where it stands."""
 
     def __init__(self, stage: str, total: int, unit: str = "step", folder: Path | None = None, initial: int = 0):
-        stream = {"file": _NotebookLine(), "ncols": 100} if in_notebook() else {}
-        self._bar = tqdm(
-            total=total,
-            initial=initial,
-            desc=stage,
-            unit=unit,
-            unit_scale=True,
-            mininterval=0.5,
-            dynamic_ncols=False,
-            **stream,
-        )
+        look = {"desc": stage, "unit": unit, "unit_scale": True, "mininterval": 0.5}
+        if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
+            look |= {"file": _NotebookLine(), "ncols": 100}
+        self._bar = tqdm(total=total, initial=initial, **look)
         self._path = folder / f"{stage}.json" if folder else None
         self._written = 0.0
         self._write()
@@ -68,7 +53,7 @@ class Progress:
         content = {key: bar[key] for key in ("n", "total", "unit", "initial", "elapsed")}
         with contextlib.suppress(OSError):  # a progress line is never worth a failed training
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
+            temporary = self._path.with_suffix(".tmp")  # no fsync, as an atomic file has
             temporary.write_text(json.dumps(content))
             temporary.replace(self._path)
 

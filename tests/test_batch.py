@@ -31,7 +31,7 @@ def dry_run(tmp_path, *values, options=()):
 
 
 def test_a_suite_is_one_plan_and_stages_are_shared_between_methods(tmp_path):
-    jobs, text = dry_run(tmp_path, "suite=maze2d", "methods=bc,aepo,aepo-cubature,qgpo", "device=cpu")
+    jobs, text = dry_run(tmp_path, "suite=maze2d", "methods=bc,aepo,aepo-net,qgpo", "device=cpu")
     once = ("03_dataset", "04_behavior", "05_critic", "07_evaluation", "08_results", "09_guidance_on_real_tasks")
     assert jobs == {"06_energy": 18} | dict.fromkeys(once, 6)
     assert text.count("mem_mb=3000, ") + text.count("mem_mb=1500, ") == sum(jobs.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aepo import cluster, files
+from aepo import batch, files
 from aepo.study import notebooks
 
 ROOT = Path(__file__).parents[1]
@@ -43,18 +43,18 @@ def test_the_profile_has_a_place_for_every_notebook(tmp_path):
 
 
 def test_a_cluster_is_a_folder_of_profiles():
-    assert cluster.profile_folder("") is None
-    assert cluster.profile_folder("slurm") == ROOT / "profiles" / "slurm"
-    assert cluster.profile_folder(str(ROOT / "profiles" / "slurm")) == ROOT / "profiles" / "slurm"
+    assert batch.profile_folder("") is None
+    assert batch.profile_folder("slurm") == ROOT / "profiles" / "slurm"
+    assert batch.profile_folder(str(ROOT / "profiles" / "slurm")) == ROOT / "profiles" / "slurm"
     with pytest.raises(files.StudyError, match="no cluster profile 'moon'"):
-        cluster.profile_folder("moon")
+        batch.profile_folder("moon")
 
 
 def test_jobs_of_a_killed_call_are_cancelled_and_no_others(tmp_path, monkeypatch):
-    place = cluster.Place(2, 8000, "auto", ROOT / "profiles" / "slurm")
+    place = batch.Place(2, 8000, "auto", ROOT / "profiles" / "slurm")
     prefix = place.slurm_prefix(tmp_path, ["a", "b"])
     assert prefix != place.slurm_prefix(tmp_path, ["a"])
-    assert cluster.Place(2, 8000, "auto").slurm_prefix(tmp_path, ["a"]) == ""
+    assert batch.Place(2, 8000, "auto").slurm_prefix(tmp_path, ["a"]) == ""
     for name, body in {
         "squeue": f"echo 7 {prefix}_x; echo 8 a name of four words; echo; echo 9 {prefix}_y",
         "scancel": "echo $* >called",
@@ -63,14 +63,14 @@ def test_jobs_of_a_killed_call_are_cancelled_and_no_others(tmp_path, monkeypatch
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    cluster.cancel("")
+    batch.cancel("")
     assert not (tmp_path / "called").exists()
-    cluster.cancel(prefix)
+    batch.cancel(prefix)
     assert (tmp_path / "called").read_text() == "7 9\n"
     (tmp_path / "squeue").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(files.StudyError, match="Slurm does not answer"):
-        cluster.cancel(prefix)
+        batch.cancel(prefix)
 
 
 @pytest.mark.slurm

@@ -19,19 +19,6 @@ def bent(action):
     return 2 * torch.sin(2 * action[..., 0] + action[..., 1])
 
 
-def grid_shift(mixture, q_function, noisy_action, t, beta, points=161, reach=8.0):
-    """E_tilted[a_0] - E[a_0] = sigma^2/alpha grad E* `(..., 2)`, the two means on the rule of `mixtures.grid_energy`."""
-    z, log_v = mixtures.trapezoid(points, reach, mixture.means.dtype)
-    shifts = []
-    for a_t in noisy_action:
-        post = mixture.posterior(a_t, t, VP)
-        actions = post.means.unsqueeze(-2) + z @ post.factors.mT
-        log_weight = post.log_weights.unsqueeze(-1) + log_v
-        change = torch.softmax((log_weight + beta * q_function(actions)).flatten(), 0) - log_weight.flatten().softmax(0)
-        shifts.append(change @ actions.flatten(0, 1))
-    return torch.stack(shifts)
-
-
 @pytest.mark.parametrize("name", mixtures.MIXTURES)
 @pytest.mark.parametrize("t", [1e-3, 0.1, 0.4, 0.7, 1.0])
 def test_guidance_is_the_difference_of_two_means(name, t):
@@ -40,7 +27,7 @@ def test_guidance_is_the_difference_of_two_means(name, t):
     alpha, sigma = VP.alpha(t), VP.sigma(t)
     noisy = alpha * mixture.sample(6, torch.Generator().manual_seed(1)) + sigma * normal(6, 2)
     gradient = mixtures.guidance(lambda a: mixtures.grid_energy(mixture, bent, a, t, VP, 1.5, points=121), noisy)
-    shift = grid_shift(mixture, bent, noisy, t, 1.5, points=141, reach=8.5)
+    shift = mixtures.grid_shift(mixture, bent, noisy, t, VP, 1.5, points=141, reach=8.5)
     assert (sigma**2 / alpha * gradient - shift).abs().max() < 1e-9
     assert shift.abs().max() < 2
 
@@ -65,7 +52,7 @@ def test_the_support_shift_converges(t):
     support = mixture.sample(60_000, torch.Generator().manual_seed(0))
     noisy = VP.alpha(t) * support[:5] + VP.sigma(t) * normal(5, 2)
     shift = guidance.support_shift(bent(support).expand(5, -1), support.expand(5, -1, -1), noisy, t, VP, beta)
-    assert (shift - grid_shift(mixture, bent, noisy, t, beta)).abs().max() < 0.02
+    assert (shift - mixtures.grid_shift(mixture, bent, noisy, t, VP, beta)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

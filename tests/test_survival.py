@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aepo import files, lifeline, settings, watch
+from aepo import batch, files, lifeline, settings
 from aepo.learners import behavior as behavior_stage
 from aepo.learners import checkpoints, training
 from aepo.study import evaluation, runs, stages
@@ -190,7 +190,7 @@ def test_two_processes_on_one_run_both_end_well(run, data, tiny, tmp_path):
 def test_a_notebook_that_was_cut_off_did_not_end(tmp_path):
     path = tmp_path / "03_dataset.ipynb"
     path.write_bytes((ROOT / "notebooks" / path.name).read_bytes()[:5_000] + "é".encode()[:1])
-    assert watch.Part(tmp_path, ("03_dataset",)).failure().startswith("03_dataset did not end (killed, cancelled")
+    assert batch.Part(tmp_path, ("03_dataset",)).failure().startswith("03_dataset did not end (killed, cancelled")
 
 
 STARTER = """

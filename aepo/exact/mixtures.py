@@ -215,6 +215,28 @@ def grid_energy(
     return torch.logsumexp(post.log_weights + torch.cat(energies).reshape(post.log_weights.shape), -1)
 
 
+def grid_shift(
+    mixture: Mixture,
+    q_function: Callable[[Tensor], Tensor],
+    noisy_action: Tensor,
+    t: Tensor,
+    vp: VPSchedule,
+    beta: float,
+    points: int = 161,
+    reach: float = 8.0,
+) -> Tensor:
+    """E_tilted[a_0] - E[a_0] = sigma^2/alpha grad E* `(B, 2)`, the two means on the rule of `grid_energy`; t 0-d."""
+    z, log_v = trapezoid(points, reach, mixture.means.dtype)
+    shifts = []
+    for a_t in noisy_action:
+        post = mixture.posterior(a_t, t, vp)
+        actions = post.means.unsqueeze(-2) + z @ post.factors.mT
+        log_weight = post.log_weights.unsqueeze(-1) + log_v
+        change = torch.softmax((log_weight + beta * q_function(actions)).flatten(), 0) - log_weight.flatten().softmax(0)
+        shifts.append(change @ actions.flatten(0, 1))
+    return torch.stack(shifts)
+
+
 def guidance(energy_function: Callable[[Tensor], Tensor], noisy_action: Tensor) -> Tensor:
     """grad_{a_t} E `(..., d)` of energy_function `(..., d)` -> `(...,)` by autograd, also under no_grad."""
     with torch.enable_grad():

@@ -23,12 +23,11 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
     used = {stage for name, entry in evaluated.items() for stage in runs.stages_of(name, entry["beta"]).values()}
     for stage in sorted(used):
         path = folder / f"{stage}.safetensors"
-        tensors, meta = files.load_tensors(path)
-        seeds = files.known(meta, path)["seeds"]
+        tensors, meta = files.load_networks(path)
+        seeds = meta["seeds"]
         if seed not in seeds:
             raise StudyError(f"{folder} holds seeds {seeds}, not {seed}")
         row, count = seeds.index(seed), len(seeds)
-        files.check_tensors(tensors, count, path)
         chosen = {key: select_seeds(t, [row], count) for key, t in tensors.items() if not key.startswith("q_target.")}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         files.write_artifact(target / f"{stage}.safetensors", chosen, meta)

@@ -17,7 +17,7 @@ class Notebook:
     """How a notebook is run: those that must have ended before, MB of memory, the methods that it is given.
 
     `gives`: "none" (it runs alike for all methods), "all" of the run's, "own" (one run a method, `<notebook>-<method>`),
-    "guided" (those with an energy network on the shared critic). `gpu`: whether it uses one where there is one.
+    "guided" (those with a network of the energy). `gpu`: whether it uses one where there is one.
     """
 
     needs: tuple[str, ...] = ()
@@ -65,21 +65,16 @@ def of_methods(names: Iterable[str], chosen: Sequence[str]) -> list[str]:
 
 
 def guided(chosen: Iterable[str]) -> list[str]:
-    """The chosen methods' energies on the shared critic."""
-    return [m for m in methods.energies(chosen) if methods.METHODS[m].critic == "expectile"]
+    """The chosen methods with a network of the energy, whose gradient notebook 09 looks at."""
+    return [m for m in methods.energies(chosen) if methods.METHODS[m].scaled]
 
 
 def parameters(name: str, task: str, seeds: Sequence[int], chosen: Sequence[str], profile: str) -> dict:
     """What a notebook is given, without device and folder: what it was given decides whether it runs again."""
     given = {"task": task, "seeds": list(seeds), "profile": profile}
+    of_kind = {"own": [name.partition("-")[2]], "guided": guided(chosen), "all": list(chosen)}
     kind = entry(name).gives
-    if kind == "own":
-        given["methods"] = [name.partition("-")[2]]
-    elif kind == "guided":
-        given["methods"] = guided(chosen)
-    elif kind == "all":
-        given["methods"] = list(chosen)
-    return given
+    return given | ({"methods": of_kind[kind]} if kind in of_kind else {})
 
 
 def settings_hash(task: Task | None, profile: str) -> str:
@@ -96,11 +91,6 @@ def mark(folder: Path, name: str) -> Path:
     return folder / ".done" / name
 
 
-def ended(folder: Path) -> set[str]:
-    """Notebooks of a run folder that ran to their end."""
-    return {path.name for path in (folder / ".done").glob("*")}
-
-
 def forget_incomplete(folder: Path) -> None:
     """Remove the mark of each notebook that lists a file which is gone, so that the notebook runs again."""
     for path in (folder / ".done").glob("*"):
@@ -110,11 +100,11 @@ def forget_incomplete(folder: Path) -> None:
 
 def reached(folder: Path, chosen: Iterable[str]) -> list[str]:
     """Those of the chosen methods whose own networks are there."""
-    done = ended(folder)
-    return [m for m in chosen if done.issuperset(of_methods(("06_energy", "06_policy"), [m]))]
+    own = ("06_energy", "06_policy")
+    return [m for m in chosen if all(mark(folder, name).exists() for name in of_methods(own, [m]))]
 
 
 def can_go_on(folder: Path, chosen: Iterable[str]) -> bool:
     """Whether a run that has not ended has what its evaluation needs for some of its methods."""
-    done = ended(folder)
-    return done.issuperset(BEFORE_ENERGY) and "08_results" not in done and bool(reached(folder, chosen))
+    shared = all(mark(folder, name).exists() for name in BEFORE_ENERGY)
+    return shared and not mark(folder, "08_results").exists() and bool(reached(folder, chosen))

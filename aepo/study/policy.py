@@ -25,12 +25,11 @@ from aepo.study import runs
 def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -> torch.nn.Module:
     """Networks of a finished stage for the given seeds; StudyError where the file or a seed is missing."""
     path = Path(folder) / f"{stage}.safetensors"
-    tensors, meta = files.load_tensors(path)
-    known = files.known(meta, path)["seeds"]
+    tensors, meta = files.load_networks(path)
+    known = meta["seeds"]
     absent = [seed for seed in seeds if seed not in known]
     if absent:
         raise StudyError(f"{path} holds seeds {known}, not {absent}: train them first")
-    files.check_tensors(tensors, len(known), path)
     rows = [known.index(seed) for seed in seeds]
     tensors = {key: select_seeds(v, rows, len(known)).float() for key, v in tensors.items()}
     try:

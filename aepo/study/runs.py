@@ -80,25 +80,19 @@ def open_run(
     """Check a notebook's parameters and make its run folder; StudyError says in one sentence what is wrong."""
     with files.sentence():
         found, _ = tasks.get(task), settings_table.get(profile)
-    bad = [s for s in seeds if not isinstance(s, int) or isinstance(s, bool) or s < 0]
-    if bad or not seeds or len(set(seeds)) != len(seeds):
+    if not seeds or len({*seeds}) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise StudyError(f"seeds must be distinct integers >= 0, at least one, got {list(seeds)}")
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown or not methods or len(set(methods)) != len(methods):
-        problem = "methods must be distinct, at least one"
-        if unknown:
-            problem = f"unknown method {', '.join(map(repr, unknown))}"
+    unknown = [repr(method) for method in methods if method not in METHODS]
+    if unknown or not methods or len({*methods}) < len(methods):
+        problem = f"unknown method {', '.join(unknown)}" if unknown else "methods must be distinct, at least one"
         raise StudyError(f"{problem}: choose from {', '.join(METHODS)}, got {', '.join(map(str, methods)) or 'none'}")
-    device = choose_device(device)
-    folder = resolve(runs_dir) / profile / found.name
+    device, folder = choose_device(device), resolve(runs_dir) / profile / found.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise StudyError(
-            f"cannot write to the run folder {folder} ({error.strerror}): choose another runs_dir"
-        ) from None
+        problem = f"cannot write to the run folder {folder} ({error.strerror})"
+        raise StudyError(f"{problem}: choose another runs_dir") from None
     return Run(folder, found, profile, tuple(seeds), tuple(methods), device)
 
 
@@ -116,7 +110,7 @@ def results_path(runs_dir: Path, profile: str) -> Path:
 def find_folder(folder: str | Path) -> Path:
     """A run folder as given, or relative to the project where it is not below the working directory."""
     given = Path(folder).expanduser()
-    for found in (given, project_root() / given):
+    for found in (given, resolve(given)):
         if found.is_dir():
             return found
     raise StudyError(f"there is no run folder {given}: give the path of a runs/<profile>/<task> folder")
@@ -138,13 +132,11 @@ def read_metrics(run: Run, stage: str) -> pd.DataFrame:
     path = run.metrics(stage)
     try:
         frame = pd.read_parquet(path)
+        if not {"seed", "step"} <= {*frame}:
+            raise ValueError("no training log")
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise StudyError(
-            f"{path} cannot be read ({reason[:200]}): delete {run.artifact(stage).name} and run its stage again"
-        ) from None
-    if "seed" not in frame or "step" not in frame:
-        raise StudyError(f"{path} is no training log: delete {run.artifact(stage).name} and run its stage again")
+        remedy = f"delete {run.artifact(stage).name} and run its stage again"
+        raise StudyError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}): {remedy}") from None
     return frame
 
 
@@ -152,7 +144,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """manifest.json of a run folder, empty where there is none; StudyError where it is something else."""
     path = folder / "manifest.json"
     manifest = read_json(path)
-    if not all(isinstance(manifest.get(name, {}), dict) for name in SECTIONS):
+    if any(not isinstance(manifest.get(name, {}), dict) for name in SECTIONS):
         raise StudyError(f"{path} is no file of this study: {REMAKE}")
     return manifest
 

@@ -96,11 +96,9 @@ def _stored(path: Path, stage: Stage, digest: str) -> tuple[dict[str, Tensor], t
     """Tensors and seeds of an artefact; none where there is none. One of other settings is put aside."""
     if not path.exists():
         return {}, ()
-    tensors, stored = files.load_tensors(path)
+    tensors, stored = files.load_networks(path)
     if stored.get("settings_hash") == digest:
-        seeds = files.known(stored, path)["seeds"]
-        files.check_tensors(tensors, len(seeds), path)
-        return tensors, tuple(seeds)
+        return tensors, tuple(stored["seeds"])
     aside = path.with_name(f"{path.stem}.{stored.get('settings_hash')}.old")
     print(
         f"{stage.name}: settings have changed ({_changes(stored.get('settings'), stage.content)}), so it is trained again; "
