@@ -22,16 +22,14 @@ gym.register_envs(gymnasium_robotics)
 
 ONLY_VECTORS = "only vectors of real numbers can be used, not images and not discrete choices"
 GOAL_RADIUS = 0.45
-# Steps of an episode and goal cell (row, column): D4RL's Maze2D and the official evaluation of PointMaze have the same.
-MAZES = {"open": (300, (2, 3)), "umaze": (300, (1, 1)), "medium": (600, (6, 6)), "large": (800, (7, 9))}
+MAZES = {"UMaze": (300, (1, 1)), "Medium": (600, (6, 6)), "Large": (800, (7, 9))}  # steps, goal cell; as in D4RL
 
 
 class Maze2D(gym.Env):
-    """A point mass in a PointMaze with one fixed goal, the same in every episode.
+    """A point mass in a PointMaze with one fixed goal, the same in every episode, which never terminates.
 
     Reward: 1 in each step that ends within 0.45 of the goal; exp(-distance) where `dense`. Observation (x, y, vx, vy)
-    without the goal, action: force in [-1, 1]^2. Never terminates. `reset` starts in a random free cell away from the
-    goal, or in `options={"reset_cell": (row, column)}`. `info["success"]`: at the goal.
+    without the goal. `reset` starts in a random free cell, or in `options={"reset_cell": (row, column)}`.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 50}  # noqa: RUF012
@@ -71,13 +69,12 @@ class Maze2D(gym.Env):
         self._point.close()
 
 
-for _size, _title in (("umaze", "UMaze"), ("medium", "Medium"), ("large", "Large")):
-    _steps, _goal = MAZES[_size]
-    for _kind, _arguments in (("", {}), ("Dense", {"dense": True})):
+for _title, (_steps, _goal) in MAZES.items():
+    for _dense in ({}, {"dense": True}):
         gym.register(
-            f"aepo/Maze2D-{_title}{_kind}-v0",
+            f"aepo/Maze2D-{_title}{'Dense' * len(_dense)}-v0",
             entry_point="aepo.environments:Maze2D",
-            kwargs={"maze": f"PointMaze_{_title}-v3", "goal_cell": _goal, **_arguments},
+            kwargs={"maze": f"PointMaze_{_title}-v3", "goal_cell": _goal, **_dense},
             max_episode_steps=_steps,
         )
 
@@ -115,23 +112,18 @@ def without_file(env_id: str, **arguments: Any) -> gym.Env:
 
 
 def make(task: Task, flat: bool = True) -> gym.Env:
-    """The environment that evaluates a task: its arguments, episodes of `task.horizon` steps, flat observations.
-
-    `flat=False` leaves dict observations as they are. StudyError where the task is train-only, or where the
-    environment cannot be made or does not have the task's spaces.
-    """
+    """The environment that evaluates a task; `flat=False` leaves dict observations. StudyError where it does not fit."""
     if task.env_id is None:
-        raise StudyError(
-            f"task {task.name} is train-only ({task.note or 'it names no environment'}): it has no rollouts"
-        )
+        why = task.note or "it names no environment"
+        raise StudyError(f"task {task.name} is train-only ({why}): it has no rollouts")
     where = f"the environment {task.env_id} of task {task.name}"
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is out of date.*")
             env = without_file(task.env_id, max_episode_steps=task.horizon, **task.env_kwargs)
     except (gym.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise StudyError(f"{where} cannot be made ({reason}): check env_id and env_kwargs") from None
+        why = " ".join(str(error).split())
+        raise StudyError(f"{where} cannot be made ({why}): check env_id and env_kwargs") from None
     if task.env_id.startswith("FrankaKitchen"):
         # FrankaKitchen hands out arrays that share memory with the simulation.
         env = KitchenSuccess(TransformObservation(env, copy.deepcopy, env.observation_space))
@@ -152,19 +144,15 @@ def make(task: Task, flat: bool = True) -> gym.Env:
 
 def observation_size(space: gym.Space, keys: Sequence[str], name: str) -> int:
     """Numbers in an observation: of a box all, of a dict those of the parts `keys`; StudyError where it has others."""
-    parts = [space]
     if isinstance(space, gym.spaces.Dict):
         if not keys or not set(keys) <= set(space):
             raise StudyError(
                 f"{name} has dict observations with the parts {', '.join(space)}, its task takes "
                 f"{', '.join(keys) or 'plain arrays'}: name the parts to take in the task's observation_keys"
             )
-        parts = [space[key] for key in keys]
-    for part in parts:
-        if not isinstance(part, gym.spaces.Box):
-            raise StudyError(f"{name} has observations {part}: {ONLY_VECTORS}")
-        check_vectors(part.shape, part.dtype, "observations", name)
-    return sum(part.shape[0] for part in parts)
+        return sum(observation_size(space[key], (), name) for key in keys)
+    check_vectors(space.shape, space.dtype, "observations", name)
+    return space.shape[0]
 
 
 def action_box(space: gym.Space, name: str) -> gym.spaces.Box:
@@ -177,31 +165,28 @@ def action_box(space: gym.Space, name: str) -> gym.spaces.Box:
     return space
 
 
-def check_vectors(shape: tuple[int, ...], dtype: np.dtype, what: str, name: str) -> None:
+def check_vectors(shape: tuple[int, ...] | None, dtype: np.dtype | None, what: str, name: str) -> None:
     """One of `what` (observations, actions) is a vector of numbers; StudyError where it is an image or a choice."""
-    if len(shape) != 1 or dtype.kind not in ("f" if what == "actions" else "fi"):
+    if len(shape or ()) != 1 or dtype is None or dtype.kind not in ("f" if what == "actions" else "fi"):
         raise StudyError(f"{name} has {what} of type {dtype} and shape {shape}: {ONLY_VECTORS}")
 
 
 def flatten(observation: Any, keys: Sequence[str]) -> np.ndarray:
-    """The parts `keys` of a dict observation joined along the last axis in that order; one observation, or a batch.
+    """The parts `keys` of a dict observation, one or a batch, joined along the last axis; arrays pass as they are.
 
-    Arrays pass as they are. ValueError names the parts that are missing, says that there should be none, or that shapes
-    do not fit together.
+    ValueError where parts are missing, where there should be none, or where they do not fit together.
     """
     if not isinstance(observation, Mapping):
         return _array(observation, "the observation")
     missing = [key for key in keys if key not in observation]
     if missing or not keys:
-        raise ValueError(
-            f"the observation is a dict of {', '.join(map(str, observation))}: "
-            + (f"it lacks {', '.join(missing)}" if missing else "an array is needed here")
-        )
-    parts = [_array(observation[key], f"the observation's part {key}") for key in keys]
-    if len({part.shape[:-1] for part in parts}) > 1 or any(part.ndim == 0 for part in parts):
-        shown = ", ".join(f"{key} {part.shape}" for key, part in zip(keys, parts, strict=True))
+        problem = f"it lacks {', '.join(missing)}" if missing else "an array is needed here"
+        raise ValueError(f"the observation is a dict of {', '.join(map(str, observation))}: {problem}")
+    parts = {key: _array(observation[key], f"the observation's part {key}") for key in keys}
+    if len({part.shape[:-1] for part in parts.values()}) > 1 or any(part.ndim == 0 for part in parts.values()):
+        shown = ", ".join(f"{key} {part.shape}" for key, part in parts.items())
         raise ValueError(f"the parts of the observation do not fit together: {shown}")
-    return np.concatenate(parts, axis=-1)
+    return np.concatenate(list(parts.values()), axis=-1)
 
 
 def _array(value: Any, name: str) -> np.ndarray:

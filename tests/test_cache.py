@@ -67,21 +67,23 @@ def test_loading_works_where_no_cache_can_be_written(folder, monkeypatch, capsys
 def test_data_in_a_folder_of_others_are_read_without_a_lock(monkeypatch):
     hopper()
     monkeypatch.setattr(files, "lock", forbidden)
-    monkeypatch.setattr(cache, "write", forbidden)
+    monkeypatch.setattr(files, "save_tensors", forbidden)
     assert len(datasets.load(HOPPER, "full")) == 13
 
 
-def test_a_cache_is_plain_safetensors_with_aligned_tensors(tmp_path):
-    tensors = {"a": torch.randn(3, 2), "e": torch.arange(3), "none": torch.zeros(0, 4)}
-    cache.write(tmp_path / "x.safetensors", tensors, {"k": 1})
+def test_a_cache_is_plain_safetensors_with_aligned_tensors():
     from safetensors.torch import load_file
 
-    found = load_file(tmp_path / "x.safetensors")
-    assert all(torch.equal(found[key], value) for key, value in tensors.items())
-    again, made = cache.read(tmp_path / "x.safetensors")
-    assert made == {"k": 1}
-    assert all(torch.equal(again[key], value) for key, value in tensors.items())
-    assert again["e"].data_ptr() % 8 == 0
+    data_folder = hopper()
+    data = datasets.load(HOPPER, "full")
+    (path,) = data_folder.glob("aepo-*")
+    found = load_file(path)
+    assert len(found) == 11
+    assert all(torch.equal(getattr(data, key), value) for key, value in found.items())
+    again, made = cache.read(path)
+    assert made["content_hash"] == data.content_hash
+    assert all(torch.equal(found[key], value) for key, value in again.items())
+    assert again["episode"].data_ptr() % 8 == 0
 
 
 def test_a_constant_dimension_is_not_blown_up():

@@ -1,33 +1,42 @@
-"""A dataset's tensors beside its data, so that loading takes no time: checked, memory-mapped, made again where wrong.
+"""A dataset as it is written, and its tensors beside it, so that loading takes no time: checked, made again where wrong.
 
-What is verified at every load: the CRC-32 of all that the cache holds, and size and time of modification of each file of
-the data; where those differ, the SHA-256 of the data is compared with that of the files the cache was made from.
-A change of the data that leaves size and time as they were is not noticed. Where the folder cannot be written to, each
-load reads the data.
+Verified at every load: the checksum of the cache, and size and time of modification of each file of the data; where those
+differ, the SHA-256 of the files. A change that leaves size and time as they were is not noticed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import zlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import minari
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from minari.data_collector.episode_buffer import EpisodeBuffer
 from torch import Tensor
 
 from aepo import files, settings
 from aepo.data import reading, storage
 from aepo.data.tasks import Task
 
-FORMAT = 3
 CONSTANT = 1e-3  # a dimension that varies less is left as it is: dividing would blow up what it does later
 Cached = tuple[dict[str, Tensor], dict[str, Any]]  # by the names of `Dataset`'s fields; content hash, warnings, files
+
+
+def create(staging: Path, dataset_id: str, task: Task, episodes: Iterable[EpisodeBuffer], **told: Any) -> None:
+    """Write episodes and what is `told` of them as a Minari dataset, and its cache."""
+    spec = gym.spec(task.env_id) if task.env_id else None
+    if spec:
+        spec = replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", module="minari")
+        minari.create_dataset_from_buffers(dataset_id, buffer=episodes, eval_env=spec, **told)
+    build(staging / dataset_id, dataset_id, task)
 
 
 def load_or_build(folder: Path, dataset_id: str, task: Task) -> Cached:
@@ -47,43 +56,35 @@ def load_or_build(folder: Path, dataset_id: str, task: Task) -> Cached:
 def build(folder: Path, dataset_id: str, task: Task) -> Cached:
     """Read the data, check them, write the cache; StudyError, and nothing written, where a check fails."""
     stamps, hashes = _stamps(folder), _sha256(folder)
-    arrays, box, warnings = reading.transitions(folder, dataset_id, task)
-    made = {"content_hash": content_hash(arrays), "warnings": list(warnings), "stamps": stamps, "sha256": hashes}
-    for warning in warnings:
+    arrays, box, odd = reading.transitions(folder, dataset_id, task)
+    made = {"content_hash": content_hash(arrays), "warnings": odd, "stamps": stamps, "sha256": hashes}
+    for warning in odd:
         print(f"dataset {dataset_id}: {warning}")
     action = arrays["action"]
     np.clip(2 * (action - box.low) / (box.high - box.low) - 1, -1, 1, out=action)
-    mean, std = arrays["state"].mean(0), arrays["state"].std(0)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()} | {
-        "state_mean": torch.from_numpy(mean),
-        "state_std": torch.from_numpy(np.where(std < CONSTANT, 1.0, std).astype(np.float32)),
-        "action_low": torch.as_tensor(box.low, dtype=torch.float32),
-        "action_high": torch.as_tensor(box.high, dtype=torch.float32),
+    std = arrays["state"].std(0)
+    arrays |= {
+        "state_mean": arrays["state"].mean(0),
+        "state_std": np.where(std < CONSTANT, 1.0, std).astype(np.float32),
     }
+    arrays |= {"action_low": box.low.astype(np.float32), "action_high": box.high.astype(np.float32)}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
-        write(_path(folder, task), tensors, made)
+        files.save_tensors(_path(folder, task), tensors, {"made": made, "made_hash": settings.digest(made)})
     except (files.StudyError, OSError) as error:
         cause = getattr(error.__cause__ or error, "strerror", None) or error
         print(f"{dataset_id}: no cache was written ({cause}), so each load takes its time")
     return tensors, made
 
 
-def write(target: Path, tensors: Mapping[str, Tensor], made: Mapping[str, Any]) -> None:
-    """Write tensors and what is known of them as safetensors, atomically."""
-    content = json.dumps({"made": made, "crc32": _crc32(tensors, made)})
-    with files.atomic_path(target) as temporary:
-        save_file(dict(tensors), temporary, {"aepo": content})
-
-
 def read(target: Path) -> Cached | None:
     """Memory-mapped tensors and what was written with them; None where the file is not what was written."""
     try:
-        with safe_open(target, framework="pt") as file:
-            stored = json.loads(file.metadata()["aepo"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return (tensors, stored["made"]) if stored["crc32"] == _crc32(tensors, stored["made"]) else None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        tensors, stored = files.load_tensors(target)
+    except files.StudyError:
         return None
+    made = stored.get("made")
+    return (tensors, made) if stored.get("made_hash") == settings.digest(made) else None
 
 
 def content_hash(arrays: Mapping[str, np.ndarray]) -> str:
@@ -94,25 +95,10 @@ def content_hash(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _crc32(tensors: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
-    """CRC-32 of names, shapes and content."""
-    crc = zlib.crc32(json.dumps(made, sort_keys=True).encode())
-    for name in sorted(tensors):
-        crc = zlib.crc32(f"{name} {tuple(tensors[name].shape)}".encode(), crc)
-        crc = zlib.crc32(tensors[name].numpy().reshape(-1).data, crc)
-    return crc
-
-
 def _path(folder: Path, task: Task) -> Path:
     """The cache of a dataset as this task reads it."""
-    reads = {
-        "format": FORMAT,
-        "observation_keys": task.observation_keys,
-        "dimensions": task.dimensions,
-        "env_id": task.env_id,
-        "env_kwargs": dict(task.env_kwargs),
-        "clip": storage.is_clipped(folder),
-    }
+    keys = ("observation_keys", "dimensions", "env_id", "env_kwargs")
+    reads = {key: getattr(task, key) for key in keys} | {"clip": storage.is_clipped(folder)}
     return folder / f"aepo-{settings.digest(reads)[:8]}.safetensors"
 
 

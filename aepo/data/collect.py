@@ -1,22 +1,16 @@
-"""How data are made where nothing can be downloaded: way-point walks through mazes, and small trained actors.
-
-The actors are squashed Gaussians, trained by scripts/train_behaviors.py and stored in half precision in `actors/`, one
-folder an environment, with training.json. A tier of a task says which of them play.
-"""
+"""Data made here: way-point walks through mazes, and the actors that scripts/train_behaviors.py left in `actors/`."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import minari
 import numpy as np
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from safetensors.numpy import load_file
@@ -42,34 +36,27 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
         storage.reserve(staging, data.steps, data.steps // task.horizon, task.dimensions)
         episodes = RECIPES[task.recipe](task, data.steps, data.seed)
         storage.reserve(staging, data.steps, len(episodes), task.dimensions)
-        collecting, evaluating = (copy.deepcopy(gym.spec(task.env_id)) for _ in range(2))
-        collecting.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
-        evaluating.kwargs.update(task.env_kwargs)
+        played = copy.deepcopy(gym.spec(task.env_id))
+        played.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
         low, high, origin = reference_scores(task, data.seed)
-        versions = files.versions()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is set to None", module="minari")
-            minari.create_dataset_from_buffers(
-                dataset_id,
-                buffer=episodes,
-                env=collecting,
-                eval_env=evaluating,
-                algorithm_name=f"{_what_acted(task)}, seed {data.seed}",
-                author="AEPO study contributors",
-                ref_min_score=low,
-                ref_max_score=high,
-                description=f"{data.steps} steps, collected by the AEPO study. Scores: {origin}.",
-                requirements=[f"{name}=={versions[name]}" for name in ("mujoco", "gymnasium-robotics")],
-            )
-        cache.build(staging / dataset_id, dataset_id, task)
+        acted = f"{task.recipe} controller, action noise {ACTION_NOISE:g}"
+        if task.recipe == "sac":
+            steps = ", ".join(map(str, tier_checkpoints(task.env_id, task.tier)))
+            acted = f"soft actor-critic, sampled actions of the checkpoints after {steps} steps"
+        cache.create(
+            staging,
+            dataset_id,
+            task,
+            episodes,
+            env=played,
+            algorithm_name=f"{acted}, seed {data.seed}",
+            author="AEPO study contributors",
+            ref_min_score=low,
+            ref_max_score=high,
+            description=f"{data.steps} steps, collected by the AEPO study. Scores: {origin}.",
+            requirements=[f"{name}=={files.versions()[name]}" for name in ("mujoco", "gymnasium-robotics")],
+        )
     return dataset_id
-
-
-def _what_acted(task: Task) -> str:
-    if task.recipe == "sac":
-        checkpoints = tier_checkpoints(task.env_id, task.tier)
-        return f"soft actor-critic, sampled actions of the checkpoints after {', '.join(map(str, checkpoints))} steps"
-    return f"{task.recipe} controller, action noise {ACTION_NOISE:g}"
 
 
 # ---- trained actors
@@ -108,18 +95,13 @@ class SquashedGaussian:
 @functools.lru_cache
 def training(env_id: str) -> dict[str, Any]:
     """What training.json says of an environment's actors: settings, curve, checkpoints, tiers."""
-    path = _folder(env_id) / "training.json"
+    folder = ACTORS / env_id.split("-")[0].lower()
     try:
-        return json.loads(path.read_text())
+        return json.loads((folder / "training.json").read_text())
     except OSError:
         raise files.StudyError(
-            f"no behavior policies for {env_id} in {path.parent}: run scripts/train_behaviors.py {path.parent.name}"
+            f"no behavior policies for {env_id} in {folder}: run scripts/train_behaviors.py {folder.name}"
         ) from None
-
-
-def _folder(env_id: str) -> Path:
-    """Where the actors of an environment lie: Hopper-v5 -> actors/hopper."""
-    return ACTORS / env_id.split("-")[0].lower()
 
 
 def tier_checkpoints(env_id: str, tier: str | None) -> list[int]:
@@ -133,7 +115,7 @@ def tier_checkpoints(env_id: str, tier: str | None) -> list[int]:
 
 def load_checkpoint(env_id: str, steps: int) -> SquashedGaussian:
     """The actor after `steps` of training, its file checked against the recorded sha256."""
-    path = _folder(env_id) / f"{steps}.safetensors"
+    path = ACTORS / env_id.split("-")[0].lower() / f"{steps}.safetensors"
     expected = training(env_id)["checkpoints"][str(steps)]["sha256"]
     if not path.exists() or storage.sha256(path) != expected:
         raise files.StudyError(f"{path} is missing or changed: restore it from the repository")
@@ -158,26 +140,21 @@ def _play(task: Task, actor: SquashedGaussian, steps: int, key: list[int], bar: 
     """
     shares = _split(steps, _side_by_side(steps, task.horizon))
     rng = np.random.default_rng(key)
+    seeds = [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(len(shares))]
     envs = [gym.make(task.env_id, disable_env_checker=True, **task.env_kwargs) for _ in shares]
-    seeds = [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(len(envs))]
     running = [([env.reset(seed=seed)[0]], [], []) for env, seed in zip(envs, seeds, strict=True)]
     episodes: list[list[EpisodeBuffer]] = [[] for _ in envs]
     for step in range(max(shares)):
         chosen = actor.act(np.array([observations[-1] for observations, _, _ in running]), rng)
-        for i, env in enumerate(envs):
-            if step >= shares[i]:
-                continue
-            observations, actions, rewards = running[i]
-            observation, reward, terminated, truncated, _ = env.step(chosen[i])
-            observations.append(observation.copy())
-            actions.append(chosen[i])
-            rewards.append(reward)
+        for i in [i for i, share in enumerate(shares) if step < share]:
+            observation, reward, terminated, truncated, _ = envs[i].step(chosen[i])
+            for recorded, value in zip(running[i], (observation.copy(), chosen[i], reward), strict=True):
+                recorded.append(value)
             cut = step == shares[i] - 1
             if terminated or truncated or cut:
-                truncated = truncated or not terminated
-                episodes[i].append(recorded_episode(seeds[i], observations, actions, rewards, terminated, truncated))
+                episodes[i].append(recorded_episode(seeds[i], *running[i], terminated, truncated or not terminated))
                 if not cut:
-                    running[i] = ([env.reset()[0]], [], [])
+                    running[i] = ([envs[i].reset()[0]], [], [])
         bar.update(sum(step < share for share in shares))
     for env in envs:
         env.close()
@@ -195,19 +172,7 @@ def _side_by_side(steps: int, horizon: int) -> int:
     return next((count for count in range(most, 0, -1) if steps % (count * horizon) == 0), most)
 
 
-def actor_references(task: Task) -> tuple[float, float, str]:
-    """Score 0: random policy as measured after the training; 100: D4RL's expert where it has one, else our own expert."""
-    trained = training(task.env_id)
-    if task.references:
-        origin = "0: random policy, measured; 100: D4RL's expert reference, of older data and environment versions"
-        return trained["random_return"], task.references[1], origin
-    best = trained["checkpoints"][str(trained["tiers"]["expert"])]
-    origin = "0: random policy, 100: our expert checkpoint with deterministic actions, both measured after its training"
-    return trained["random_return"], best["deterministic_mean"], origin
-
-
-# ---- recipes: (task, steps, seed) -> episodes
-
+# recipes: (task, steps, seed) -> episodes
 RECIPES: dict[str, Callable[[Task, int, int], list[EpisodeBuffer]]] = {
     "waypoint": collect_walk,
     "pointmaze": collect_walk,
@@ -217,4 +182,12 @@ RECIPES: dict[str, Callable[[Task, int, int], list[EpisodeBuffer]]] = {
 
 def reference_scores(task: Task, seed: int) -> tuple[float, float, str]:
     """Returns of score 0 and 100 for a task with a recipe, and where they come from."""
-    return actor_references(task) if task.recipe == "sac" else maze_references(task, seed)
+    if task.recipe != "sac":
+        return maze_references(task, seed)
+    trained = training(task.env_id)
+    if task.references:
+        origin = "0: random policy, measured; 100: D4RL's expert reference, of older data and environment versions"
+        return trained["random_return"], task.references[1], origin
+    best = trained["checkpoints"][str(trained["tiers"]["expert"])]
+    origin = "0: random policy, 100: our expert checkpoint with deterministic actions, both measured after its training"
+    return trained["random_return"], best["deterministic_mean"], origin

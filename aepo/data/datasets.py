@@ -45,10 +45,9 @@ class Dataset:
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Dataset:
         """The same data on a device, floating-point tensors in `dtype`."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {
-            name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: value.to(device, dtype if value.is_floating_point() else None) for name, value in tensors.items()
         }
         return replace(self, **moved)
 
@@ -58,10 +57,7 @@ class Dataset:
 
 
 def prepare(task: Task, profile: str, data: DataSettings) -> str:
-    """Download, import or collect the task's Minari dataset where it is not on disk yet; returns its id.
-
-    A second process waits for the first. StudyError where it cannot be had, with the next step, and nothing is written.
-    """
+    """Download, import or collect the task's Minari dataset where it is not on disk yet, whole or not at all; its id."""
     dataset_id = task.dataset_id(profile)
     if storage.complete(dataset_id):
         return dataset_id
@@ -86,11 +82,7 @@ def command(task: Task, profile: str) -> str:
 
 
 def load(task: Task, profile: str) -> Dataset:
-    """The task's dataset of a profile as float32 tensors on the CPU, memory-mapped; no transition spans two episodes.
-
-    The first load reads and checks the data (StudyError) and leaves a cache beside them, later ones take that:
-    `cache` says what is verified when.
-    """
+    """The task's dataset as float32 tensors on the CPU, memory-mapped from the cache that the first load makes."""
     dataset_id = task.dataset_id(profile)
     if not storage.complete(dataset_id):
         raise files.StudyError(
@@ -98,14 +90,13 @@ def load(task: Task, profile: str) -> Dataset:
         )
     folder = storage.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
-    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    stored = None if low is None or high is None else (float(low), float(high))
+    stored = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
         tensors, made = cache.load_or_build(folder, dataset_id, task)
     return Dataset(
         dataset_id=dataset_id,
         content_hash=made["content_hash"],
-        reference_scores=task.references or stored,
+        reference_scores=task.references or (None if None in stored else stored),
         warnings=tuple(made["warnings"]),
         **tensors,
     )
@@ -129,13 +120,12 @@ def collected_next(data: Dataset, discount: float, along: bool = False) -> Tenso
 
     `along`: on through the episodes that follow, where these are segments of one walk.
     """
-    total, running, after = [0.0] * len(data), 0.0, None
-    episodes, rewards = data.episode.tolist(), data.reward.tolist()
-    for i in range(len(data) - 1, -1, -1):
-        running = rewards[i] + discount * (running if along or episodes[i] == after else 0.0)
-        after = episodes[i]
-        total[i] = running
-    return torch.tensor(total)
+    total, running, after = [], 0.0, None
+    for episode, reward in zip(reversed(data.episode.tolist()), reversed(data.reward.tolist()), strict=True):
+        running = reward + discount * (running if along or episode == after else 0.0)
+        after = episode
+        total.append(running)
+    return torch.tensor(total[::-1])
 
 
 def return_floor(data: Dataset, discount: float) -> Tensor:
@@ -144,10 +134,7 @@ def return_floor(data: Dataset, discount: float) -> Tensor:
     -inf where an episode was cut off so soon after that what is missing could matter: negative rewards, and less than 98%
     of the discount's weight seen.
     """
-    lengths = torch.bincount(data.episode)
-    last = lengths.cumsum(0) - 1
-    left = last[data.episode] - torch.arange(len(data), device=last.device) + 1
-    whole = data.terminated[last][data.episode] > 0
-    seen = 1 - discount ** left.double() > 0.98
-    known = whole | seen | bool((data.reward >= 0).all())
+    last = (torch.bincount(data.episode).cumsum(0) - 1)[data.episode]
+    left = last - torch.arange(len(data), device=last.device) + 1
+    known = (data.terminated[last] > 0) | (1 - discount ** left.double() > 0.98) | (data.reward >= 0).all()
     return torch.where(known, collected_next(data, discount).to(data.reward), -torch.inf)

@@ -57,37 +57,35 @@ def description(task: Task, profile: str) -> list[str]:
 
 def oddities(data: Dataset) -> list[str]:
     """Sentences on constant observations, saturated or constant actions, equal rewards, short and unended episodes."""
-    found = []
     spread = data.state.amax(0) - data.state.amin(0)
     constant = torch.nonzero(spread <= CONSTANT * data.state.abs().amax(0).clamp(min=1)).flatten().tolist()
-    if constant:
-        shown = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
-        found.append(
-            f"{len(constant)} of {len(spread)} observation dimensions never change ({shown}): the networks have not seen "
-            "them vary, and an environment in which they do is another one"
-        )
     still = (data.action.amax(0) - data.action.amin(0) <= CONSTANT).nonzero().flatten().tolist()
-    if still:
-        found.append(f"action dimensions {', '.join(map(str, still))} never change: nothing says what they do")
     share = (data.action.abs() >= AT_BOUND).float().mean().item()
-    if share > 0.05:
-        found.append(
-            f"{100 * share:.0f}% of the actions' components are at a bound of the box: the behavior pushes as hard as it "
-            "can, and its density has mass on the box's faces"
-        )
-    if (data.reward == data.reward[0]).all():
-        found.append(f"all {len(data)} rewards are {data.reward[0].item():g}: nothing can be learned from them")
     length = torch.bincount(data.episode)
     short = int((length == 1).sum())
-    if short:
-        found.append(f"{short} of {len(length)} episodes have one step")
     ends = torch.cat([data.episode[1:] != data.episode[:-1], torch.tensor([True])])
     inside = int(data.terminated[~ends].sum())
-    if inside:
-        found.append(f"{inside} steps terminate inside an episode: what follows them is another episode's")
-    if not (data.terminated + data.truncated)[ends].bool().all():
-        found.append("some episodes neither terminate nor are truncated: they were broken off, and count as truncated")
-    return found
+    said = {
+        f"{len(constant)} of {len(spread)} observation dimensions never change ({_shown(constant)}): the networks have not "
+        "seen them vary, and an environment in which they do is another one": constant,
+        f"action dimensions {_shown(still)} never change: nothing says what they do": still,
+        f"{100 * share:.0f}% of the actions' components are at a bound of the box: the behavior pushes as hard as it can, "
+        "and its density has mass on the box's faces": share > 0.05,
+        f"all {len(data)} rewards are {data.reward[0].item():g}: nothing can be learned from them": (
+            data.reward == data.reward[0]
+        ).all(),
+        f"{short} of {len(length)} episodes have one step": short,
+        f"{inside} steps terminate inside an episode: what follows them is another episode's": inside,
+        "some episodes neither terminate nor are truncated: they were broken off, and count as truncated": not (
+            (data.terminated + data.truncated)[ends].all()
+        ),
+    }
+    return [sentence for sentence, holds in said.items() if holds]
+
+
+def _shown(numbers: list[int]) -> str:
+    """The first eight."""
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
 
 
 def _returns(data: Dataset, task: Task) -> str:

@@ -25,10 +25,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errn
 
 
 def download_dataset(task: Task, dataset_id: str) -> str:
-    """Download a task's dataset where it is not on disk yet; returns its id. The hub's client shows its progress.
-
-    Sizes and checksums that the server names are compared. StudyError, and nothing written, where it does not succeed.
-    """
+    """Download a task's dataset where it is not on disk yet, and compare sizes and checksums; returns its id."""
     kind, _, owner = os.environ.get("MINARI_REMOTE", DEFAULT_REMOTE).partition("://")
     with storage.claim(dataset_id) as staging:
         if staging is None:
@@ -55,13 +52,8 @@ def download_dataset(task: Task, dataset_id: str) -> str:
 def instead(task: Task) -> str:
     """Which local task makes such data, as the end of a sentence; empty where none does."""
     stem = re.sub(r"-v\d+$", "", task.name)
-    candidates = (
-        f"local-{stem}",
-        stem.replace("mujoco-", "local-"),
-        stem.replace("d4rl-maze2d-", "maze2d-"),
-        stem.replace("d4rl-", "local-"),
-    )
-    found = next((name for name in candidates if name in TASKS and TASKS[name].recipe and name != task.name), None)
+    names = {f"local-{stem}", stem.replace("d4rl-maze2d-", "maze2d-"), re.sub("^(mujoco|d4rl)-", "local-", stem)}
+    found = next((name for name in sorted(names - {task.name}) if name in TASKS and TASKS[name].recipe), None)
     return f"; the task {found} makes such data on this machine (`aepo data collect {found}`)" if found else ""
 
 
@@ -82,16 +74,15 @@ def _compare(staging: Path, owner: str, dataset_id: str) -> None:
     """Every file of the dataset is there as the hub describes it: its size, and its SHA-256 where it is a large one."""
     group, _, inside = dataset_id.partition("/")
     for entry in HfApi().list_repo_tree(f"{owner}/{group}", inside or None, recursive=True, repo_type="dataset"):
-        if not isinstance(entry, RepoFile):
-            continue
-        path, name = staging / group / entry.path, f"{group}/{entry.path}"
-        found = path.stat().st_size if path.exists() else None
-        if found != entry.size:
-            raise StudyError(
-                f"the download of {dataset_id} is incomplete ({name}: {found} of {entry.size} bytes): try again"
-            )
-        if entry.lfs and storage.sha256(path) != entry.lfs.sha256:
-            raise StudyError(f"the download of {dataset_id} is damaged ({name}: checksum differs): try again")
+        path, problem = staging / group / entry.path, ""
+        if isinstance(entry, RepoFile):
+            found = path.stat().st_size if path.exists() else None
+            if found != entry.size:
+                problem = f"incomplete ({group}/{entry.path}: {found} of {entry.size} bytes)"
+            elif entry.lfs and storage.sha256(path) != entry.lfs.sha256:
+                problem = f"damaged ({group}/{entry.path}: checksum differs)"
+        if problem:
+            raise StudyError(f"the download of {dataset_id} is {problem}: try again")
 
 
 def _explain(error: Exception, dataset_id: str, task: Task) -> str:
@@ -101,8 +92,6 @@ def _explain(error: Exception, dataset_id: str, task: Task) -> str:
         return f"Minari's server has no dataset {dataset_id}: correct its name{instead(task)}"
     if isinstance(error, ValueError) and ("version" in text or "compatible" in text):
         return f"dataset {dataset_id} cannot be downloaded: {text.rstrip('.')}"
-    if "Consistency check failed" in text:
-        return f"the download of {dataset_id} is incomplete ({text}): try again"
     return f"the download of {dataset_id} failed ({type(error).__name__}: {text}): try again{instead(task)}"
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
-import minari
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from aepo import environments
@@ -56,12 +52,12 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
         steps = int((last - first).sum())
         storage.reserve(staging, steps, len(first), sizes)
         low, high = task.references or (None, None)
-        with warnings.catch_warnings(), Progress("import", steps) as bar:
-            warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", module="minari")
-            minari.create_dataset_from_buffers(
+        with Progress("import", steps) as bar:
+            cache.create(
+                staging,
                 dataset_id,
-                buffer=_episodes(arrays, first, last, bar),
-                eval_env=_evaluation_spec(task),
+                task,
+                _episodes(arrays, first, last, bar),
                 observation_space=gym.spaces.Box(-np.inf, np.inf, sizes[:1], observations.dtype),
                 action_space=box,
                 algorithm_name="as recorded by D4RL",
@@ -70,7 +66,6 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
                 ref_max_score=high,
                 description=f"{steps} of the {len(observations)} transitions of {path.name}, imported by the AEPO study.",
             )
-        cache.build(staging / dataset_id, dataset_id, task)
     return dataset_id
 
 
@@ -84,16 +79,14 @@ def checked_arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {key: file[key][()] for key in (*NEEDED, *OPTIONAL) if key in file}
         except OSError as error:
             raise StudyError(f"{path} is damaged ({storage.reason(error)}): get it again") from None
-    lengths = {key: len(array) for key, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
+    if len({len(array) for array in arrays.values()}) > 1:
+        shown = ", ".join(f"{key} {len(array)}" for key, array in arrays.items())
         raise StudyError(f"{path}: its arrays differ in length ({shown}), so it is damaged or of another kind")
-    if not lengths["rewards"]:
+    if not len(arrays["rewards"]):
         raise StudyError(f"{path} is empty: it holds no episode")
     for key in ("observations", "next_observations", "actions"):
         if key in arrays:
-            what = key.removeprefix("next_")
-            environments.check_vectors(arrays[key].shape[1:], arrays[key].dtype, what, str(path))
+            environments.check_vectors(arrays[key].shape[1:], arrays[key].dtype, key.removeprefix("next_"), str(path))
     reading.check_finite(arrays, str(path))
     flags = {key: arrays[key].reshape(-1).astype(bool) for key in ("terminals", "timeouts") if key in arrays}
     return arrays | flags | {"rewards": arrays["rewards"].reshape(-1)}
@@ -136,11 +129,3 @@ def _episodes(
             truncations=truncated | arrays["timeouts"][a:b] if "timeouts" in arrays else truncated,
         )
         bar.update(b - a)
-
-
-def _evaluation_spec(task: Task) -> EnvSpec | None:
-    """Of the environment that evaluates the task, None where there is none."""
-    if task.env_id is None:
-        return None
-    spec = gym.spec(task.env_id)
-    return replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon)

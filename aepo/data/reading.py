@@ -49,9 +49,7 @@ def metadata(folder: Path, dataset_id: str) -> dict[str, Any]:
     return found
 
 
-def transitions(
-    folder: Path, dataset_id: str, task: Task
-) -> tuple[dict[str, np.ndarray], gym.spaces.Box, tuple[str, ...]]:
+def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np.ndarray], gym.spaces.Box, list[str]]:
     """Arrays by the names of `Dataset`'s fields, the action box, and warnings; every check has been passed.
 
     state, next_state `(N, n)`, action `(N, d)` as recorded, reward, terminated, truncated `(N,)` float32, episode `(N,)`
@@ -101,7 +99,7 @@ def transitions(
     if outside:
         np.clip(arrays["action"], box.low, box.high, out=arrays["action"])
         warnings.append(f"{outside}, and are clipped")
-    return arrays, box, tuple(warnings)
+    return arrays, box, warnings
 
 
 def environment_box(task: Task, sizes: tuple[int, int], name: str) -> gym.spaces.Box | None:

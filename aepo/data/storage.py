@@ -48,10 +48,9 @@ def ask_to_clip(dataset_id: str) -> None:
 
 @contextmanager
 def claim(dataset_id: str) -> Iterator[Path | None]:
-    """None where the dataset is complete already; else a staging folder that Minari writes into meanwhile.
+    """None where the dataset is complete already; else a staging folder that Minari writes into meanwhile, locked.
 
-    What lies there when the block ends well is moved into place, otherwise it is removed. The dataset's lock is held: a
-    second process waits, then finds the dataset complete. StudyError where the disk does not do it.
+    What lies there when the block ends well is moved into place, otherwise it is removed.
     """
     folder, name = root(), dataset_id.replace("/", "-")
     staging, target = folder / f".staging-{name}", folder / dataset_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
@@ -80,9 +79,8 @@ def _task(name: str, suite: str, row: Mapping[str, Any]) -> Task:
     return Task(name, suite, dataset_ids=ids, **fields | {"settings": fields["settings"] | chosen})
 
 
-TABLE = yaml.load(
-    Path(__file__).with_name("tasks.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-)  # the first, in C, is ten times faster
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first, in C, is ten times faster
+TABLE = yaml.load(Path(__file__).with_name("tasks.yaml").read_text(), LOADER)
 SUITES: dict[str, dict[str, Any]] = TABLE["tasks"]
 TASKS = {name: _task(name, suite, row) for suite, rows in SUITES.items() for name, row in rows.items()}
 GROUPS, DENSE = TABLE["groups"], TABLE["settings"]["dense"]
@@ -134,6 +132,8 @@ STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 def _allowed(name: str, default: Any) -> Any:
     """The type of a setting, as pydantic takes it: that of its default, with the limits that its name sets."""
+    if is_dataclass(default):
+        return _model(name, vars(default))
     if isinstance(default, bool):
         return bool
     if isinstance(default, int):
@@ -143,20 +143,17 @@ def _allowed(name: str, default: Any) -> Any:
     if isinstance(default, tuple):
         return list[_allowed(name, 0.0)]
     limits = Field(gt=0) if name in POSITIVE else Field(ge=0, le=1 if name in SHARES else None)
-    if name == "reward_scale":
-        return Annotated[float, limits] | None
-    return Annotated[float, limits]
+    number = Annotated[float, limits]
+    return number | None if name == "reward_scale" else number
 
 
-def _settings_model(name: str, defaults: Any) -> type[pydantic.BaseModel]:
-    """What a file may change of a settings dataclass, or of the stages of a profile."""
-    stages = {key: value for key, value in vars(defaults).items() if is_dataclass(value)}
-    types = {key: _settings_model(key, value) for key, value in stages.items()}
-    types = types or {key: _allowed(key, value) for key, value in vars(defaults).items()}
-    return pydantic.create_model(name, __config__=STRICT, **{key: (kind, None) for key, kind in types.items()})
+def _model(name: str, defaults: Mapping[str, Any]) -> type[pydantic.BaseModel]:
+    """What a file may change of these settings."""
+    types = {key: (_allowed(key, value), None) for key, value in defaults.items()}
+    return pydantic.create_model(name, __config__=STRICT, **types)
 
 
-SETTINGS = _settings_model("settings", settings_table.QUICK)
+SETTINGS = _model("settings", {stage: of for stage, of in vars(settings_table.QUICK).items() if is_dataclass(of)})
 
 
 class TaskFile(pydantic.BaseModel):
@@ -177,49 +174,41 @@ class TaskFile(pydantic.BaseModel):
 def _read(path: Path) -> Task:
     """A user's own task from its YAML file; ValueError with one sentence where it is none."""
     try:
-        return _own_task(yaml.safe_load(path.read_text()), path)
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    except yaml.YAMLError as error:
-        problem = f"is not YAML ({' '.join(str(error).split())})"
-    except pydantic.ValidationError as error:
-        problem = _sentence(error)
-    except ValueError as error:
-        problem = str(error)
-    raise ValueError(f"task file {path}: {problem}")
-
-
-def _own_task(content: Any, path: Path) -> Task:
-    if not isinstance(content, dict):
-        raise ValueError(f"must hold keys and values: {', '.join(TaskFile.model_fields)}")
-    given = TaskFile.model_validate({"name": path.stem} | content)
-    if given.name in {*TASKS, "theory", "study"}:
-        raise ValueError(f"the name {given.name!r} is taken: give it another `name:`")
-    if given.references and given.references[0] >= given.references[1]:
-        raise ValueError(f"references must be two numbers, low before high, got {given.references}")
+        content = yaml.safe_load(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"must hold keys and values: {', '.join(TaskFile.model_fields)}")
+        given = TaskFile.model_validate({"name": path.stem} | content)
+        if given.name in {*TASKS, "theory", "study"}:
+            raise ValueError(f"the name {given.name!r} is taken: give it another `name:`")
+        if given.references and given.references[0] >= given.references[1]:
+            raise ValueError(f"references must be two numbers, low before high, got {given.references}")
+        origin = _source(given.dataset, given.name, path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"task file {path}: {_sentence(error)}") from None
+    fields = given.model_dump(exclude={"dataset", "settings"})
     changed = given.settings.model_dump(exclude_unset=True)
     return Task(
-        name=given.name,
         suite="own",
-        **_source(given.dataset, given.name, path),
-        env_id=given.env_id,
-        env_kwargs=given.env_kwargs,
-        observation_keys=tuple(given.observation_keys),
-        horizon=given.horizon,
-        references=tuple(given.references) if given.references else None,
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()},
+        **origin,
         scores=f"given in {path.name}" if given.references else "those stored with the dataset, else returns only",
         settings={stage: DENSE.get(stage, {}) | changed.get(stage, {}) for stage in {**DENSE, **changed}},
         definition=str(path.resolve()),
     )
 
 
-def _sentence(error: pydantic.ValidationError) -> str:
-    """The first of the errors: key, what is wanted, and value; the keys that there are where one is unknown."""
-    first = error.errors()[0]
+def _sentence(error: Exception) -> str:
+    """What is wrong with a file: of its values the first, with its key and what is wanted; where it is none, the keys."""
+    if isinstance(error, yaml.YAMLError):
+        return f"is not YAML ({' '.join(str(error).split())})"
+    if isinstance(error, (OSError, UnicodeDecodeError)):
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    if not isinstance(error, pydantic.ValidationError):
+        return str(error)
+    first, model = error.errors()[0], TaskFile
     *above, key = [str(part) for part in first["loc"] if part != "[key]"]
     if first["type"] not in ("missing", "extra_forbidden"):
         return f"{': '.join([*above, key])}: {first['msg'].replace('Input', 'it', 1)}, got {first['input']!r}"
-    model = TaskFile
     for part in above:
         model = model.model_fields[part].annotation
     where = f" in {': '.join(above)}" if above else ""
@@ -234,12 +223,9 @@ def _source(dataset: str, name: str, path: Path) -> dict[str, Any]:
         if not file.is_file():
             raise ValueError(f"there is no dataset file {file}")
         state = file.stat()  # another file under the same name is another dataset
-        digest = hashlib.sha256(f"{file}:{state.st_size}:{state.st_mtime_ns}".encode()).hexdigest()[:8]
-        return {
-            "source": D4RL,
-            "dataset_ids": dict.fromkeys(PROFILES, f"aepo/own/{name}-{digest}-v0"),
-            "file": str(file),
-        }
+        digest = settings_table.digest([str(file), state.st_size, state.st_mtime_ns])[:8]
+        ids = dict.fromkeys(PROFILES, f"aepo/own/{name}-{digest}-v0")
+        return {"source": D4RL, "dataset_ids": ids, "file": str(file)}
     if not re.fullmatch(r"[\w-]+(/[\w-]+)*-v\d+", dataset):
         raise ValueError(f"dataset must be a Minari id (namespace/name-v0) or an .hdf5 file, got {dataset!r}")
     return {"source": MINARI, "dataset_ids": dict.fromkeys(PROFILES, dataset)}

@@ -40,9 +40,7 @@ class WaypointController:
     A way-point counts as reached within `radius`. With `jitter`, way-points are moved by U(-jitter, 0) of `rng`.
     """
 
-    def __init__(
-        self, maze, radius: float = WAYPOINT_RADIUS, jitter: float = 0.0, rng: np.random.Generator | None = None
-    ):
+    def __init__(self, maze, radius: float = WAYPOINT_RADIUS, jitter: float = 0.0, rng=None):
         self.maze, self.radius, self.jitter, self.rng = maze, radius, jitter, rng
         self.free = np.array([[cell != 1 for cell in row] for row in maze.maze_map])
         self.cells = [tuple(int(i) for i in cell) for cell in np.argwhere(self.free)]
@@ -73,7 +71,7 @@ class WaypointController:
             neighbors = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
             cell = max(neighbors, key=lambda c: value[c])
             if cell != goal_cell:
-                moved = self.jitter * self.rng.uniform(size=2) if self.jitter and self.rng and self.waypoints else 0.0
+                moved = self.jitter * self.rng.uniform(size=2) if self.jitter and self.waypoints else 0.0
                 self.waypoints.append(self.center(cell) - moved)
         self.waypoints.append(np.array(goal, dtype=np.float64))
 
@@ -108,11 +106,9 @@ def recorded_episode(
 def collect_walk(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     """One long walk between goals, cut into segments where the goal changes (truncated); the ball is never reset.
 
-    Recipe "waypoint", as D4RL's Maze2D: goals are random cells other than the current one, plus U(-0.25, 0.25); a new
-    goal comes when the ball is within 0.1 of it, or after `task.horizon` steps. Recipe "pointmaze", as Minari's: the
-    environment's own goals all over the maze, whatever the one goal of the task's evaluation, redrawn at each success.
-    There every observation of a segment carries the goal of that segment, the last one too, although `step` has drawn
-    the next one by then.
+    Recipe "waypoint", as D4RL's Maze2D: a new goal when the ball is within 0.1 of it, or after `task.horizon` steps.
+    Recipe "pointmaze", as Minari's: the environment's own goals all over the maze, redrawn at each success; every
+    observation of a segment carries the goal of that segment, the last one too.
     """
     own_goals = task.recipe == "pointmaze"
     env = without_file(task.env_id, **(POINTMAZE_WALK if own_goals else task.env_kwargs)).unwrapped
@@ -154,25 +150,20 @@ def _ball(observation: Any) -> np.ndarray:
 def maze_references(task: Task, seed: int) -> tuple[float, float, str]:
     """Mean returns of the random policy and of the noiseless controller sent to whatever goal the environment has."""
     env = without_file(task.env_id, **task.env_kwargs)
-    controller = WaypointController(env.unwrapped.maze)
-    means = []
-    for kind in ("random", "controller"):
-        returns = np.zeros(REFERENCE_EPISODES)
-        env.action_space.seed(seed)
-        for episode in range(REFERENCE_EPISODES):
-            observation, _ = env.reset(seed=seed + episode)
-            goal, truncated = None, False
-            while not truncated:
-                state = _ball(observation)
-                if goal is None or not np.array_equal(goal, env.unwrapped.goal):
-                    goal = env.unwrapped.goal.copy()
-                    controller.set_goal(state[:2], goal)
-                action = env.action_space.sample() if kind == "random" else controller.act(state)
-                observation, reward, _, truncated, _ = env.step(action)
-                returns[episode] += reward
-        means.append(float(returns.mean()))
+    controller, returns = WaypointController(env.unwrapped.maze), np.zeros((2, REFERENCE_EPISODES))
+    for drives, episode in np.ndindex(returns.shape):
+        if not episode:
+            env.action_space.seed(seed)
+        observation, _ = env.reset(seed=seed + episode)
+        goal, truncated = None, False
+        while not truncated:
+            state = _ball(observation)
+            if not np.array_equal(goal, env.unwrapped.goal):
+                goal = env.unwrapped.goal.copy()
+                controller.set_goal(state[:2], goal)
+            action = controller.act(state) if drives else env.action_space.sample()
+            observation, reward, _, truncated, _ = env.step(action)
+            returns[drives, episode] += reward
     env.close()
-    origin = (
-        f"0: random policy, 100: noiseless way-point controller, both measured here over {REFERENCE_EPISODES} episodes"
-    )
-    return means[0], means[1], origin
+    measured = f"both measured here over {REFERENCE_EPISODES} episodes"
+    return *returns.mean(1).tolist(), f"0: random policy, 100: noiseless way-point controller, {measured}"
