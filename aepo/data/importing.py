@@ -21,14 +21,11 @@ OPTIONAL = ("timeouts", "next_observations")
 
 
 def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool = False) -> str:
-    """Make a Minari dataset of a D4RL file; returns its id. One that exists is kept.
+    """Make a Minari dataset of a D4RL file; returns its id. One that exists is kept. `clip` moves actions into the box.
 
-    Every transition keeps its action, reward, flags and next observation; `infos` and `metadata` are not copied. Without
-    `timeouts` (v0 files) episodes are cut at the task's horizon. With `next_observations` all transitions are there: an
-    episode is also cut where the next observation is not the observation of the following row. Without them the last
-    step before a timeout has none in the file and is dropped, as D4RL's qlearning_dataset does; a step that terminates
-    is kept, its own observation standing in for the next one, which nothing learns from.
-    `clip` moves actions into the box; without it an action outside is a StudyError.
+    Without `timeouts` (v0 files) episodes are cut at the task's horizon. With `next_observations` an episode is also cut
+    where the next observation is not that of the following row. Without them the last step before a timeout has none and
+    is dropped, as D4RL's qlearning_dataset does; a step that terminates is kept, its own observation stands in for it.
     """
     path = Path(path)
     with storage.claim(dataset_id) as staging:
@@ -94,29 +91,20 @@ def checked_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def segments(arrays: Mapping[str, np.ndarray], horizon: int) -> tuple[np.ndarray, np.ndarray]:
     """First row and the row after the last, of each episode's transitions `(E,)`, `(E,)`."""
-    terminal = arrays["terminals"]
-    rows = np.arange(len(terminal))
-    if "timeouts" in arrays:
-        timeout = arrays["timeouts"]
-    else:
-        start = np.maximum.accumulate(np.where(np.roll(terminal, 1) | (rows == 0), rows, 0))
-        timeout = (rows - start) % horizon == horizon - 1
+    terminal, rows = arrays["terminals"], np.arange(len(arrays["terminals"]))
+    start = np.maximum.accumulate(np.where(np.roll(terminal, 1) | (rows == 0), rows, 0))
+    timeout = arrays.get("timeouts", (rows - start) % horizon == horizon - 1)
     end = terminal | timeout | (rows == rows[-1])
     if "next_observations" in arrays:
         end[:-1] |= (arrays["next_observations"][:-1] != arrays["observations"][1:]).any(1)
     last = np.flatnonzero(end)
     first = np.concatenate([[0], last[:-1] + 1])
-    if "next_observations" in arrays:
-        return first, last + 1
-    after = last + terminal[last]
+    after = last + (1 if "next_observations" in arrays else terminal[last])
     return first[after > first], after[after > first]
 
 
-def _episodes(
-    arrays: Mapping[str, np.ndarray], first: np.ndarray, last: np.ndarray, bar: Progress
-) -> Iterator[EpisodeBuffer]:
-    observations, terminal = arrays["observations"], arrays["terminals"]
-    final = arrays.get("next_observations")
+def _episodes(arrays: Mapping[str, np.ndarray], first, last, bar: Progress) -> Iterator[EpisodeBuffer]:
+    observations, terminal, final = arrays["observations"], arrays["terminals"], arrays.get("next_observations")
     for i, (a, b) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
         after = final[b - 1] if final is not None else observations[b - 1 if terminal[b - 1] else b]
         truncated = (np.arange(b - a) == b - a - 1) & ~terminal[a:b]

@@ -32,28 +32,26 @@ def metadata(folder: Path, dataset_id: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not JSON"
         raise StudyError(f"dataset {dataset_id}: {path} cannot be read ({reason}): {DELETE}") from None
-    version = found.get("minari_version")
+    version, owner, kind = found.get("minari_version"), found.get("dataset_id"), found.get("data_format", "hdf5")
+    name = f"dataset {dataset_id}"
     if version not in minari.supported_dataset_versions:
         raise StudyError(
-            f"dataset {dataset_id} was written by Minari {version}, which Minari {minari.__version__} cannot read: "
+            f"{name} was written by Minari {version}, which Minari {minari.__version__} cannot read: "
             "get a version of it that fits, or another Minari"
         )
-    if found.get("dataset_id") != dataset_id:
-        raise StudyError(
-            f"{folder} holds the dataset {found.get('dataset_id')}, not {dataset_id}: move it to its own folder"
-        )
-    if found.get("data_format", "hdf5") != "hdf5":
-        raise StudyError(f"dataset {dataset_id} is stored as {found['data_format']}: only HDF5 is read, get it as that")
+    if owner != dataset_id:
+        raise StudyError(f"{folder} holds the dataset {owner}, not {dataset_id}: move it to its own folder")
+    if kind != "hdf5":
+        raise StudyError(f"{name} is stored as {kind}: only HDF5 is read, get it as that")
     if not found.get("total_episodes") or not found.get("total_steps"):
-        raise StudyError(f"dataset {dataset_id} is empty: it holds no episode; {DELETE}")
+        raise StudyError(f"{name} is empty: it holds no episode; {DELETE}")
     return found
 
 
 def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np.ndarray], gym.spaces.Box, list[str]]:
-    """Arrays by the names of `Dataset`'s fields, the action box, and warnings; every check has been passed.
+    """Arrays by the names of `Dataset`'s fields, checked, actions as recorded; the action box, and warnings.
 
-    state, next_state `(N, n)`, action `(N, d)` as recorded, reward, terminated, truncated `(N,)` float32, episode `(N,)`
-    int64. Actions outside the box are moved into it where that was asked for (`storage.is_clipped`), else refused.
+    Actions outside the box are moved into it where that was asked for (`storage.is_clipped`), else refused.
     """
     name, found = f"dataset {dataset_id}", metadata(folder, dataset_id)
     observation_space, action_space = _spaces(folder, found)
@@ -62,16 +60,12 @@ def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np
     count, episodes, width = found["total_steps"], found["total_episodes"], box.shape[0]
     expected = environment_box(task, (size, width), name)
     if expected and not (np.allclose(box.low, expected.low) and np.allclose(box.high, expected.high)):
-        raise StudyError(
-            f"{name} has the action space {box}, the environment {task.env_id} {expected}: "
-            "it belongs to another version of it"
-        )
-    arrays = {
-        "state": np.empty((count, size), np.float32),
-        "next_state": np.empty((count, size), np.float32),
-        "action": np.empty((count, width), np.float32),
-        **{key: np.empty(count, np.float32) for key in ("reward", "terminated", "truncated")},
-        "episode": np.empty(count, np.int64),
+        other = f"the environment {task.env_id} {expected}"
+        raise StudyError(f"{name} has the action space {box}, {other}: it belongs to another version of it")
+    shapes = {"state": (count, size), "next_state": (count, size), "action": (count, width)}
+    shapes |= dict.fromkeys(("reward", "terminated", "truncated"), (count,))
+    arrays = {key: np.empty(shape, np.float32) for key, shape in shapes.items()} | {
+        "episode": np.empty(count, np.int64)
     }
     at = 0
     for i, recorded in enumerate(_episodes(folder, episodes, task.observation_keys, name)):
@@ -86,9 +80,8 @@ def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np
         arrays["episode"][rows] = i
         at = rows.stop
     if at != count or rows.stop > count:
-        raise StudyError(
-            f"{name} should hold {count} steps in {episodes} episodes and does not: it is damaged, {DELETE}"
-        )
+        holds = f"{count} steps in {episodes} episodes"
+        raise StudyError(f"{name} should hold {holds} and does not: it is damaged, {DELETE}")
     check_finite(arrays, name)
     reward, warnings = arrays["reward"], []
     if count > 1 and (reward == reward[0]).all():
@@ -110,10 +103,8 @@ def environment_box(task: Task, sizes: tuple[int, int], name: str) -> gym.spaces
         box, expected = env.action_space, (env.observation_space.shape[0], env.action_space.shape[0])
         env.close()
     if expected and expected != sizes:
-        raise StudyError(
-            f"{name} has {sizes[0]} observations and {sizes[1]} actions, {other} {expected[0]} and {expected[1]}: "
-            "it belongs to another task"
-        )
+        has = f"{name} has {sizes[0]} observations and {sizes[1]} actions, {other} {expected[0]} and {expected[1]}"
+        raise StudyError(f"{has}: it belongs to another task")
     return box
 
 
@@ -129,9 +120,8 @@ def outside_box(actions: np.ndarray, box: gym.spaces.Box) -> str:
     """How many actions `(N, d)` leave the box, and by how much at most; "" where none does but for rounding."""
     excess = np.maximum(box.low - actions, actions - box.high)
     count = (excess > TOLERANCE * (box.high - box.low)).any(1).sum()
-    return (
-        f"{count} of {len(actions)} actions are outside the action box, by {excess.max():.3g} at most" if count else ""
-    )
+    said = f"{count} of {len(actions)} actions are outside the action box, by {excess.max():.3g} at most"
+    return said if count else ""
 
 
 def _spaces(folder: Path, found: Mapping[str, Any]) -> tuple[gym.Space, gym.Space]:
@@ -160,17 +150,14 @@ def _episodes(folder: Path, count: int, keys: tuple[str, ...], name: str) -> Ite
                 try:
                     episode = file[f"episode_{i}"]
                     observed = episode["observations"]
-                    parts = (
-                        {key: observed[key][()] for key in keys} if isinstance(observed, h5py.Group) else observed[()]
-                    )
+                    grouped = isinstance(observed, h5py.Group)
+                    parts = {key: observed[key][()] for key in keys} if grouped else observed[()]
                     stepwise = {key: episode[key][()] for key in STEPWISE}
                     yield stepwise | {"observations": environments.flatten(parts, keys)}
-                except KeyError as error:
-                    raise StudyError(f"{name}: episode {i} lacks a key ({error.args[0]}): {DELETE}") from None
-                except ValueError as error:
-                    raise StudyError(f"{name}: episode {i}: {error}: {DELETE}") from None
-                except OSError as error:
-                    raise StudyError(f"{name} is damaged at episode {i} ({storage.reason(error)}): {DELETE}") from None
+                except (KeyError, ValueError, OSError) as error:
+                    kind = "lacks a key" if isinstance(error, KeyError) else "is damaged"
+                    reason = error if isinstance(error, ValueError) else storage.reason(error)
+                    raise StudyError(f"{name}: episode {i} {kind} ({reason}): {DELETE}") from None
 
 
 def _check_shapes(recorded: Mapping[str, np.ndarray], size: int, width: int, name: str) -> None:
@@ -191,10 +178,10 @@ def open_hdf5(path: Path) -> h5py.File:
         raise StudyError(f"{path} is a folder, not an HDF5 file")
     try:
         return h5py.File(path, "r")
-    except PermissionError:
-        raise StudyError(f"{path} cannot be read: no permission") from None
     except FileNotFoundError:
         raise StudyError(f"there is no file {path}") from None
     except OSError as error:
         kind = "is truncated" if "truncated" in str(error) else "is not an HDF5 file, or a damaged one"
+        if isinstance(error, PermissionError):
+            raise StudyError(f"{path} cannot be read: no permission") from None
         raise StudyError(f"{path} {kind} ({storage.reason(error)}): get it again") from None

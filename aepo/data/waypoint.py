@@ -49,8 +49,7 @@ class WaypointController:
 
     def cell(self, position: np.ndarray) -> tuple[int, int]:
         """(row, column) of the cell around xy."""
-        row, column = self.maze.cell_xy_to_rowcol(position)
-        return int(row), int(column)
+        return tuple(int(i) for i in self.maze.cell_xy_to_rowcol(position))
 
     def center(self, cell: tuple[int, int]) -> np.ndarray:
         """xy of a cell's center."""
@@ -80,12 +79,7 @@ class WaypointController:
         position, velocity = state[:2], state[2:]
         while len(self.waypoints) > 1 and np.hypot(*(self.waypoints[0] - position)) < self.radius:
             self.waypoints.pop(0)
-        action = POSITION_GAIN * (self.waypoints[0] - position) + VELOCITY_GAIN * velocity
-        return np.clip(action, -1.0, 1.0)
-
-    def noisy(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """`act` plus N(0, 0.5^2), clipped again; float32 as the action box."""
-        return np.clip(self.act(state) + ACTION_NOISE * rng.standard_normal(2), -1.0, 1.0).astype(np.float32)
+        return np.clip(POSITION_GAIN * (self.waypoints[0] - position) + VELOCITY_GAIN * velocity, -1.0, 1.0)
 
 
 def recorded_episode(
@@ -125,7 +119,8 @@ def collect_walk(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
             while not reached and len(actions) < min(longest, steps - done):
                 if len(actions) % patience == 0:
                     controller.set_goal(state[:2], goal)
-                actions.append(controller.noisy(state, rng))
+                noisy = controller.act(state) + ACTION_NOISE * rng.standard_normal(2)
+                actions.append(np.clip(noisy, -1.0, 1.0).astype(np.float32))
                 observation, reward, _, _, info = env.step(actions[-1])
                 state = _ball(observation)
                 states.append(state)
@@ -133,10 +128,10 @@ def collect_walk(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
                 reached = info["success"] if own_goals else np.hypot(*(goal - state[:2])) < REACHED_RADIUS
             done += len(actions)
             bar.update(len(actions))
-            observations = rows = np.array(states)
+            observations = np.array(states)
             if own_goals:
-                goals = np.tile(goal, (len(rows), 1))
-                observations = {"achieved_goal": rows[:, :2].copy(), "desired_goal": goals, "observation": rows}
+                goals, positions = np.tile(goal, (len(states), 1)), observations[:, :2].copy()
+                observations = {"achieved_goal": positions, "desired_goal": goals, "observation": observations}
             segments.append(recorded_episode(seed, observations, actions, rewards))
     env.close()
     return segments
