@@ -16,29 +16,23 @@ from aepo.settings import DataSettings
 
 @dataclass(frozen=True)
 class Dataset:
-    """N transitions; states raw, actions scaled to [-1, 1]. `episode` tells which recorded segment a row is from.
-
-    state, next_state `(N, n)`, action `(N, d)`, reward, terminated, truncated, episode `(N,)`;
-    state_mean, state_std `(n,)`; action_low, action_high `(d,)` of the environment's box. `reference_scores`: returns of
-    score 0 and 100, the task's own where it has some, else those stored with the data, else None. `warnings`: what is odd
-    about the data, a sentence each.
-    """
+    """N transitions; states raw, actions scaled to [-1, 1]."""
 
     dataset_id: str
     content_hash: str
-    state: Tensor
-    action: Tensor
-    reward: Tensor
+    state: Tensor  # (N, n), as next_state
+    action: Tensor  # (N, d)
+    reward: Tensor  # (N,), as what follows
     next_state: Tensor
     terminated: Tensor
     truncated: Tensor
-    episode: Tensor
+    episode: Tensor  # which recorded segment a row is from
     state_mean: Tensor
     state_std: Tensor
-    action_low: Tensor
+    action_low: Tensor  # (d,), as action_high: the environment's box
     action_high: Tensor
-    reference_scores: tuple[float, float] | None
-    warnings: tuple[str, ...] = ()
+    reference_scores: tuple[float, float] | None  # returns of score 0 and 100, the task's or those stored with the data
+    warnings: tuple[str, ...] = ()  # what is odd about the data, a sentence each
 
     def __len__(self) -> int:
         return len(self.reward)

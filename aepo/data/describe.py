@@ -19,34 +19,31 @@ def summary(task: Task, profile: str) -> str:
     data = datasets.load(task, profile)
     returns = datasets.recorded_returns(data, task.horizon, task.continuing, task.recorded_return)
     mean = f", mean return {returns.mean():.4g}" if len(returns) else ""
-    episodes = int(data.episode[-1]) + 1
-    return f"{task.name}: {data.dataset_id}, {len(data):,} transitions in {episodes:,} episodes{mean}"
+    return f"{task.name}: {data.dataset_id}, {len(data):,} transitions in {data.episode[-1] + 1:,} episodes{mean}"
 
 
 def description(task: Task, profile: str) -> list[str]:
     """Sizes, episodes, returns, spaces, content hash, scores and what is odd, a line each; StudyError as `load`."""
     data = datasets.load(task, profile)
     folder = storage.root() / data.dataset_id
-    size, cached = (
-        sum(path.stat().st_size for path in folder.glob(files) if path.is_file()) / 1e6
-        for files in ("data/**/*", "aepo-*.safetensors")
-    )
+    sizes = {path: path.stat().st_size / 1e6 for path in folder.rglob("*") if path.is_file()}
+    cached = sum(size for path, size in sizes.items() if path.suffix == ".safetensors")
     lengths = torch.bincount(data.episode)
-    ended, cut = int(data.terminated.sum()), int(data.truncated.sum())
     parts = f" ({', '.join(task.observation_keys)})" if task.observation_keys else ""
-    low, high = (
-        ", ".join(dict.fromkeys(f"{v:g}" for v in bound.tolist())) for bound in (data.action_low, data.action_high)
-    )
+    bounds = [dict.fromkeys(f"{v:g}" for v in bound.tolist()) for bound in (data.action_low, data.action_high)]
     rows = [
         ("task", f"{task.name} (suite {task.suite}), environment {task.env_id or 'none: train-only'}"),
         ("dataset", f"{data.dataset_id}, source {task.source}, in {folder}"),
-        ("on disk", f"{size:.1f} MB, cache {cached:.1f} MB"),
-        ("transitions", f"{len(data):,}, {ended:,} terminated, {cut:,} truncated"),
+        ("on disk", f"{sum(sizes.values()) - cached:.1f} MB, cache {cached:.1f} MB"),
+        (
+            "transitions",
+            f"{len(data):,}, {data.terminated.sum():,.0f} terminated, {data.truncated.sum():,.0f} truncated",
+        ),
         ("episodes", f"{len(lengths):,} of {int(lengths.min())} to {int(lengths.max())} steps"),
         ("returns", _returns(data, task)),
         ("rewards", f"{data.reward.min():.4g} to {data.reward.max():.4g}, mean {data.reward.mean():.4g}"),
         ("state", f"{data.state.shape[1]} numbers, {data.state.min():.4g} to {data.state.max():.4g}{parts}"),
-        ("action", f"{data.action.shape[1]} numbers, {low} to {high}"),
+        ("action", f"{data.action.shape[1]} numbers, {' to '.join(map(', '.join, bounds))}"),
         ("content hash", data.content_hash),
         ("scores", _scores(data, task)),
     ]

@@ -63,11 +63,9 @@ def _check_that_the_hub_answers(dataset_id: str, task: Task) -> None:
         get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
     except Exception as error:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _first_line(error)
-        raise StudyError(
-            f"dataset {dataset_id} cannot be downloaded, {constants.ENDPOINT} does not answer ({reason}): connect to the "
-            f"network, or copy the folder {dataset_id} from another machine's Minari folder to {storage.root().parent}"
-            f"{instead(task)}"
-        ) from None
+        problem = f"dataset {dataset_id} cannot be downloaded, {constants.ENDPOINT} does not answer ({reason})"
+        copy = f"copy the folder {dataset_id} from another machine's Minari folder to {storage.root().parent}"
+        raise StudyError(f"{problem}: connect to the network, or {copy}{instead(task)}") from None
 
 
 def _compare(staging: Path, owner: str, dataset_id: str) -> None:

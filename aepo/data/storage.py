@@ -74,10 +74,9 @@ def claim(dataset_id: str) -> Iterator[Path | None]:
     except (OSError, RuntimeError, ValueError) as error:
         if not isinstance(error, OSError) and "errno = " not in str(error):
             raise  # HDF5 names the system's errors in the text of others
-        raise files.StudyError(
-            f"cannot write the dataset {dataset_id} to {folder} ({reason(error)}): "
-            "free space or set MINARI_DATASETS_PATH to a writable folder"
-        ) from error
+        problem = f"cannot write the dataset {dataset_id} to {folder} ({reason(error)})"
+        remedy = "free space or set MINARI_DATASETS_PATH to a writable folder"
+        raise files.StudyError(f"{problem}: {remedy}") from error
 
 
 def reserve(staging: Path, steps: int, episodes: int, numbers: tuple[int, int]) -> None:
@@ -85,7 +84,7 @@ def reserve(staging: Path, steps: int, episodes: int, numbers: tuple[int, int]) 
 
     HDF5 does not survive a full disk: it ends the process. `numbers`: in an observation and in an action.
     """
-    needed = steps * (8 * sum(numbers) + 16) + EPISODE_BYTES * episodes + steps * CACHE_BYTES * sum(numbers)
+    needed = steps * ((8 + CACHE_BYTES) * sum(numbers) + 16) + EPISODE_BYTES * episodes
     with tempfile.TemporaryFile(dir=staging) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, max(needed, 1))

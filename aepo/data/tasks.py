@@ -22,42 +22,28 @@ PROFILES = ("smoke", "quick", "full")
 
 @dataclass(frozen=True)
 class Task:
-    """One offline RL task: where its data come from, the environment that evaluates it, and what its scores mean.
-
-    `source`: MINARI (downloaded), D4RL (an HDF5 file, imported) or LOCAL (collected by `recipe`, with `tier` where it
-    has several). `dataset_ids`: Minari id a profile. `env_id` None: train-only, no environment of today fits the data.
-    `env_kwargs`: arguments of the environment that evaluates; the data's may differ (`note` says how).
-    `observation_keys`: the parts of a dict observation, flattened in this order; empty for plain arrays.
-    `zeros`: numbers that the data have more than the environment, at the end of an observation and always 0.
-    `dimensions`: numbers in a flattened observation and in an action; None: those of the data.
-    `horizon`: steps of an evaluation episode. `continuing`: the recorded episodes are segments of one long walk.
-    `references`: returns of score 0 and 100; None: those stored with the dataset, or none. `scores`: their origin.
-    `recorded_return`: how a recorded episode's rewards become its return: their "sum", or their "max" where they count
-    what is achieved so far. `settings`: what differs from the profile, by stage: {"critic": {"discount": 0.99}}.
-    `file`: the user's HDF5 file. `definition`: the YAML file a user's own task was read from.
-    `note`: what readers must know.
-    """
+    """One offline RL task: where its data come from, the environment that evaluates it, and what its scores mean."""
 
     name: str
     suite: str
-    source: str
-    dataset_ids: Mapping[str, str]
-    env_id: str | None
-    horizon: int
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    observation_keys: tuple[str, ...] = ()
-    zeros: int = 0
-    dimensions: tuple[int, int] | None = None
-    continuing: bool = False
-    recipe: str | None = None
-    tier: str | None = None
-    references: tuple[float, float] | None = None
-    scores: str = "no reference scores: returns only"
-    recorded_return: str = "sum"
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    file: str | None = None
-    definition: str | None = None
-    note: str = ""
+    source: str  # MINARI (downloaded), D4RL (an HDF5 file, imported) or LOCAL (collected by `recipe`)
+    dataset_ids: Mapping[str, str]  # Minari id a profile
+    env_id: str | None  # None: train-only, no environment of today fits the data
+    horizon: int  # steps of an evaluation episode
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)  # when evaluating; the data's may differ, see `note`
+    observation_keys: tuple[str, ...] = ()  # parts of a dict observation, flattened in this order; empty: plain arrays
+    zeros: int = 0  # numbers that the data have more than the environment, at the end of an observation and always 0
+    dimensions: tuple[int, int] | None = None  # numbers in a flattened observation and in an action; None: the data's
+    continuing: bool = False  # the recorded episodes are segments of one long walk
+    recipe: str | None = None  # one of `collect.RECIPES`
+    tier: str | None = None  # which trained actors play
+    references: tuple[float, float] | None = None  # returns of score 0 and 100; None: those stored with the data
+    scores: str = "no reference scores: returns only"  # where they come from
+    recorded_return: str = "sum"  # of a recorded episode's rewards, or "max" where they count what is achieved so far
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from the profile, by stage
+    file: str | None = None  # the user's HDF5 file
+    definition: str | None = None  # the YAML file that a user's own task was read from
+    note: str = ""  # what readers must know
 
     @property
     def argument(self) -> str:
@@ -69,9 +55,13 @@ class Task:
         return self.dataset_ids[profile.partition("-")[0]]
 
 
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
 def _task(name: str, suite: str, row: Mapping[str, Any]) -> Task:
     """A task from its row in tasks.yaml, which says what the keys are."""
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    fields = _tuples(row)
     stem, chosen = f"aepo/{name.replace('-', '/', 1)}", getattr(searched, fields.pop("searched", ""), {})
     ids = dict.fromkeys(PROFILES, fields.pop("dataset", stem))
     if fields["source"] == LOCAL:  # ids of our own: never official ones
@@ -185,11 +175,10 @@ def _read(path: Path) -> Task:
         origin = _source(given.dataset, given.name, path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"task file {path}: {_sentence(error)}") from None
-    fields = given.model_dump(exclude={"dataset", "settings"})
     changed = given.settings.model_dump(exclude_unset=True)
     return Task(
         suite="own",
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()},
+        **_tuples(given.model_dump(exclude={"dataset", "settings"})),
         **origin,
         scores=f"given in {path.name}" if given.references else "those stored with the dataset, else returns only",
         settings={stage: DENSE.get(stage, {}) | changed.get(stage, {}) for stage in {**DENSE, **changed}},
