@@ -37,12 +37,10 @@ class Maze2D(gym.Env):
     def __init__(self, maze: str, goal_cell: tuple[int, int], dense: bool = False, render_mode: str | None = None):
         self._point = without_file(maze, render_mode=render_mode).unwrapped
         self.maze = self._point.maze
-        self.goal_cell = np.array(goal_cell)
+        self.goal_cell, self.dense, self.render_mode = np.array(goal_cell), dense, render_mode
         self.goal = np.asarray(self.maze.cell_rowcol_to_xy(self.goal_cell), dtype=np.float64)
-        self.dense = dense
         self.observation_space = self._point.observation_space["observation"]
         self.action_space = self._point.action_space
-        self.render_mode = render_mode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
@@ -105,9 +103,8 @@ def _flat(env: gym.Env, keys: Sequence[str], zeros: int) -> gym.Env:
 def without_file(env_id: str, **arguments: Any) -> gym.Env:
     """`gym.make` for Gymnasium-Robotics' mazes, which leave their MuJoCo model in the temporary folder: it is removed."""
     env = gym.make(env_id, disable_env_checker=True, **arguments)
-    path = getattr(env.unwrapped, "tmp_xml_file_path", None)
-    if path:
-        Path(path).unlink(missing_ok=True)
+    if hasattr(env.unwrapped, "tmp_xml_file_path"):
+        Path(env.unwrapped.tmp_xml_file_path).unlink(missing_ok=True)
     return env
 
 
@@ -124,19 +121,14 @@ def make(task: Task, flat: bool = True) -> gym.Env:
     except (gym.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise StudyError(f"{where} cannot be made ({why}): check env_id and env_kwargs") from None
-    if task.env_id.startswith("FrankaKitchen"):
-        # FrankaKitchen hands out arrays that share memory with the simulation.
+    if task.env_id.startswith("FrankaKitchen"):  # it hands out arrays that share memory with the simulation
         env = KitchenSuccess(TransformObservation(env, copy.deepcopy, env.observation_space))
-    try:
-        if task.observation_keys and not isinstance(env.observation_space, gym.spaces.Dict):
-            raise StudyError(f"{where} has plain observations: leave observation_keys empty")
-        size = observation_size(env.observation_space, task.observation_keys, where) + task.zeros
-        found = (size, action_box(env.action_space, where).shape[0])
-        if task.dimensions and found != task.dimensions:
-            raise StudyError(f"{where} has {found[0]} observations and {found[1]} actions, the task {task.dimensions}")
-    except StudyError:
-        env.close()
-        raise
+    if task.observation_keys and not isinstance(env.observation_space, gym.spaces.Dict):
+        raise StudyError(f"{where} has plain observations: leave observation_keys empty")
+    size = observation_size(env.observation_space, task.observation_keys, where) + task.zeros
+    found = (size, action_box(env.action_space, where).shape[0])
+    if task.dimensions and found != task.dimensions:
+        raise StudyError(f"{where} has {found[0]} observations and {found[1]} actions, the task {task.dimensions}")
     if task.zeros or (flat and task.observation_keys):
         return _flat(env, task.observation_keys, task.zeros)
     return env

@@ -28,8 +28,9 @@ CONSTANT = 1e-3  # a dimension that varies less is left as it is: dividing would
 Cached = tuple[dict[str, Tensor], dict[str, Any]]  # by the names of `Dataset`'s fields; content hash, warnings, files
 
 
-def create(staging: Path, dataset_id: str, task: Task, episodes: Iterable[EpisodeBuffer], **told: Any) -> None:
-    """Write episodes and what is `told` of them as a Minari dataset, and its cache."""
+def create(staging: Path, dataset_id: str, task: Task, episodes: Iterable[EpisodeBuffer], references, **told) -> None:
+    """Write episodes, their returns of score 0 and 100 and what else is `told` as a Minari dataset, and its cache."""
+    told |= dict(zip(("ref_min_score", "ref_max_score"), references, strict=True))
     spec = gym.spec(task.env_id) if task.env_id else None
     if spec:
         spec = replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon)

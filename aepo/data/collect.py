@@ -38,7 +38,7 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
         storage.reserve(staging, data.steps, len(episodes), task.dimensions)
         played = copy.deepcopy(gym.spec(task.env_id))
         played.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
-        low, high, origin = reference_scores(task, data.seed)
+        *references, origin = reference_scores(task, data.seed)
         acted = f"{task.recipe} controller, action noise {ACTION_NOISE:g}"
         if task.recipe == "sac":
             steps = ", ".join(map(str, tier_checkpoints(task.env_id, task.tier)))
@@ -48,11 +48,10 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
             dataset_id,
             task,
             episodes,
+            references,
             env=played,
             algorithm_name=f"{acted}, seed {data.seed}",
             author="AEPO study contributors",
-            ref_min_score=low,
-            ref_max_score=high,
             description=f"{data.steps} steps, collected by the AEPO study. Scores: {origin}.",
             requirements=[f"{name}=={files.versions()[name]}" for name in ("mujoco", "gymnasium-robotics")],
         )
@@ -128,8 +127,7 @@ def collect_actors(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     episodes: list[EpisodeBuffer] = []
     with Progress("collect", steps) as bar:
         for i, (checkpoint, share) in enumerate(zip(checkpoints, _split(steps, len(checkpoints)), strict=True)):
-            if share:
-                episodes += _play(task, load_checkpoint(task.env_id, checkpoint), share, [seed, i], bar)
+            episodes += _play(task, load_checkpoint(task.env_id, checkpoint), share, [seed, i], bar)
     return episodes
 
 

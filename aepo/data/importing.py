@@ -48,19 +48,17 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
                 print(f"{path}: {more} episodes more than its flags tell, cut where the next observation is another's")
         steps = int((last - first).sum())
         storage.reserve(staging, steps, len(first), sizes)
-        low, high = task.references or (None, None)
         with Progress("import", steps) as bar:
             cache.create(
                 staging,
                 dataset_id,
                 task,
                 _episodes(arrays, first, last, bar),
+                task.references or (None, None),
                 observation_space=gym.spaces.Box(-np.inf, np.inf, sizes[:1], observations.dtype),
                 action_space=box,
                 algorithm_name="as recorded by D4RL",
                 author="D4RL",
-                ref_min_score=low,
-                ref_max_score=high,
                 description=f"{steps} of the {len(observations)} transitions of {path.name}, imported by the AEPO study.",
             )
     return dataset_id

@@ -26,26 +26,21 @@ def value_iteration(free: np.ndarray, goal: tuple[int, int], discount: float = 0
     for _ in range(free.size):
         padded = np.pad(value, 1, constant_values=-np.inf)
         best = np.max([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:], value], axis=0)
-        updated = np.where(free, discount * best, -np.inf)
-        updated[goal] = 1.0
-        if np.array_equal(updated, value):
-            break
-        value = updated
+        value = np.where(free, discount * best, -np.inf)
+        value[goal] = 1.0
     return value
 
 
 class WaypointController:
     """Drives a point mass through the cells that value iteration prefers, with a PD law toward the next way-point.
 
-    A way-point counts as reached within `radius`. With `jitter`, way-points are moved by U(-jitter, 0) of `rng`.
+    A way-point counts as reached within `radius`. With `jitter`, a generator, they are moved by U(-0.2, 0) of it.
     """
 
-    def __init__(self, maze, radius: float = WAYPOINT_RADIUS, jitter: float = 0.0, rng=None):
-        self.maze, self.radius, self.jitter, self.rng = maze, radius, jitter, rng
-        self.free = np.array([[cell != 1 for cell in row] for row in maze.maze_map])
-        self.cells = [tuple(int(i) for i in cell) for cell in np.argwhere(self.free)]
-        self._values = {goal: value_iteration(self.free, goal) for goal in self.cells}
-        self.waypoints: list[np.ndarray] = []
+    def __init__(self, maze, radius: float = WAYPOINT_RADIUS, jitter: np.random.Generator | None = None):
+        self.maze, self.radius, self.jitter, self.waypoints = maze, radius, jitter, []
+        free = np.array([[cell != 1 for cell in row] for row in maze.maze_map])
+        self._values = {goal: value_iteration(free, goal) for goal in map(tuple, np.argwhere(free).tolist())}
 
     def cell(self, position: np.ndarray) -> tuple[int, int]:
         """(row, column) of the cell around xy."""
@@ -57,20 +52,19 @@ class WaypointController:
 
     def random_goal(self, position: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """xy in a cell other than that around `position`, off its center by up to 0.25."""
-        cells = [cell for cell in self.cells if cell != self.cell(position)]
+        cells = [cell for cell in self._values if cell != self.cell(position)]
         return self.center(cells[rng.integers(len(cells))]) + rng.uniform(-GOAL_NOISE, GOAL_NOISE, 2)
 
     def set_goal(self, position: np.ndarray, goal: np.ndarray) -> None:
         """Plan from `position` to `goal` (both xy): the centers of the cells between, then the goal itself."""
-        cell, goal_cell = self.cell(position), self.cell(goal)
+        cell, goal_cell, self.waypoints = self.cell(position), self.cell(goal), []
         value = self._values[goal_cell]
-        self.waypoints = []
         while cell != goal_cell:
             row, column = cell
             neighbors = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
             cell = max(neighbors, key=lambda c: value[c])
             if cell != goal_cell:
-                moved = self.jitter * self.rng.uniform(size=2) if self.jitter and self.waypoints else 0.0
+                moved = POINTMAZE_JITTER * self.jitter.uniform(size=2) if self.jitter and self.waypoints else 0.0
                 self.waypoints.append(self.center(cell) - moved)
         self.waypoints.append(np.array(goal, dtype=np.float64))
 
@@ -82,10 +76,8 @@ class WaypointController:
         return np.clip(POSITION_GAIN * (self.waypoints[0] - position) + VELOCITY_GAIN * velocity, -1.0, 1.0)
 
 
-def recorded_episode(
-    seed: int, observations: Any, actions: list, rewards: list, terminated: bool = False, truncated: bool = True
-) -> EpisodeBuffer:
-    """T steps with their T + 1 observations (an array over time, a list of rows, or a dict of arrays)."""
+def recorded_episode(seed: int, observations: Any, actions: list, rewards: list, terminated=False, truncated=True):
+    """The EpisodeBuffer of T steps with their T + 1 observations (an array, a list of rows, or a dict of arrays)."""
     last = np.arange(len(actions)) == len(actions) - 1
     return EpisodeBuffer(
         seed=seed,
@@ -107,7 +99,7 @@ def collect_walk(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     own_goals = task.recipe == "pointmaze"
     env = without_file(task.env_id, **(POINTMAZE_WALK if own_goals else task.env_kwargs)).unwrapped
     rng = np.random.default_rng([seed, 0])
-    controller = WaypointController(env.maze, *((POINTMAZE_RADIUS, POINTMAZE_JITTER, rng) if own_goals else ()))
+    controller = WaypointController(env.maze, *((POINTMAZE_RADIUS, rng) if own_goals else ()))
     longest, patience = (steps, PATIENCE) if own_goals else (task.horizon, task.horizon)
     state = _ball(env.reset(seed=seed)[0])
     segments: list[EpisodeBuffer] = []
