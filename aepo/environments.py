@@ -22,7 +22,6 @@ gym.register_envs(gymnasium_robotics)
 
 ONLY_VECTORS = "only vectors of real numbers can be used, not images and not discrete choices"
 GOAL_RADIUS = 0.45
-MAZES = {"UMaze": (300, (1, 1)), "Medium": (600, (6, 6)), "Large": (800, (7, 9))}  # steps, goal cell; as in D4RL
 
 
 class Maze2D(gym.Env):
@@ -67,7 +66,7 @@ class Maze2D(gym.Env):
         self._point.close()
 
 
-for _title, (_steps, _goal) in MAZES.items():
+for _title, _steps, _goal in (("UMaze", 300, (1, 1)), ("Medium", 600, (6, 6)), ("Large", 800, (7, 9))):  # as D4RL's
     for _dense in ({}, {"dense": True}):
         gym.register(
             f"aepo/Maze2D-{_title}{'Dense' * len(_dense)}-v0",

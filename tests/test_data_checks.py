@@ -128,8 +128,11 @@ BAD_DATA = {
     "steps": (meta(total_steps=12), "should hold 12 steps in 3 episodes and does not: it is damaged"),
     "episodes": (hdf5(lambda file: file.pop("episode_2")), "episode 2 lacks a key"),
     "missing key": (hdf5(lambda file: file.pop("episode_0/rewards")), "episode 0 lacks a key .*rewards"),
-    "lengths": (put("episode_2/actions", np.zeros((6, 3))), r"episode 2: .* its 7 rewards .*actions \(6, 3\)"),
-    "no last observation": (put("episode_0/observations", np.zeros((5, 11))), r"episode 0: .*observations \(5, 11\)"),
+    "lengths": (put("episode_2/actions", np.zeros((6, 3))), r"episode 2 has length 7, .*actions \(6, 3\)"),
+    "no last observation": (
+        put("episode_0/observations", np.zeros((5, 11))),
+        r"episode 0 has length 5, .*observations \(5, 11\)",
+    ),
     "length 0": (hdf5(empty_episode), "episode 1 has length 0"),
     "nan": (
         at("episode_2/observations", (3, 1), np.nan),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +34,7 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
         storage.reserve(staging, data.steps, data.steps // task.horizon, task.dimensions)
         episodes = RECIPES[task.recipe](task, data.steps, data.seed)
         storage.reserve(staging, data.steps, len(episodes), task.dimensions)
-        played = copy.deepcopy(gym.spec(task.env_id))
-        played.kwargs.update(POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs)
+        spec, arguments = gym.spec(task.env_id), POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs
         *references, origin = reference_scores(task, data.seed)
         acted = f"{task.recipe} controller, action noise {ACTION_NOISE:g}"
         if task.recipe == "sac":
@@ -49,16 +46,13 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
             task,
             episodes,
             references,
-            env=played,
+            env=replace(spec, kwargs={**spec.kwargs, **arguments}),
             algorithm_name=f"{acted}, seed {data.seed}",
             author="AEPO study contributors",
             description=f"{data.steps} steps, collected by the AEPO study. Scores: {origin}.",
             requirements=[f"{name}=={files.versions()[name]}" for name in ("mujoco", "gymnasium-robotics")],
         )
     return dataset_id
-
-
-# ---- trained actors
 
 
 @dataclass(frozen=True)
@@ -170,12 +164,11 @@ def _side_by_side(steps: int, horizon: int) -> int:
     return next((count for count in range(most, 0, -1) if steps % (count * horizon) == 0), most)
 
 
-# recipes: (task, steps, seed) -> episodes
-RECIPES: dict[str, Callable[[Task, int, int], list[EpisodeBuffer]]] = {
+RECIPES = {
     "waypoint": collect_walk,
     "pointmaze": collect_walk,
     "sac": collect_actors,
-}
+}  # (task, steps, seed) -> episodes
 
 
 def reference_scores(task: Task, seed: int) -> tuple[float, float, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -61,10 +62,9 @@ def prepare(task: Task, profile: str, data: DataSettings) -> str:
         return collect.collect_dataset(task, dataset_id, data)
     if task.file:
         return importing.import_hdf5(task.file, task, dataset_id)
-    raise files.StudyError(
-        f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study: "
-        f"fetch the HDF5 file yourself, then run {command(task, profile)}{download.instead(task)}"
-    )
+    problem = f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study"
+    remedy = f"fetch the HDF5 file yourself, then run {command(task, profile)}{download.instead(task)}"
+    raise files.StudyError(f"{problem}: {remedy}")
 
 
 def command(task: Task, profile: str) -> str:
@@ -79,9 +79,8 @@ def load(task: Task, profile: str) -> Dataset:
     """The task's dataset as float32 tensors on the CPU, memory-mapped from the cache that the first load makes."""
     dataset_id = task.dataset_id(profile)
     if not storage.complete(dataset_id):
-        raise files.StudyError(
-            f"dataset {dataset_id} is not on disk: run notebook 03_dataset first, or {command(task, profile)}"
-        )
+        remedy = f"run notebook 03_dataset first, or {command(task, profile)}"
+        raise files.StudyError(f"dataset {dataset_id} is not on disk: {remedy}")
     folder = storage.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
     stored = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
@@ -97,16 +96,14 @@ def load(task: Task, profile: str) -> Dataset:
 
 
 def recorded_returns(data: Dataset, horizon: int, continuing: bool, how: str = "sum") -> np.ndarray:
-    """Returns of the recorded behavior: of whole windows of `horizon` steps where one walk was cut into segments
-    (`continuing`), else of the recorded episodes. `how`: the "sum" of the rewards, or their "max" where a reward
-    counts what is achieved so far."""
-    reward = data.reward.double().cpu()
+    """Returns of the recorded episodes; of whole windows of `horizon` steps where one walk was cut up (`continuing`).
+
+    `how`: the "sum" of the rewards, or their "max" where a reward counts what is achieved so far.
+    """
+    reward = data.reward.double().cpu().numpy()
     if continuing:
-        windows = len(reward) // horizon
-        return reward[: windows * horizon].view(windows, horizon).sum(1).numpy()
-    episodes = torch.zeros(int(data.episode.max()) + 1, dtype=torch.float64)
-    reduce = {"sum": "sum", "max": "amax"}[how]
-    return episodes.scatter_reduce_(0, data.episode.cpu(), reward, reduce, include_self=how == "sum").numpy()
+        return reward[: len(reward) // horizon * horizon].reshape(-1, horizon).sum(1)
+    return getattr(pd.Series(reward).groupby(data.episode.cpu().numpy()), how)().to_numpy()
 
 
 def collected_next(data: Dataset, discount: float, along: bool = False) -> Tensor:

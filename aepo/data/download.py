@@ -38,11 +38,9 @@ def download_dataset(task: Task, dataset_id: str) -> str:
                 minari.download_dataset(dataset_id)
             if kind == "hf":
                 _compare(staging, owner, dataset_id)
-        except StudyError:
-            raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK:
-                raise  # which `claim` explains
+            if isinstance(error, StudyError) or getattr(error, "errno", None) in DISK:
+                raise  # the latter `claim` explains
             raise StudyError(_explain(error, dataset_id, task)) from error
         reading.metadata(staging / dataset_id, dataset_id)
         reading.open_hdf5(staging / dataset_id / "data" / "main_data.hdf5").close()

@@ -34,17 +34,17 @@ def metadata(folder: Path, dataset_id: str) -> dict[str, Any]:
         raise StudyError(f"dataset {dataset_id}: {path} cannot be read ({reason}): {DELETE}") from None
     version, owner, kind = found.get("minari_version"), found.get("dataset_id"), found.get("data_format", "hdf5")
     name = f"dataset {dataset_id}"
-    if version not in minari.supported_dataset_versions:
-        raise StudyError(
-            f"{name} was written by Minari {version}, which Minari {minari.__version__} cannot read: "
-            "get a version of it that fits, or another Minari"
-        )
-    if owner != dataset_id:
-        raise StudyError(f"{folder} holds the dataset {owner}, not {dataset_id}: move it to its own folder")
-    if kind != "hdf5":
-        raise StudyError(f"{name} is stored as {kind}: only HDF5 is read, get it as that")
-    if not found.get("total_episodes") or not found.get("total_steps"):
-        raise StudyError(f"{name} is empty: it holds no episode; {DELETE}")
+    problems = {
+        f"{name} was written by Minari {version}, which Minari {minari.__version__} cannot read: get a version of it that "
+        "fits, or another Minari": version not in minari.supported_dataset_versions,
+        f"{folder} holds the dataset {owner}, not {dataset_id}: move it to its own folder": owner != dataset_id,
+        f"{name} is stored as {kind}: only HDF5 is read, get it as that": kind != "hdf5",
+        f"{name} is empty: it holds no episode; {DELETE}": not (
+            found.get("total_episodes") and found.get("total_steps")
+        ),
+    }
+    for problem in (sentence for sentence, holds in problems.items() if holds):
+        raise StudyError(problem)
     return found
 
 
@@ -69,8 +69,14 @@ def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np
     }
     at = 0
     for i, recorded in enumerate(_episodes(folder, episodes, task.observation_keys, name)):
-        _check_shapes(recorded, size, width, f"{name}: episode {i}")
-        rows, observations = slice(at, at + len(recorded["rewards"])), recorded["observations"]
+        steps, observations = len(recorded["rewards"]), recorded["observations"]
+        wanted = dict.fromkeys(STEPWISE, (steps,)) | {"observations": (steps + 1, size), "actions": (steps, width)}
+        if not steps or wanted != {key: array.shape for key, array in recorded.items()}:
+            shown = ", ".join(f"{key} {array.shape}" for key, array in recorded.items())
+            raise StudyError(
+                f"{name}: episode {i} has length {steps}, and its arrays {shown}: they are damaged, {DELETE}"
+            )
+        rows = slice(at, at + steps)
         if rows.stop > count:
             break
         with np.errstate(over="ignore"):
@@ -125,10 +131,7 @@ def outside_box(actions: np.ndarray, box: gym.spaces.Box) -> str:
 
 
 def _spaces(folder: Path, found: Mapping[str, Any]) -> tuple[gym.Space, gym.Space]:
-    """Those of observations and actions; where old metadata lack them, of the environment that they name.
-
-    It must be one that is registered here: Minari would call whatever function the metadata name.
-    """
+    """Of observations and actions; where old metadata lack them, of the environment they name, which must be registered."""
     open_hdf5(folder / "data" / "main_data.hdf5").close()
     try:
         if "observation_space" not in found or "action_space" not in found:
@@ -160,18 +163,6 @@ def _episodes(folder: Path, count: int, keys: tuple[str, ...], name: str) -> Ite
                     raise StudyError(f"{name}: episode {i} {kind} ({reason}): {DELETE}") from None
 
 
-def _check_shapes(recorded: Mapping[str, np.ndarray], size: int, width: int, name: str) -> None:
-    """The arrays of an episode of T steps fit together, T + 1 observations among them."""
-    steps = len(recorded["rewards"])
-    if not steps:
-        raise StudyError(f"{name} has length 0; it is damaged, {DELETE}")
-    shapes = {key: array.shape for key, array in recorded.items()}
-    wanted = dict.fromkeys(STEPWISE, (steps,)) | {"observations": (steps + 1, size), "actions": (steps, width)}
-    if shapes != wanted:
-        shown = ", ".join(f"{key} {shape}" for key, shape in shapes.items() if key != "rewards")
-        raise StudyError(f"{name}: its arrays differ in length from its {steps} rewards ({shown}): {DELETE}")
-
-
 def open_hdf5(path: Path) -> h5py.File:
     """The file opened for reading; StudyError where it cannot be read, is truncated or is something else."""
     if path.is_dir():
@@ -180,8 +171,8 @@ def open_hdf5(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except FileNotFoundError:
         raise StudyError(f"there is no file {path}") from None
+    except PermissionError:
+        raise StudyError(f"{path} cannot be read: no permission") from None
     except OSError as error:
         kind = "is truncated" if "truncated" in str(error) else "is not an HDF5 file, or a damaged one"
-        if isinstance(error, PermissionError):
-            raise StudyError(f"{path} cannot be read: no permission") from None
         raise StudyError(f"{path} {kind} ({storage.reason(error)}): get it again") from None

@@ -69,8 +69,6 @@ def claim(dataset_id: str) -> Iterator[Path | None]:
                 os.replace(staging / dataset_id, target)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
-    except files.StudyError:
-        raise
     except (OSError, RuntimeError, ValueError) as error:
         if not isinstance(error, OSError) and "errno = " not in str(error):
             raise  # HDF5 names the system's errors in the text of others

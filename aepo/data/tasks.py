@@ -83,10 +83,8 @@ def get(name: str) -> Task:
         return _read(Path(name).expanduser())
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=5, cutoff=0)
-        raise ValueError(
-            f"unknown task {name!r}: choose one of {', '.join(near)}, ... (`aepo tasks` lists all {len(TASKS)}), "
-            "or give the path of a YAML file that describes your own"
-        )
+        those = f"choose one of {', '.join(near)}, ... (`aepo tasks` lists all {len(TASKS)})"
+        raise ValueError(f"unknown task {name!r}: {those}, or give the path of a YAML file that describes your own")
     return TASKS[name]
 
 
