@@ -44,10 +44,9 @@ class Maze2D(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         cells = {"goal_cell": self.goal_cell} | (options or {})
-        observation, _ = self._point.reset(seed=seed, options=cells)
+        state = self._point.reset(seed=seed, options=cells)[0]["observation"]
         self._point.goal = self.goal.copy()
         self._point.update_target_site_pos()
-        state = observation["observation"]
         return state, {"success": self._distance(state) <= GOAL_RADIUS}
 
     def step(self, action: np.ndarray):

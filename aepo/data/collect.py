@@ -126,10 +126,7 @@ def collect_actors(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
 
 
 def _play(task: Task, actor: SquashedGaussian, steps: int, key: list[int], bar: Progress) -> list[EpisodeBuffer]:
-    """`steps` steps of one actor with sampled actions, several environments side by side, their episodes in order.
-
-    The last episode of each environment is cut off (truncated) where its share of the steps ends.
-    """
+    """Sampled actions of one actor in environments side by side: their episodes, the last of each cut off (truncated)."""
     shares = _split(steps, _side_by_side(steps, task.horizon))
     rng = np.random.default_rng(key)
     seeds = [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(len(shares))]

@@ -28,17 +28,14 @@ def description(task: Task, profile: str) -> list[str]:
     folder = storage.root() / data.dataset_id
     sizes = {path: path.stat().st_size / 1e6 for path in folder.rglob("*") if path.is_file()}
     cached = sum(size for path, size in sizes.items() if path.suffix == ".safetensors")
-    lengths = torch.bincount(data.episode)
+    lengths, ended, cut = torch.bincount(data.episode), int(data.terminated.sum()), int(data.truncated.sum())
     parts = f" ({', '.join(task.observation_keys)})" if task.observation_keys else ""
     bounds = [dict.fromkeys(f"{v:g}" for v in bound.tolist()) for bound in (data.action_low, data.action_high)]
     rows = [
         ("task", f"{task.name} (suite {task.suite}), environment {task.env_id or 'none: train-only'}"),
         ("dataset", f"{data.dataset_id}, source {task.source}, in {folder}"),
         ("on disk", f"{sum(sizes.values()) - cached:.1f} MB, cache {cached:.1f} MB"),
-        (
-            "transitions",
-            f"{len(data):,}, {data.terminated.sum():,.0f} terminated, {data.truncated.sum():,.0f} truncated",
-        ),
+        ("transitions", f"{len(data):,}, {ended:,} terminated, {cut:,} truncated"),
         ("episodes", f"{len(lengths):,} of {int(lengths.min())} to {int(lengths.max())} steps"),
         ("returns", _returns(data, task)),
         ("rewards", f"{data.reward.min():.4g} to {data.reward.max():.4g}, mean {data.reward.mean():.4g}"),

@@ -36,16 +36,14 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
         observations, actions = arrays["observations"], arrays["actions"]
         sizes = observations.shape[1], actions.shape[1]
         box = reading.environment_box(task, sizes, str(path)) or gym.spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
-        outside = reading.outside_box(actions, box)
-        if outside and not clip:
-            raise StudyError(f"{path}: {outside}: import it with --clip to move them into the box")
         if clip:
             np.clip(actions, box.low, box.high, out=actions)
+        elif outside := reading.outside_box(actions, box):
+            raise StudyError(f"{path}: {outside}: import it with --clip to move them into the box")
         first, last = segments(arrays, task.horizon)
-        if "next_observations" in arrays and "timeouts" in arrays:
-            more = int((~(arrays["terminals"] | arrays["timeouts"])[last[:-1] - 1]).sum())
-            if more:
-                print(f"{path}: {more} episodes more than its flags tell, cut where the next observation is another's")
+        more = int((~(arrays["terminals"] | arrays.get("timeouts", True))[last[:-1] - 1]).sum())
+        if more and "next_observations" in arrays:
+            print(f"{path}: {more} episodes more than its flags tell, cut where the next observation is another's")
         steps = int((last - first).sum())
         storage.reserve(staging, steps, len(first), sizes)
         with Progress("import", steps) as bar:

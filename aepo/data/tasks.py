@@ -90,11 +90,10 @@ def get(name: str) -> Task:
 
 def suite(name: str) -> list[Task]:
     """The tasks of a suite, or of a group such as local-small; ValueError lists those there are."""
-    if name in GROUPS:
-        return [TASKS[task] for task in GROUPS[name]]
-    if name not in SUITES:
-        raise ValueError(f"unknown suite {name!r}: choose one of {', '.join([*SUITES, *GROUPS])}")
-    return [task for task in TASKS.values() if task.suite == name]
+    known = {**SUITES, **GROUPS}
+    if name not in known:
+        raise ValueError(f"unknown suite {name!r}: choose one of {', '.join(known)}")
+    return [TASKS[task] for task in known[name]]
 
 
 def choose(names: str = "", suite_name: str = "") -> list[Task]:
