@@ -191,42 +191,11 @@ FULL = Profile(
 PROFILES = {"smoke": SMOKE, "quick": QUICK, "full": FULL}
 
 
-# The sizes of the public QGPO code (noise network 1.63M, twin Q 0.27M, energy 0.21M parameters at state 11, action 3).
-NETWORKS = {
-    "default": {},
-    "qgpo": {
-        "behavior": {"width": 512, "depth": 7},
-        "critic": {"width": 256, "depth": 3},
-        "energy": {"width": 248, "depth": 4},
-        "policy": {"width": 512, "depth": 7},
-    },
-}
-
-
-def with_networks(profile: Profile, networks: str) -> Profile:
-    """The profile with the network sizes of an entry of NETWORKS, or a ValueError that lists the names there are."""
-    if networks not in NETWORKS:
-        raise ValueError(f"unknown networks {networks!r}: choose one of {', '.join(NETWORKS)}")
-    return replace(profile, **{stage: replace(getattr(profile, stage), **s) for stage, s in NETWORKS[networks].items()})
-
-
 def get(profile: str) -> Profile:
-    """The profile of that name; `<profile>-<networks>` has other network sizes. A ValueError lists the names there are."""
-    base, dash, networks = profile.partition("-")
-    if base not in PROFILES or (dash and networks not in NETWORKS):
-        known = ", ".join(PROFILES)
-        raise ValueError(f"unknown profile {profile!r}: choose one of {known}, or with other networks, as quick-qgpo")
-    return with_networks(PROFILES[base], networks or "default")
-
-
-def base(profile: str) -> str:
-    """The profile without the name of its networks: `quick` of `quick-qgpo`."""
-    return profile.partition("-")[0]
-
-
-def is_smoke(profile: str) -> bool:
-    """Whether a profile is for tests: what it makes is no result."""
-    return base(profile) == "smoke"
+    """The profile of that name, or a ValueError that lists those there are."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[profile]
 
 
 def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profile:

@@ -104,7 +104,7 @@ def resolve(runs_dir: str | Path) -> Path:
 
 def results_path(runs_dir: Path, profile: str) -> Path:
     """The study's results.csv in the runs folder; the smoke profile, which is no result, has its own below runs/smoke."""
-    return (runs_dir / "smoke" if settings_table.is_smoke(profile) else runs_dir) / "results.csv"
+    return (runs_dir / "smoke" if profile == "smoke" else runs_dir) / "results.csv"
 
 
 def find_folder(folder: str | Path) -> Path:
