@@ -1,4 +1,4 @@
-"""Settings of every stage: one frozen dataclass each, one table of profiles, per task only where it must be."""
+"""Settings of every stage: one frozen dataclass each, profiles of them, per task only where it must be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from aepo.methods import METHODS
 
@@ -160,34 +163,21 @@ class Profile:
     seeds: int = 3
 
 
+def changed(settings: Any, differing: Mapping[str, Any]) -> Any:
+    """A settings dataclass, or a profile of them, with other values; values by stage and by method are merged."""
+    new = dict(differing)
+    for key, value in differing.items():
+        if isinstance(value, Mapping):
+            old = getattr(settings, key)
+            new[key] = {**old, **value} if isinstance(old, Mapping) else changed(old, value)
+        elif isinstance(value, list):
+            new[key] = tuple(value)
+    return replace(settings, **new)
+
+
 QUICK = Profile()
-SMOKE = Profile(
-    data=DataSettings(steps=6_000),
-    behavior=replace(QUICK.behavior, width=64, steps=300, variance_times=17, variance_samples=512),
-    critic=replace(QUICK.critic, width=64, steps=300),
-    energy=replace(QUICK.energy, width=64, steps=200, target_batches=4, support=4, support_states=256, support_steps=5),
-    policy=replace(QUICK.policy, width=64, steps=200, critic_steps=200),
-    evaluation=replace(
-        QUICK.evaluation,
-        episodes=2,
-        solver_steps=5,
-        candidates=4,
-        curve_scales=(0.0, 1.0),
-        curve_episodes=1,
-    ),
-    chunk=50,
-    seeds=2,
-)
-FULL = Profile(
-    data=DataSettings(steps=1_000_000),
-    behavior=replace(QUICK.behavior, width=256, steps=100_000),
-    critic=replace(QUICK.critic, width=256, steps=100_000),
-    energy=replace(QUICK.energy, width=256, steps=50_000),
-    policy=replace(QUICK.policy, width=256, steps=100_000, critic_steps=100_000),
-    evaluation=replace(QUICK.evaluation, episodes=100, solver_steps=15, curve_episodes=20),
-    chunk=1_000,
-    seeds=5,
-)
+OTHERS = yaml.safe_load(Path(__file__).with_name("profiles.yaml").read_text())
+SMOKE, FULL = (changed(QUICK, OTHERS[name]) for name in ("smoke", "full"))
 PROFILES = {"smoke": SMOKE, "quick": QUICK, "full": FULL}
 
 
@@ -199,14 +189,8 @@ def get(profile: str) -> Profile:
 
 
 def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profile:
-    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}; values by method are merged."""
-    base = get(profile)
-
-    def merged(stage: Any, values: Mapping[str, Any]) -> Any:
-        new = {k: {**getattr(stage, k), **v} if isinstance(v, Mapping) else v for k, v in values.items()}
-        return replace(stage, **new)
-
-    return replace(base, **{stage: merged(getattr(base, stage), values) for stage, values in differing.items()})
+    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}."""
+    return changed(get(profile), differing)
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
