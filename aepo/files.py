@@ -1,4 +1,4 @@
-"""Errors, atomic files, locks, checked tensors, and what made them: what everything else of the package stands on."""
+"""Errors, atomic files, locks, checked tensors, and what made them."""
 
 from __future__ import annotations
 
