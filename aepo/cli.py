@@ -177,7 +177,7 @@ def results(
     tables: Annotated[bool, typer.Option(help="Print the tables, or draw the figures only.")] = True,
     document: Annotated[Path | None, typer.Option(help="Put the tables into this file too: docs/results.md.")] = None,
 ) -> None:
-    """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
+    """Print the study's tables and draw its figures from results.csv alone."""
     from aepo.study import result_figures  # draws, which takes a second to import
 
     root = runs.resolve(runs_dir)

@@ -228,11 +228,8 @@ def load_networks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors into a module; StudyError names the first one that is missing, too many, or of another shape."""
-    wanted = module.state_dict()
-    for name in sorted({*wanted, *tensors}):
-        if name not in tensors or name not in wanted:
-            raise StudyError(f"{path} {'has an unknown' if name in tensors else 'lacks the'} tensor {name}: {REMEDY}")
-        if (shape := tuple(tensors[name].shape)) != tuple(wanted[name].shape):
-            raise StudyError(f"{path}: {name} has the shape {shape}, not {tuple(wanted[name].shape)}: {REMEDY}")
-    module.load_state_dict(tensors)
+    """Load tensors into a module; StudyError names those that are missing, too many, or of another shape."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise StudyError(f"{path}: {' '.join(str(error).split())[:300]}: {REMEDY}") from None

@@ -17,18 +17,19 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
         raise StudyError(f"{target} is the run itself: export into another folder")
     manifest = runs.read_manifest(folder)
     evaluated = {name: entry for name, entry in manifest.get("evaluation", {}).items() if name in methods}
-    lacking = [name for name in methods if name not in evaluated]
-    if lacking:
+    if lacking := [name for name in methods if name not in evaluated]:
         raise StudyError(f"{folder} has no evaluation of {', '.join(lacking)}: run `make reproduce METHODS=...` first")
     used = {stage for name, entry in evaluated.items() for stage in runs.stages_of(name, entry["beta"]).values()}
     for stage in sorted(used):
         path = folder / f"{stage}.safetensors"
         tensors, meta = files.load_networks(path)
-        seeds = meta["seeds"]
-        if seed not in seeds:
+        if seed not in (seeds := meta["seeds"]):
             raise StudyError(f"{folder} holds seeds {seeds}, not {seed}")
-        row, count = seeds.index(seed), len(seeds)
-        chosen = {key: select_seeds(t, [row], count) for key, t in tensors.items() if not key.startswith("q_target.")}
+        chosen = {
+            key: select_seeds(t, [seeds.index(seed)], len(seeds))
+            for key, t in tensors.items()
+            if not key.startswith("q_target.")
+        }
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         files.write_artifact(target / f"{stage}.safetensors", chosen, meta)
     kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in used}
