@@ -14,14 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import typer
 import yaml
 from tqdm import tqdm
 
 from aepo import files, lifeline, settings
 from aepo.files import StudyError, short
-from aepo.study import notebooks, summary
+from aepo.methods import DATASET
+from aepo.study import notebooks
+from aepo.study.results import read_returns
 from aepo.study.runs import Run
+from aepo.study.tables import readable_task_table, task_table
 
 SAID_WHEN_ENDED = ("Will exit after finishing currently running jobs", "Terminating processes on user request")
 DID_NOT_END = "did not end (killed, cancelled, out of memory or of disk?)"
@@ -266,7 +270,7 @@ def reproduce(study: Sequence[Run], place: Place) -> None:
     parts = [Part(run.folder, tuple(notebooks.of_methods(notebooks.STUDY, run.methods))) for run in study]
     failed = bring_to_end(Work("study", study, parts, place))
     if len(study) > 1 or "08_results" in parts[0].marks():
-        summary.print_study(study)
+        print_study(study)
     if failed:
         raise StudyError(failed)
 
@@ -280,7 +284,7 @@ def without_task(run: Run, cores: int, goal: str) -> None:
     if failed := bring_to_end(Work(goal, [run], [part], Place(cores, 0, run.device))):
         raise StudyError(failed)
     drawn = run.figures.parent / "theory"
-    summary.print_figures([path for name in names for path in sorted(drawn.glob(f"{name[:2]}_*.png"))])
+    print_figures([path for name in names for path in sorted(drawn.glob(f"{name[:2]}_*.png"))])
     print(f"Executed notebooks: {short(part.folder)}")
 
 
@@ -323,3 +327,46 @@ def bring_to_end(work: Work) -> str | None:
             names = ", ".join(part.folder.name for part in work.parts)
             print(f"Nothing to do: every notebook of {names} in {short(work.folder)} is up to date.")
         return None
+
+
+# ---- what is printed at the end
+
+
+def table(folder: Path) -> str:
+    """The table of results of one run: last checkpoint, means over seeds and episodes, 95% bootstrap intervals."""
+    shown = readable_task_table(task_table(read_returns(folder / "returns.csv")))
+    run = f"{folder.name} ({folder.parent.name})"
+    head = f"{run}: last checkpoint, mean and 95% bootstrap interval over seeds and episodes"
+    return f"\n{head}\n{shown.to_string(index=False)}\n"
+
+
+def print_figures(paths: Sequence[Path]) -> None:
+    """Where figures are, one a line."""
+    print("Figures:", *map(short, paths), sep="\n  ")
+
+
+def print_study(study: Sequence[Run]) -> None:
+    """The table of one run, or tasks down and methods across; what is missing, and where the files are."""
+    first = study[0]
+    if len(study) == 1:
+        print(table(first.folder))
+    means, missing = {}, []
+    for run in study:
+        path = run.folder / "returns.csv"
+        rows = read_returns(path) if path.exists() else pd.DataFrame(columns=["method", "variant", "return", "score"])
+        rows = rows[(rows["variant"] == "") & (rows["method"] != DATASET)]
+        mean = rows.groupby("method")[["return", "score"]].mean()
+        means[run.task.name] = mean["score"].fillna(mean["return"]).map("{:.1f}".format)
+        if lacking := [m for m in run.methods if m not in mean.index and (run.task.env_id or not path.exists())]:
+            missing.append(f"missing: {run.task.name}: {', '.join(lacking)}")
+    if len(study) > 1:
+        print(f"\n{first.profile_name}: mean score of the last checkpoint (mean return where a task has no score)")
+        scores = pd.DataFrame(means, dtype=object).T.reindex(columns=first.methods).fillna("-")
+        print(scores.to_string(), end="\n\n")
+    print(*missing, sep="\n", end="\n" * bool(missing))
+    if len(study) == 1:
+        print_figures(sorted(first.figures.glob("*.png")))
+        print(f"Executed notebooks, networks, manifest, all episodes (returns.csv): {short(first.folder)}")
+    else:
+        networks, figures = short(first.folder.parent), short(first.figures.parent)
+        print(f"Executed notebooks, networks, manifests: {networks}   figures: {figures}")

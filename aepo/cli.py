@@ -16,8 +16,7 @@ from aepo.data import datasets, describe, download, importing, storage, tasks
 from aepo.files import StudyError, sentence
 from aepo.methods import CORE, METHODS
 from aepo.study import ablations as variants
-from aepo.study import campaign, runs, summary
-from aepo.study import export as exporting
+from aepo.study import campaign, runs
 from aepo.study import results as episodes
 from aepo.study import tables as study_tables
 from aepo.study import verify as checks
@@ -128,7 +127,7 @@ def evaluate(
 
 def _evaluated(run: runs.Run) -> str:
     campaign.run_task(run)
-    return summary.table(run.folder)
+    return batch.table(run.folder)
 
 
 @app.command()
@@ -194,7 +193,7 @@ def results(
         study_tables.write_document(document, path, profile)
     variants = study_tables.variant_scores(episodes.read_results(path), profile)
     folder = root.parent / "figures" / profile / "study"
-    summary.print_figures(result_figures.draw_study(main, folder) + result_figures.draw_variants(variants, folder))
+    batch.print_figures(result_figures.draw_study(main, folder) + result_figures.draw_variants(variants, folder))
 
 
 @app.command()
@@ -221,7 +220,7 @@ def export(
     methods: Annotated[str, typer.Option(help="Comma-separated methods to keep.")] = ",".join(CORE),
 ) -> None:
     """Write one seed of a run's last networks as a small folder that `Policy.load` reads."""
-    size = exporting.export(runs.find_folder(run), target, seed, _words(methods))
+    size = runs.export(runs.find_folder(run), target, seed, _words(methods))
     print(f"{target}: seed {seed}, {size / 1e6:.2f} MB")
 
 
@@ -303,7 +302,7 @@ def collect(
         settings.get(profile)
         named = [tasks.get(task)] if task else tasks.suite(suite)
     chosen = [each for each in named if each.recipe]
-    if task and not chosen:
+    if not chosen and task:
         remedy = f"run {datasets.command(named[0], 'quick')}{download.instead(named[0])}"
         raise StudyError(f"task {named[0].name} has no recipe, its data are not made here: {remedy}")
     if not chosen:
