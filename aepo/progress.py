@@ -34,8 +34,7 @@ class Progress:
         if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
             look |= {"file": _NotebookLine(), "ncols": 100}
         self._bar = tqdm(total=total, initial=initial, **look)
-        self._path = folder / f"{stage}.txt" if folder else None
-        self._written = 0.0
+        self._path, self._written = folder / f"{stage}.txt" if folder else None, 0.0
         self._write()
 
     def update(self, count: int, **values: float) -> None:

@@ -72,10 +72,7 @@ def settings_hash(task: Task | None, profile: str) -> str:
 
 
 def mark(folder: Path, name: str) -> Path:
-    """The file that a notebook leaves in a run folder when it ran to its end: it lists the files that it needs to stay.
-
-    `scripts/run_papermill.py` writes it.
-    """
+    """The file that `scripts/run_papermill.py` leaves when a notebook ran to its end: it lists files that must stay."""
     return folder / ".done" / name
 
 

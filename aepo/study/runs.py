@@ -151,10 +151,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, Any]) -> None:
-    """Set one entry of a section (`stages`, `evaluation`, `data`) of the manifest, under its lock.
-
-    The entry gets the versions and the commit it was made with; at the top stand those of the latest entry.
-    """
+    """Set one entry of a section of the manifest, with the versions and commit it was made with, under its lock."""
     made_with = {"versions": files.versions(), "git_commit": files.git_commit(project_root())}
     with lock(folder, "manifest"):
         manifest = read_manifest(folder) | made_with

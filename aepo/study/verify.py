@@ -81,9 +81,9 @@ class _Kept:
 def _of_artifacts(kept: _Kept) -> Iterator[str]:
     """The settings hash of each, the .json beside, and the stages and networks that it was made of."""
     for name, (_, meta) in kept.artifacts.items():
-        path, content = kept.folder / f"{name}.safetensors", meta["settings"]
-        if meta["settings_hash"] != settings.digest(content):
-            yield f"{path}: its settings hash is {meta['settings_hash']}, its settings give {settings.digest(content)}"
+        path, content, given = kept.folder / f"{name}.safetensors", meta["settings"], meta["settings_hash"]
+        if given != (digest := settings.digest(content)):
+            yield f"{path}: its settings hash is {given}, its settings give {digest}"
         told = {key: value for key, value in meta.items() if key not in ("format", "sha256")}
         if "stage" in meta and files.read_json(path.with_suffix(".json")) != told:
             yield f"{path.with_suffix('.json')} does not say what {path.name} holds"
