@@ -35,10 +35,7 @@ STALE = 600.0  # seconds after which a progress file belongs to a process that i
 
 @dataclass(frozen=True)
 class Place:
-    """Where notebooks run: here, `cores` at a time in `memory` MB (0: all), or on a cluster, a folder like profiles/slurm.
-
-    `device`: what they are asked to use; `auto` is decided where they run.
-    """
+    """Where notebooks run: here, `cores` at a time in `memory` MB (0: all), or on a cluster, a folder of profiles/."""
 
     cores: int
     memory: int
@@ -174,10 +171,7 @@ class _Changes:
 
 
 def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> None:
-    """Until Snakemake ends: a line when a notebook starts, ends or fails, and where the stages stand.
-
-    Times count from `started` (unix time). In a terminal the stages are one line that is rewritten.
-    """
+    """Until Snakemake ends: a line when a notebook starts, ends or fails, and where stages stand; clock from `started`."""
     changes, told = {f"{part.folder.name} " if len(parts) > 1 else "": _Changes(part) for part in parts}, time.time()
     total, columns = sum(len(part.notebooks) for part in parts), shutil.get_terminal_size().columns - 1
     with tqdm(bar_format="{desc}", leave=False, disable=None) as line:
@@ -263,10 +257,7 @@ class Work:
 
 
 def reproduce(study: Sequence[Run], place: Place) -> None:
-    """Bring the runs of a study to their end and print their table: what is finished is not done again.
-
-    What fails does not keep the rest from going on: StudyError says at the end what it was.
-    """
+    """Bring the runs of a study to their end and print their table; StudyError says at the end what failed."""
     parts = [Part(run.folder, tuple(notebooks.of_methods(notebooks.STUDY, run.methods))) for run in study]
     failed = bring_to_end(Work("study", study, parts, place))
     if len(study) > 1 or "08_results" in parts[0].marks():
@@ -347,10 +338,7 @@ def print_figures(paths: Sequence[Path]) -> None:
 
 def print_study(study: Sequence[Run]) -> None:
     """The table of one run, or tasks down and methods across; what is missing, and where the files are."""
-    first = study[0]
-    if len(study) == 1:
-        print(table(first.folder))
-    means, missing = {}, []
+    first, means, missing = study[0], {}, []
     for run in study:
         path = run.folder / "returns.csv"
         rows = read_returns(path) if path.exists() else pd.DataFrame(columns=["method", "variant", "return", "score"])
@@ -358,15 +346,16 @@ def print_study(study: Sequence[Run]) -> None:
         mean = rows.groupby("method")[["return", "score"]].mean()
         means[run.task.name] = mean["score"].fillna(mean["return"]).map("{:.1f}".format)
         if lacking := [m for m in run.methods if m not in mean.index and (run.task.env_id or not path.exists())]:
-            missing.append(f"missing: {run.task.name}: {', '.join(lacking)}")
-    if len(study) > 1:
-        print(f"\n{first.profile_name}: mean score of the last checkpoint (mean return where a task has no score)")
-        scores = pd.DataFrame(means, dtype=object).T.reindex(columns=first.methods).fillna("-")
-        print(scores.to_string(), end="\n\n")
-    print(*missing, sep="\n", end="\n" * bool(missing))
+            missing.append(f"missing: {run.task.name}: {', '.join(lacking)}\n")
     if len(study) == 1:
+        print(table(first.folder))
+        print(*missing, sep="", end="")
         print_figures(sorted(first.figures.glob("*.png")))
         print(f"Executed notebooks, networks, manifest, all episodes (returns.csv): {short(first.folder)}")
-    else:
-        networks, figures = short(first.folder.parent), short(first.figures.parent)
-        print(f"Executed notebooks, networks, manifests: {networks}   figures: {figures}")
+        return
+    print(f"\n{first.profile_name}: mean score of the last checkpoint (mean return where a task has no score)")
+    scores = pd.DataFrame(means, dtype=object).T.reindex(columns=first.methods).fillna("-")
+    print(scores.to_string(), end="\n\n")
+    print(*missing, sep="", end="")
+    networks, figures = short(first.folder.parent), short(first.figures.parent)
+    print(f"Executed notebooks, networks, manifests: {networks}   figures: {figures}")

@@ -237,9 +237,9 @@ def list_tasks(suite: Annotated[str, typer.Option(help="One suite, or local-smal
         chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
     rows = []
     for task in chosen:
-        on_disk = [profile for profile, dataset_id in task.dataset_ids.items() if storage.complete(dataset_id)]
+        here = ",".join(profile for profile, dataset_id in task.dataset_ids.items() if storage.complete(dataset_id))
         played = (task.env_id, task.scores) if task.env_id else ("none: train-only", "no score")
-        rows.append((task.name, task.suite, task.source, played[0], ",".join(on_disk) or "-", played[1]))
+        rows.append((task.name, task.suite, task.source, played[0], here or "-", played[1]))
     _print_columns(rows)
 
 

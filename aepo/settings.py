@@ -27,21 +27,27 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class BehaviorSettings:
-    """Diffusion behavior model. `ema_rate`: weight of the newest parameters in the averaged ones, per step."""
+class Training:
+    """Of every stage that trains a network: its size and its steps."""
 
     width: int = 128
     depth: int = 3
     steps: int = 6_000
     batch: int = 256
     learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class BehaviorSettings(Training):
+    """Diffusion behavior model. `ema_rate`: weight of the newest parameters in the averaged ones, per step."""
+
     ema_rate: float = 0.005
     variance_times: int = 65
     variance_samples: int = 4_096
 
 
 @dataclass(frozen=True)
-class CriticSettings:
+class CriticSettings(Training):
     """The shared critic, of `kind` "expectile" (IQL) or "softmax" (QGPO's, in-support).
 
     `target_rate` moves the target; `return_floor`: no target below the return that followed. `reward_scale` multiplies
@@ -51,11 +57,8 @@ class CriticSettings:
     """
 
     kind: str = "expectile"
-    width: int = 128
     depth: int = 2
     steps: int = 10_000
-    batch: int = 256
-    learning_rate: float = 1e-3
     discount: float = 0.98
     expectile: float = 0.8
     target_rate: float = 0.02
@@ -69,7 +72,7 @@ class CriticSettings:
 
 
 @dataclass(frozen=True)
-class EnergySettings:
+class EnergySettings(Training):
     """Energy network. `target_batches`: batches whose statistics standardise the regression target.
 
     `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
@@ -79,11 +82,7 @@ class EnergySettings:
     are trained beyond the data too, at states moved by `jitter` standard deviations and at actions anywhere in the box.
     """
 
-    width: int = 128
-    depth: int = 3
     steps: int = 4_000
-    batch: int = 256
-    learning_rate: float = 1e-3
     target_batches: int = 32
     support: int = 16
     support_states: int = 16_384
@@ -99,7 +98,7 @@ class EnergySettings:
 
 
 @dataclass(frozen=True)
-class PolicySettings:
+class PolicySettings(Training):
     """Policies that are networks of their own, with no energy: qipo, iql, td3bc, diffusion-ql.
 
     `critic_steps`: steps of those that train a critic beside the policy. `rounds`: how often qipo draws support actions
@@ -107,12 +106,7 @@ class PolicySettings:
     `chain` solver steps. `target_noise`, `noise_clip`: smoothing of td3bc's target policy.
     """
 
-    width: int = 128
-    depth: int = 3
-    steps: int = 6_000
     critic_steps: int = 5_000
-    batch: int = 256
-    learning_rate: float = 1e-3
     ema_rate: float = 0.005
     rounds: int = 2
     weight_cap: float = 100.0
