@@ -1,4 +1,4 @@
-"""`make reproduce`: Snakemake runs the notebooks, here or on a cluster; what they are doing is told from their files."""
+"""`make reproduce`: Snakemake runs the notebooks; what they are doing is told from their files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import typer
 import yaml
 from tqdm import tqdm
 
 from aepo import files, lifeline, settings
 from aepo.files import StudyError, short
-from aepo.study import notebooks, summary
+from aepo.methods import DATASET
+from aepo.study import notebooks
+from aepo.study.results import read_returns
 from aepo.study.runs import Run
+from aepo.study.tables import readable_task_table, task_table
 
 SAID_WHEN_ENDED = ("Will exit after finishing currently running jobs", "Terminating processes on user request")
 DID_NOT_END = "did not end (killed, cancelled, out of memory or of disk?)"
@@ -31,10 +35,7 @@ STALE = 600.0  # seconds after which a progress file belongs to a process that i
 
 @dataclass(frozen=True)
 class Place:
-    """Where notebooks run: here, `cores` of them at a time in `memory` MB, or on a cluster, a folder like profiles/slurm.
-
-    `device`: what they are asked to use; `auto` is decided where they run. 0 cores or MB: all that there are.
-    """
+    """Where notebooks run: here, `cores` at a time in `memory` MB (0: all), or on a cluster, a folder of profiles/."""
 
     cores: int
     memory: int
@@ -58,7 +59,7 @@ class Place:
 
 
 def profile_folder(name: str) -> Path | None:
-    """The folder of a cluster: profiles/<name>, or a path; None for no name, StudyError where there is no such folder."""
+    """The folder of a cluster: profiles/<name>, or a path; None for no name."""
     if not name:
         return None
     for folder in (Path(name), files.project_root() / "profiles" / name):
@@ -92,26 +93,16 @@ class Part:
     folder: Path
     notebooks: tuple[str, ...]
 
-    @property
-    def name(self) -> str:
-        """The folder's name: the task's."""
-        return self.folder.name
-
-    def executed(self, notebook: str) -> Path:
-        """Where an executed notebook is."""
-        return self.folder / f"{notebook}.ipynb"
-
     def marks(self) -> dict[str, int]:
         """Notebooks that ran to their end, and when (nanoseconds)."""
-        times = {name: _written(notebooks.mark(self.folder, name)) for name in self.notebooks}
-        return {name: time for name, time in times.items() if time}
+        return {name: time for name in self.notebooks if (time := _written(notebooks.mark(self.folder, name)))}
 
     def failure(self, since: float = 0.0) -> str | None:
         """One sentence on the first notebook that began after `since` (unix time) and did not end, or None."""
-        done = self.marks()
         for name in self.notebooks:
-            path = self.executed(name)
-            if name not in done and _written(path) > 1e9 * since and (said := _stopped(path)):
+            path = self.folder / f"{name}.ipynb"
+            open_end = _written(path) > 1e9 * since and not notebooks.mark(self.folder, name).exists()
+            if open_end and (said := _stopped(path)):
                 return f"{name} {said}. Executed notebook: {short(path)}"
         return None
 
@@ -130,10 +121,9 @@ def _stopped(path: Path) -> str | None:
         notebook = json.loads(path.read_text())
     except (OSError, ValueError):  # papermill was cut off while it wrote
         return DID_NOT_END
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                return f"stopped with {output['ename']}: {output['evalue']}"
+    for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+        if output["output_type"] == "error":
+            return f"stopped with {output['ename']}: {output['evalue']}"
     return None if notebook["metadata"].get("papermill", {}).get("end_time") else DID_NOT_END
 
 
@@ -143,17 +133,11 @@ def _clock(seconds: float) -> str:
 
 
 def _stages_at_work(folder: Path) -> Iterator[str]:
-    """Where each stage of a run folder stands: units done, units a second, time left."""
-    for path in sorted((folder / "progress").glob("*.json")):
-        if time.time() - _written(path) / 1e9 > STALE:
-            continue
-        try:
-            bar = json.loads(path.read_text())
-        except FileNotFoundError:  # it ended just now
-            continue
-        rate = (bar["n"] - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
-        left = f", {_clock((bar['total'] - bar['n']) / rate)} left" if rate else ""
-        yield f"{path.stem} {bar['n']:,}/{bar['total']:,} {bar['unit']}s, {rate:.0f}/s{left}"
+    """Where each stage of a run folder stands, as `Progress` wrote it."""
+    for path in sorted((folder / "progress").glob("*.txt")):
+        with contextlib.suppress(FileNotFoundError):  # it ended just now
+            if time.time() - path.stat().st_mtime < STALE:
+                yield path.read_text()
 
 
 class _Changes:
@@ -165,45 +149,41 @@ class _Changes:
 
     def _stamp(self, name: str) -> tuple[int, int]:
         """When its mark and the executed notebook were written."""
-        return _written(notebooks.mark(self.part.folder, name)), _written(self.part.executed(name))
+        return _written(notebooks.mark(self.part.folder, name)), _written(self.part.folder / f"{name}.ipynb")
 
     def look(self) -> Iterator[str]:
         """A few words for each change."""
         for name, (marked, executed) in self.stamps.items():
             now = self.stamps[name] = self._stamp(name)
-            if now[0] > marked and self.said.get(name) != "done":  # Snakemake sets the time of a mark once more
-                self.said[name] = "done"
-                yield f"{name}: done in {_clock(time.time() - self.begun.get(name, time.time()))}"
-            elif now[1] > executed and self.said.get(name) != "done":
+            word = self.said.get(name)
+            if word == "done":  # Snakemake sets the time of a mark once more
+                continue
+            if now[0] > marked:
+                word = "done"
+            elif now[1] > executed:
                 self.begun.setdefault(name, time.time())
-                text = self.part.executed(name).read_text(errors="replace")
+                text = (self.part.folder / f"{name}.ipynb").read_text(errors="replace")
                 word = "failed" if '"exception": true' in text else "started"
-                if self.said.get(name) != word:
-                    yield f"{name}: {word}"
+            if word != self.said.get(name):
                 self.said[name] = word
+                took = f" in {_clock(time.time() - self.begun.get(name, time.time()))}" if word == "done" else ""
+                yield f"{name}: {word}{took}"
 
 
 def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> None:
-    """Until Snakemake ends: a line when a notebook starts, ends or fails, and where the stages stand.
-
-    Times count from `started` (unix time). In a terminal the stages are one line that is rewritten.
-    """
-    changes, told = [_Changes(part) for part in parts], time.time()
-    labels = [f"{part.name} " if len(parts) > 1 else "" for part in parts]
+    """Until Snakemake ends: a line when a notebook starts, ends or fails, and where stages stand; clock from `started`."""
+    changes, told = {f"{part.folder.name} " if len(parts) > 1 else "": _Changes(part) for part in parts}, time.time()
     total, columns = sum(len(part.notebooks) for part in parts), shutil.get_terminal_size().columns - 1
     with tqdm(bar_format="{desc}", leave=False, disable=None) as line:
         while True:
             over = process.poll() is not None
-            for label, each in zip(labels, changes, strict=True):
+            for label, each in changes.items():
                 for change in each.look():
                     tqdm.write(f"[{_clock(time.time() - started)}] {label}{change}", file=sys.stderr)
             if over:
                 return
-            done = sum(len(part.marks()) for part in parts)
-            at_work = [
-                label + s for label, part in zip(labels, parts, strict=True) for s in _stages_at_work(part.folder)
-            ]
-            text = "   ".join([f"{done}/{total} notebooks", *at_work])
+            at_work = [label + said for label, each in changes.items() for said in _stages_at_work(each.part.folder)]
+            text = "   ".join([f"{sum(len(part.marks()) for part in parts)}/{total} notebooks", *at_work])
             line.set_description_str(text[:columns])
             if line.disable and at_work and time.time() - told > STAGES_EVERY:
                 told = time.time()
@@ -214,88 +194,110 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
 # ---- a study
 
 
-def reproduce(study: Sequence[Run], place: Place) -> None:
-    """Bring the runs of a study to their end and print their table: what is finished is not done again.
+@dataclass(frozen=True)
+class Work:
+    """What Snakemake is asked for: a goal of the Snakefile, for runs of one profile, and the parts that it fills."""
 
-    What fails does not keep the rest from going on: StudyError says at the end what it was.
-    """
-    started = time.time()
+    goal: str
+    study: Sequence[Run]
+    parts: Sequence[Part]
+    place: Place
+
+    @property
+    def folder(self) -> Path:
+        """runs/<profile>, above all parts."""
+        return self.parts[0].folder.parent
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parts, in one order, so that two processes that lock them cannot wait for each other."""
+        return sorted(part.folder.name for part in self.parts)
+
+    @property
+    def log(self) -> Path:
+        """Snakemake's log: in the folder of the one part that it fills, or in that of the study."""
+        if len(self.parts) == 1:
+            return self.parts[0].folder / "snakemake.log"
+        return self.folder / "study" / f"snakemake-{settings.digest(self.names)[:8]}.log"
+
+    def command(self, study: Sequence[Run], jobs: str, partial: bool) -> list[str]:
+        """Snakemake's command line for some of its runs; StudyError outside of a checkout."""
+        root, first = files.project_root(), study[0]
+        if not (root / "Snakefile").exists():
+            raise StudyError(
+                f"there is no Snakefile at or above {Path.cwd()}: call this inside a checkout of the study"
+            )
+        values = {
+            "task": ",".join(run.task.argument for run in study),
+            "profile": first.profile_name,
+            "methods": ",".join(first.methods),
+            "seeds": len(first.seeds),
+            "device": self.place.device,
+            "runs_dir": self.folder.parent,
+            "root": root,
+            "partial": int(partial),
+        }
+        command = [sys.executable, "-m", "snakemake", self.goal, "--snakefile", root / "Snakefile", "--nolock"]
+        command += ["--directory", self.folder / ".snakemake-work", *self.place.options()]
+        command += ["--slurm-jobname-prefix", jobs] if jobs else []
+        return [str(word) for word in (*command, "--config", *(f"{key}={value}" for key, value in values.items()))]
+
+    def failure(self, since: float) -> str:
+        """What the one part failed with; of many, a red line each is printed before."""
+        tail = [line for line in self.log.read_text().splitlines() if line.strip()][-1:]
+        otherwise = f"not all of its notebooks ran; Snakemake's log {short(self.log)} ends with: {' '.join(tail)}"
+        unfinished = [part for part in self.parts if len(part.marks()) < len(part.notebooks)]
+        failed = {part.folder.name: part.failure(since) or otherwise for part in unfinished}
+        if len(self.parts) == 1:
+            return next(iter(failed.values()), otherwise)
+        for name, sentence in failed.items():
+            typer.secho(f"{name}: {sentence}", fg="red", err=True)
+        count = f"{len(failed)} of {len(self.parts)} tasks failed ({', '.join(failed)})"
+        return f"{count}, what they do not need is finished; Snakemake's log: {short(self.log)}"
+
+
+def reproduce(study: Sequence[Run], place: Place) -> None:
+    """Bring the runs of a study to their end and print their table; StudyError says at the end what failed."""
     parts = [Part(run.folder, tuple(notebooks.of_methods(notebooks.STUDY, run.methods))) for run in study]
-    ran, well = _bring_to_end(study, parts, "study", place)
-    _say_nothing_to_do(parts, ran or not well)
+    failed = bring_to_end(Work("study", study, parts, place))
     if len(study) > 1 or "08_results" in parts[0].marks():
-        summary.print_study(study)
-    _tell_failed(parts, well, started)
+        print_study(study)
+    if failed:
+        raise StudyError(failed)
 
 
 def without_task(run: Run, cores: int, goal: str) -> None:
     """Run the notebooks that need no task: `theory` (01, 02), or `performance` (10), whose times are always taken anew."""
     names = {"theory": notebooks.THEORY, "performance": notebooks.PERFORMANCE}[goal]
-    part, started = Part(run.folder.parent / "theory", names), time.time()
+    part = Part(run.folder.parent / "theory", names)
     if goal == "performance":
         notebooks.mark(part.folder, names[0]).unlink(missing_ok=True)
-    ran, well = _bring_to_end([run], [part], goal, Place(cores, 0, run.device))
-    _say_nothing_to_do([part], ran or not well)
-    _tell_failed([part], well, started)
+    if failed := bring_to_end(Work(goal, [run], [part], Place(cores, 0, run.device))):
+        raise StudyError(failed)
     drawn = run.figures.parent / "theory"
-    summary.print_figures([path for name in names for path in sorted(drawn.glob(f"{name[:2]}_*.png"))])
+    print_figures([path for name in names for path in sorted(drawn.glob(f"{name[:2]}_*.png"))])
     print(f"Executed notebooks: {short(part.folder)}")
 
 
-def _say_nothing_to_do(parts: Sequence[Part], done: bool) -> None:
-    if not done:
-        names, above = ", ".join(part.name for part in parts), short(parts[0].folder.parent)
-        print(f"Nothing to do: every notebook of {names} in {above} is up to date.")
-
-
-def _tell_failed(parts: Sequence[Part], well: bool, started: float) -> None:
-    """StudyError with what the one part failed with; of many, a red line each before it."""
-    if well:
-        return
-    log = _log(parts)
-    tail = [line for line in log.read_text().splitlines() if line.strip()][-1:]
-    otherwise = f"not all of its notebooks ran; Snakemake's log {short(log)} ends with: {' '.join(tail)}"
-    unfinished = [part for part in parts if len(part.marks()) < len(part.notebooks)]
-    failed = {part.name: part.failure(started) or otherwise for part in unfinished}
-    if len(parts) == 1:
-        raise StudyError(failed.get(parts[0].name, otherwise))
-    for name, sentence in failed.items():
-        typer.secho(f"{name}: {sentence}", fg="red", err=True)
-    raise StudyError(
-        f"{len(failed)} of {len(parts)} tasks failed ({', '.join(failed)}), what they do not need is finished; "
-        f"Snakemake's log: {short(log)}"
-    )
-
-
-def _log(parts: Sequence[Part]) -> Path:
-    """Snakemake's log: in the folder of the one part that it fills, or in that of the study."""
-    if len(parts) == 1:
-        return parts[0].folder / "snakemake.log"
-    names = sorted(part.name for part in parts)
-    return parts[0].folder.parent / "study" / f"snakemake-{settings.digest(names)[:8]}.log"
-
-
-def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place: Place) -> tuple[bool, bool]:
-    """Let Snakemake reach a goal for the parts: whether any notebook ran, and whether all went well."""
-    workdir, log = study[0].folder.parent, _log(parts)
-    log.parent.mkdir(parents=True, exist_ok=True)
+def bring_to_end(work: Work) -> str | None:
+    """Let Snakemake do what is left to do, and say so where that is nothing; returns what failed, or None."""
+    work.log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
     with contextlib.ExitStack() as held:
-        names = sorted(part.name for part in parts)  # in one order, so that two processes cannot wait for each other
-        locks = [held.enter_context(files.lock(workdir, f"reproduce-{name}")) for name in names]
-        output = held.enter_context(open(log, "w"))
-        for part in parts:
+        locks = [held.enter_context(files.lock(work.folder, f"reproduce-{name}")) for name in work.names]
+        output = held.enter_context(open(work.log, "w"))
+        for part in work.parts:
             shutil.rmtree(part.folder / "progress", ignore_errors=True)
-        before, jobs, started = [part.marks() for part in parts], place.slurm_prefix(workdir, names), time.time()
+        before, jobs = [part.marks() for part in work.parts], work.place.slurm_prefix(work.folder, work.names)
         cancel(jobs)  # those of a call that was killed
         if jobs:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an end by SIGTERM cancels them too
 
-        def snakemake(tasks: Sequence[Run], partial: bool = False) -> int:
-            command = _command(goal, place, tasks, jobs, partial)
+        def snakemake(study: Sequence[Run], partial: bool = False) -> int:
             options = {"stdout": output, "stderr": subprocess.STDOUT, "cwd": files.project_root(), "pass_fds": locks}
-            process = lifeline.start(command, **options)
+            process = lifeline.start(work.command(study, jobs, partial), **options)
             try:
-                watch(parts, process, started)
+                watch(work.parts, process, started)
             except BaseException:
                 lifeline.stop(process)  # before its jobs are cancelled, which it would submit again
                 cancel(jobs)
@@ -304,32 +306,56 @@ def _bring_to_end(study: Sequence[Run], parts: Sequence[Part], goal: str, place:
                 lifeline.stop(process)
             return process.returncode
 
-        code = snakemake(study)
+        code = snakemake(work.study)
         # Where Snakemake was ended from outside, what is unfinished did not fail: the next call goes on with it.
-        interrupted = code < 0 or any(sentence in log.read_text() for sentence in SAID_WHEN_ENDED)
-        if code != 0 and goal == "study" and not interrupted:
-            going_on = [run for run in study if notebooks.can_go_on(run.folder, run.methods)]
-            if going_on:
-                snakemake(going_on, partial=True)
-        return [part.marks() for part in parts] != before, code == 0
+        interrupted = code < 0 or any(sentence in work.log.read_text() for sentence in SAID_WHEN_ENDED)
+        going_on = [run for run in work.study if notebooks.can_go_on(run.folder, run.methods)]
+        if code != 0 and going_on and work.goal == "study" and not interrupted:
+            snakemake(going_on, partial=True)
+        if code != 0:
+            return work.failure(started)
+        if [part.marks() for part in work.parts] == before:
+            names = ", ".join(part.folder.name for part in work.parts)
+            print(f"Nothing to do: every notebook of {names} in {short(work.folder)} is up to date.")
+        return None
 
 
-def _command(goal: str, place: Place, study: Sequence[Run], jobs: str, partial: bool) -> list[str]:
-    """Snakemake's command line for a goal; StudyError outside of a checkout."""
-    root, first = files.project_root(), study[0]
-    if not (root / "Snakefile").exists():
-        raise StudyError(f"there is no Snakefile at or above {Path.cwd()}: call this inside a checkout of the study")
-    values = {
-        "task": ",".join(run.task.argument for run in study),
-        "profile": first.profile_name,
-        "methods": ",".join(first.methods),
-        "seeds": len(first.seeds),
-        "device": place.device,
-        "runs_dir": first.folder.parents[1],
-        "root": root,
-        "partial": int(partial),
-    }
-    command = [sys.executable, "-m", "snakemake", goal, "--snakefile", root / "Snakefile", "--nolock"]
-    command += ["--directory", first.folder.parent / ".snakemake-work", *place.options()]
-    command += ["--slurm-jobname-prefix", jobs] if jobs else []
-    return [str(word) for word in (*command, "--config", *(f"{key}={value}" for key, value in values.items()))]
+# ---- what is printed at the end
+
+
+def table(folder: Path) -> str:
+    """The table of results of one run: last checkpoint, means over seeds and episodes, 95% bootstrap intervals."""
+    shown = readable_task_table(task_table(read_returns(folder / "returns.csv")))
+    run = f"{folder.name} ({folder.parent.name})"
+    head = f"{run}: last checkpoint, mean and 95% bootstrap interval over seeds and episodes"
+    return f"\n{head}\n{shown.to_string(index=False)}\n"
+
+
+def print_figures(paths: Sequence[Path]) -> None:
+    """Where figures are, one a line."""
+    print("Figures:", *map(short, paths), sep="\n  ")
+
+
+def print_study(study: Sequence[Run]) -> None:
+    """The table of one run, or tasks down and methods across; what is missing, and where the files are."""
+    first, means, missing = study[0], {}, []
+    for run in study:
+        path = run.folder / "returns.csv"
+        rows = read_returns(path) if path.exists() else pd.DataFrame(columns=["method", "variant", "return", "score"])
+        rows = rows[(rows["variant"] == "") & (rows["method"] != DATASET)]
+        mean = rows.groupby("method")[["return", "score"]].mean()
+        means[run.task.name] = mean["score"].fillna(mean["return"]).map("{:.1f}".format)
+        if lacking := [m for m in run.methods if m not in mean.index and (run.task.env_id or not path.exists())]:
+            missing.append(f"missing: {run.task.name}: {', '.join(lacking)}\n")
+    if len(study) == 1:
+        print(table(first.folder))
+        print(*missing, sep="", end="")
+        print_figures(sorted(first.figures.glob("*.png")))
+        print(f"Executed notebooks, networks, manifest, all episodes (returns.csv): {short(first.folder)}")
+        return
+    print(f"\n{first.profile_name}: mean score of the last checkpoint (mean return where a task has no score)")
+    scores = pd.DataFrame(means, dtype=object).T.reindex(columns=first.methods).fillna("-")
+    print(scores.to_string(), end="\n\n")
+    print(*missing, sep="", end="")
+    networks, figures = short(first.folder.parent), short(first.figures.parent)
+    print(f"Executed notebooks, networks, manifests: {networks}   figures: {figures}")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from aepo import settings
-from aepo.data import tasks
+from aepo import batch, settings
+from aepo.data import datasets, describe, download, importing, storage, tasks
 from aepo.files import StudyError, sentence
 from aepo.methods import CORE, METHODS
-from aepo.study import runs
+from aepo.study import ablations as variants
+from aepo.study import campaign, runs
+from aepo.study import results as episodes
+from aepo.study import tables as study_tables
+from aepo.study import verify as checks
 
 options = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}
 app = typer.Typer(help=__doc__, **options)
@@ -60,20 +65,20 @@ def _study(
     return [runs.open_run(each.argument, numbers, chosen, profile, device, runs_dir) for each in found]
 
 
-def _for_each(work: Callable[[Any], str], items: Sequence[Any], names: Sequence[str]) -> None:
-    """Work on each and print what came of it; of several, one that fails is named and the others go on."""
+def _for_each(works: Mapping[str, Callable[[], str]]) -> None:
+    """Do the work of each task and print what came of it; of several, one that fails is named and the others go on."""
     failed = []
-    for number, (item, name) in enumerate(zip(items, names, strict=True), start=1):
-        where = f"[{number}/{len(items)}] " if len(items) > 1 else ""
+    for number, (name, work) in enumerate(works.items(), start=1):
+        where = f"[{number}/{len(works)}] " if len(works) > 1 else ""
         try:
-            print(f"{where}{work(item)}", flush=True)
+            print(f"{where}{work()}", flush=True)
         except StudyError as error:
-            if len(items) == 1:
+            if len(works) == 1:
                 raise
             failed.append(name)
             print(f"aepo: {where}{name}: {error}", file=sys.stderr, flush=True)
     if failed:
-        raise StudyError(f"{len(failed)} of {len(items)} tasks failed: {', '.join(failed)}; call it again for these")
+        raise StudyError(f"{len(failed)} of {len(works)} tasks failed: {', '.join(failed)}; call it again for these")
 
 
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -100,11 +105,8 @@ def reproduce(
     cluster: Annotated[str, typer.Option(help="Run them on a cluster: slurm, or another folder of profiles/.")] = "",
 ) -> None:
     """Run what is left to do of the tasks: data, training, evaluation, figures; then print the table of results."""
-    from aepo import batch
-
     folder = batch.profile_folder(cluster)
-    here = "cpu" if folder else device
-    study = _study(profile, here, runs_dir, task=task, suite=suite, methods=methods, seeds=seeds)
+    study = _study(profile, "cpu" if folder else device, runs_dir, task=task, suite=suite, methods=methods, seeds=seeds)
     batch.reproduce(study, batch.Place(cores, memory, device, folder))
 
 
@@ -119,14 +121,13 @@ def evaluate(
     runs_dir: RunsDir = "runs",
 ) -> None:
     """Train and evaluate as `reproduce` does, to the same numbers, one after another and without notebooks and figures."""
-    from aepo.study import campaign, summary
-
-    def work(run: runs.Run) -> str:
-        campaign.run_task(run)
-        return summary.table(run.folder)
-
     study = _study(profile, device, runs_dir, task=task, suite=suite, methods=methods, seeds=seeds)
-    _for_each(work, study, [run.task.name for run in study])
+    _for_each({run.task.name: partial(_evaluated, run) for run in study})
+
+
+def _evaluated(run: runs.Run) -> str:
+    campaign.run_task(run)
+    return batch.table(run.folder)
 
 
 @app.command()
@@ -140,9 +141,6 @@ def ablations(
     questions: Annotated[str, typer.Option(help="As factor,own; empty: all; a name that is none: lists them.")] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
-    from aepo.study import ablations as variants
-    from aepo.study import campaign
-
     asked = _words(questions) or list(variants.QUESTIONS)
     if unknown := [name for name in asked if name not in variants.QUESTIONS]:
         raise StudyError(f"unknown question {', '.join(unknown)}: choose from {', '.join(variants.QUESTIONS)}")
@@ -161,16 +159,12 @@ def ablations(
 @app.command()
 def theory(profile: ProfileName = "quick", seeds: Seeds = "", runs_dir: RunsDir = "runs", cores: Cores = 0) -> None:
     """Run the notebooks that need no task: 01, the derivation, and 02, the exactly solvable problems."""
-    from aepo import batch
-
     batch.without_task(*_study(profile, "cpu", runs_dir, seeds=seeds), cores, "theory")
 
 
 @app.command()
 def performance(profile: ProfileName = "quick", device: Device = "auto", runs_dir: RunsDir = "runs") -> None:
     """Run notebook 10, what it costs, with nothing beside it."""
-    from aepo import batch
-
     batch.without_task(*_study(profile, device, runs_dir), 1, "performance")
 
 
@@ -182,10 +176,8 @@ def results(
     tables: Annotated[bool, typer.Option(help="Print the tables, or draw the figures only.")] = True,
     document: Annotated[Path | None, typer.Option(help="Put the tables into this file too: docs/results.md.")] = None,
 ) -> None:
-    """Print the study's tables and draw its figures from results.csv alone: scores by task, interquartile means, ranks."""
-    from aepo.study import result_figures, summary
-    from aepo.study import results as episodes
-    from aepo.study import tables as study_tables
+    """Print the study's tables and draw its figures from results.csv alone."""
+    from aepo.study import result_figures  # draws, which takes a second to import
 
     root = runs.resolve(runs_dir)
     path = runs.results_path(root, profile)
@@ -201,14 +193,12 @@ def results(
         study_tables.write_document(document, path, profile)
     variants = study_tables.variant_scores(episodes.read_results(path), profile)
     folder = root.parent / "figures" / profile / "study"
-    summary.print_figures(result_figures.draw_study(main, folder) + result_figures.draw_variants(variants, folder))
+    batch.print_figures(result_figures.draw_study(main, folder) + result_figures.draw_variants(variants, folder))
 
 
 @app.command()
 def verify(folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them.")]) -> None:
     """Recompute the hashes of runs and the numbers of their tables, and print what does not match."""
-    from aepo.study import verify as checks
-
     found = [folder for given in folders for folder in checks.find(given)]
     wrong = 0
     for folder in found:
@@ -230,9 +220,7 @@ def export(
     methods: Annotated[str, typer.Option(help="Comma-separated methods to keep.")] = ",".join(CORE),
 ) -> None:
     """Write one seed of a run's last networks as a small folder that `Policy.load` reads."""
-    from aepo.study.export import export as export_seed
-
-    size = export_seed(runs.find_folder(run), target, seed, _words(methods))
+    size = runs.export(runs.find_folder(run), target, seed, _words(methods))
     print(f"{target}: seed {seed}, {size / 1e6:.2f} MB")
 
 
@@ -245,15 +233,13 @@ def list_methods() -> None:
 @app.command("tasks")
 def list_tasks(suite: Annotated[str, typer.Option(help="One suite, or local-small; empty: all.")] = "") -> None:
     """List the tasks: name, suite, source of the data, environment, profiles whose data are here, origin of scores."""
-    from aepo.data import storage
-
     with sentence():
         chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
     rows = []
     for task in chosen:
-        on_disk = [profile for profile, dataset_id in task.dataset_ids.items() if storage.complete(dataset_id)]
+        here = ",".join(profile for profile, dataset_id in task.dataset_ids.items() if storage.complete(dataset_id))
         played = (task.env_id, task.scores) if task.env_id else ("none: train-only", "no score")
-        rows.append((task.name, task.suite, task.source, played[0], ",".join(on_disk) or "-", played[1]))
+        rows.append((task.name, task.suite, task.source, played[0], here or "-", played[1]))
     _print_columns(rows)
 
 
@@ -270,8 +256,6 @@ def _find(name: str, profile: str) -> tasks.Task:
 @data.command()
 def show(task: DataTask, profile: ProfileName = "quick") -> None:
     """Print what a task's data are: sizes, episodes, returns, spaces, content hash, scores, what is odd."""
-    from aepo.data import describe
-
     print(*describe.description(_find(task, profile), profile), sep="\n")
 
 
@@ -283,8 +267,6 @@ def get(task: DataTask, profile: ProfileName = "quick", clip: Clip = False) -> N
 
 def _put_on_disk(task: tasks.Task, profile: str, clip: bool = False) -> str:
     """Download or collect a task's data where they are not there; what they are, in one line."""
-    from aepo.data import datasets, describe, storage
-
     dataset_id = task.dataset_id(profile)
     if storage.complete(dataset_id):
         print(f"{task.name}: dataset {dataset_id} is there already and is kept")
@@ -302,8 +284,6 @@ def import_file(
     profile: ProfileName = "quick",
 ) -> None:
     """Make a task's Minari dataset of a D4RL HDF5 file; one that is there already is kept."""
-    from aepo.data import describe, importing
-
     found = _find(task, profile)
     importing.import_hdf5(file, found, found.dataset_id(profile), clip)
     print(describe.summary(found, profile))
@@ -316,20 +296,18 @@ def collect(
     profile: ProfileName = "quick",
 ) -> None:
     """Collect the data of one task, or of a whole suite: a failure of one is reported, the others go on."""
-    from aepo.data import datasets, download
-
     if bool(task) == bool(suite):
         raise typer.BadParameter("give a TASK or --suite, one of them")
     with sentence():
         settings.get(profile)
         named = [tasks.get(task)] if task else tasks.suite(suite)
     chosen = [each for each in named if each.recipe]
-    if task and not chosen:
+    if not chosen and task:
         remedy = f"run {datasets.command(named[0], 'quick')}{download.instead(named[0])}"
         raise StudyError(f"task {named[0].name} has no recipe, its data are not made here: {remedy}")
     if not chosen:
         raise StudyError(f"the data of suite {suite} are not collected here: `aepo data get TASK` downloads them")
-    _for_each(lambda each: _put_on_disk(each, profile), chosen, [each.name for each in chosen])
+    _for_each({each.name: partial(_put_on_disk, each, profile) for each in chosen})
 
 
 if __name__ == "__main__":

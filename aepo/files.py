@@ -1,4 +1,4 @@
-"""Errors, atomic files, locks, checked tensors, and what made them: what everything else of the package stands on."""
+"""Errors, atomic files, locks, checked tensors, and what made them."""
 
 from __future__ import annotations
 
@@ -42,10 +42,7 @@ def project_root() -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that replaces `path` when the block ends well: fsync, rename, fsync folder.
-
-    It is locked meanwhile; what killed processes left of their own attempts, locked by nobody, is removed.
-    """
+    """A temporary path beside `path`, locked, that replaces it when the block ends well; what the killed left is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,8 +213,7 @@ def load_networks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """`load_tensors` of a stage: it names its seeds and settings, each tensor has rows for them, every number is finite."""
     tensors, meta = load_tensors(path)
     seeds, settings = meta.get("seeds"), meta.get("settings")
-    well = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
-    if not well or not isinstance(settings, dict):
+    if not (isinstance(settings, dict) and isinstance(seeds, list) and seeds and {*map(type, seeds)} == {int}):
         raise StudyError(f"{path} does not name its seeds and settings, so it is no stage of this study: {REMEDY}")
     for name, tensor in tensors.items():
         if not tensor.ndim or len(tensor) % len(seeds):
@@ -228,11 +224,8 @@ def load_networks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors into a module; StudyError names the first one that is missing, too many, or of another shape."""
-    wanted = module.state_dict()
-    for name in sorted({*wanted, *tensors}):
-        if name not in tensors or name not in wanted:
-            raise StudyError(f"{path} {'has an unknown' if name in tensors else 'lacks the'} tensor {name}: {REMEDY}")
-        if (shape := tuple(tensors[name].shape)) != tuple(wanted[name].shape):
-            raise StudyError(f"{path}: {name} has the shape {shape}, not {tuple(wanted[name].shape)}: {REMEDY}")
-    module.load_state_dict(tensors)
+    """Load tensors into a module; StudyError names those that are missing, too many, or of another shape."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise StudyError(f"{path}: {' '.join(str(error).split())[:300]}: {REMEDY}") from None

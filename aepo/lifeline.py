@@ -32,10 +32,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def _hold(command: Sequence[str]) -> int:
-    """Run the command; end the whole session when the other end of standard input closes, or the command is killed.
-
-    Nothing is ever written to that pipe: reading from it ends when it closes.
-    """
+    """Run the command; end the session when the command is killed or standard input, never written to, closes."""
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)  # a lock passed on is held below too
     ending = threading.Event()
 

@@ -1,9 +1,12 @@
-"""The methods that the study compares: one table. docs/methods.md says what each source leaves open and what was chosen."""
+"""The methods of methods.yaml. docs/methods.md says what each source leaves open and what was chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,8 @@ class Method:
         return self.guided or self.policy in ("weighted", "flow", "gaussian")
 
 
-QIPO = "Zhang et al. 2025 (arXiv 2503.04975): energy-weighted"
-ROWS = [
-    Method("bc", "diffusion cloning", "guidance scale 0"),
-    Method("bc-low-noise", "cloning at low noise", "control: `bc` from the initial noise of the guided methods"),
-    Method("best-of-n", "best of n", "Hansen-Estruch et al. 2023 (IDQL, arXiv 2304.10573): argmax", best=True),
-    Method("qgpo", "QGPO", "Lu et al. 2023 (arXiv 2304.12824): contrastive energy prediction", energy="contrastive"),
-    Method("qipo", "QIPO, diffusion", f"{QIPO} diffusion", policy="weighted"),
-    Method("qipo-flow", "QIPO, flow", f"{QIPO} flow matching", policy="flow"),
-    Method("iql", "IQL", "Kostrikov et al. 2022 (arXiv 2110.06169): advantage-weighted Gaussian", policy="gaussian"),
-    Method("td3bc", "TD3+BC", "Fujimoto and Gu 2021 (arXiv 2106.06860)", policy="deterministic"),
-    Method("diffusion-ql", "Diffusion-QL", "Wang et al. 2023 (arXiv 2208.06193)", policy="diffusion-q", best=True),
-    Method(
-        "aepo", "AEPO", "arXiv 2505.01822: energy network of the first-order closed form", energy="taylor", gate=False
-    ),
-    Method("aepo-shift", "AEPO, shift", "this study: first-order shift beta C grad Q(m), no network", shift="taylor"),
-    Method("aepo-cubature", "AEPO, cubature shift", "this study: tilted mean of cubature points", shift="cubature"),
-    Method("aepo-net", "AEPO, shift network", "this study: network of the cubature shift", energy="shift-cubature"),
-    Method(
-        "aepo-support", "AEPO, support", "this study: behavior samples, Bregman loss", energy="support", bregman=True
-    ),
-]
-METHODS = {method.name: method for method in ROWS}
+TABLE = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text())
+METHODS = {name: Method(name, **row) for name, row in TABLE.items()}
 CORE = ("bc", "best-of-n", "aepo", "aepo-cubature", "aepo-net")
 DATASET = "dataset"
 NAMES = (DATASET, *METHODS)  # as rows of tables and figures, in their order

@@ -1,9 +1,8 @@
-"""Visible progress: one line in a terminal, one line of output in a notebook, one small file a stage for `make`."""
+"""Visible progress: one line in a terminal or a notebook, and one small file a stage for `make`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -28,15 +27,14 @@ class _NotebookLine:
 
 
 class Progress:
-    """Counts `total` units of a stage; `folder/<stage>.json` tells other processes where it stands."""
+    """Counts `total` units of a stage; `folder/<stage>.txt` tells other processes where it stands."""
 
     def __init__(self, stage: str, total: int, unit: str = "step", folder: Path | None = None, initial: int = 0):
         look = {"desc": stage, "unit": unit, "unit_scale": True, "mininterval": 0.5}
         if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
             look |= {"file": _NotebookLine(), "ncols": 100}
         self._bar = tqdm(total=total, initial=initial, **look)
-        self._path = folder / f"{stage}.json" if folder else None
-        self._written = 0.0
+        self._path, self._written = folder / f"{stage}.txt" if folder else None, 0.0
         self._write()
 
     def update(self, count: int, **values: float) -> None:
@@ -49,12 +47,11 @@ class Progress:
         if self._path is None or time.monotonic() - self._written < 0.5:
             return
         self._written = time.monotonic()
-        bar = self._bar.format_dict
-        content = {key: bar[key] for key in ("n", "total", "unit", "initial", "elapsed")}
+        look = {"bar_format": "{desc} {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left", "ncols": None}
         with contextlib.suppress(OSError):  # a progress line is never worth a failed training
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(".tmp")  # no fsync, as an atomic file has
-            temporary.write_text(json.dumps(content))
+            temporary.write_text(self._bar.format_meter(**self._bar.format_dict | look))
             temporary.replace(self._path)
 
     def close(self) -> None:

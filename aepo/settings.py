@@ -1,4 +1,4 @@
-"""Settings of every stage: one frozen dataclass each, one table of profiles, per task only where it must be."""
+"""Settings of every stage: one frozen dataclass each, profiles of them, per task only where it must be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from aepo.methods import METHODS
 
@@ -24,21 +27,27 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class BehaviorSettings:
-    """Diffusion behavior model. `ema_rate`: weight of the newest parameters in the averaged ones, per step."""
+class Training:
+    """Of every stage that trains a network: its size and its steps."""
 
     width: int = 128
     depth: int = 3
     steps: int = 6_000
     batch: int = 256
     learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class BehaviorSettings(Training):
+    """Diffusion behavior model. `ema_rate`: weight of the newest parameters in the averaged ones, per step."""
+
     ema_rate: float = 0.005
     variance_times: int = 65
     variance_samples: int = 4_096
 
 
 @dataclass(frozen=True)
-class CriticSettings:
+class CriticSettings(Training):
     """The shared critic, of `kind` "expectile" (IQL) or "softmax" (QGPO's, in-support).
 
     `target_rate` moves the target; `return_floor`: no target below the return that followed. `reward_scale` multiplies
@@ -48,11 +57,8 @@ class CriticSettings:
     """
 
     kind: str = "expectile"
-    width: int = 128
     depth: int = 2
     steps: int = 10_000
-    batch: int = 256
-    learning_rate: float = 1e-3
     discount: float = 0.98
     expectile: float = 0.8
     target_rate: float = 0.02
@@ -66,7 +72,7 @@ class CriticSettings:
 
 
 @dataclass(frozen=True)
-class EnergySettings:
+class EnergySettings(Training):
     """Energy network. `target_batches`: batches whose statistics standardise the regression target.
 
     `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
@@ -76,11 +82,7 @@ class EnergySettings:
     are trained beyond the data too, at states moved by `jitter` standard deviations and at actions anywhere in the box.
     """
 
-    width: int = 128
-    depth: int = 3
     steps: int = 4_000
-    batch: int = 256
-    learning_rate: float = 1e-3
     target_batches: int = 32
     support: int = 16
     support_states: int = 16_384
@@ -96,7 +98,7 @@ class EnergySettings:
 
 
 @dataclass(frozen=True)
-class PolicySettings:
+class PolicySettings(Training):
     """Policies that are networks of their own, with no energy: qipo, iql, td3bc, diffusion-ql.
 
     `critic_steps`: steps of those that train a critic beside the policy. `rounds`: how often qipo draws support actions
@@ -104,12 +106,7 @@ class PolicySettings:
     `chain` solver steps. `target_noise`, `noise_clip`: smoothing of td3bc's target policy.
     """
 
-    width: int = 128
-    depth: int = 3
-    steps: int = 6_000
     critic_steps: int = 5_000
-    batch: int = 256
-    learning_rate: float = 1e-3
     ema_rate: float = 0.005
     rounds: int = 2
     weight_cap: float = 100.0
@@ -125,9 +122,8 @@ class EvaluationSettings:
     """Rollouts: episodes a seed, solver steps, candidates of best-of-n; beta and guidance scale by method.
 
     A scale that is None is chosen by a rule, for each seed, times `scale_factor`. `noise_scale`: factor on the initial
-    noise by method, 0 for one action a state: guided samples start near the middle of the behavior, those that are picked
-    from need its spread. `pick`: those take the "best" by Q, or one drawn by "softmax" of beta Q.
-    `curve_scales`: where `curve_episodes` of the first seed show the return over the scale.
+    noise by method, 0 for one action a state. `pick`: those with candidates take the "best" by Q, or one drawn by "softmax"
+    of beta Q. `curve_scales`: where `curve_episodes` of the first seed show the return over the scale.
     """
 
     episodes: int = 20
@@ -160,84 +156,34 @@ class Profile:
     seeds: int = 3
 
 
+def changed(settings: Any, differing: Mapping[str, Any]) -> Any:
+    """A settings dataclass, or a profile of them, with other values; values by stage and by method are merged."""
+    new = dict(differing)
+    for key, value in differing.items():
+        if isinstance(value, Mapping):
+            old = getattr(settings, key)
+            new[key] = {**old, **value} if isinstance(old, Mapping) else changed(old, value)
+        elif isinstance(value, list):
+            new[key] = tuple(value)
+    return replace(settings, **new)
+
+
 QUICK = Profile()
-SMOKE = Profile(
-    data=DataSettings(steps=6_000),
-    behavior=replace(QUICK.behavior, width=64, steps=300, variance_times=17, variance_samples=512),
-    critic=replace(QUICK.critic, width=64, steps=300),
-    energy=replace(QUICK.energy, width=64, steps=200, target_batches=4, support=4, support_states=256, support_steps=5),
-    policy=replace(QUICK.policy, width=64, steps=200, critic_steps=200),
-    evaluation=replace(
-        QUICK.evaluation,
-        episodes=2,
-        solver_steps=5,
-        candidates=4,
-        curve_scales=(0.0, 1.0),
-        curve_episodes=1,
-    ),
-    chunk=50,
-    seeds=2,
-)
-FULL = Profile(
-    data=DataSettings(steps=1_000_000),
-    behavior=replace(QUICK.behavior, width=256, steps=100_000),
-    critic=replace(QUICK.critic, width=256, steps=100_000),
-    energy=replace(QUICK.energy, width=256, steps=50_000),
-    policy=replace(QUICK.policy, width=256, steps=100_000, critic_steps=100_000),
-    evaluation=replace(QUICK.evaluation, episodes=100, solver_steps=15, curve_episodes=20),
-    chunk=1_000,
-    seeds=5,
-)
+OTHERS = yaml.safe_load(Path(__file__).with_name("profiles.yaml").read_text())
+SMOKE, FULL = (changed(QUICK, OTHERS[name]) for name in ("smoke", "full"))
 PROFILES = {"smoke": SMOKE, "quick": QUICK, "full": FULL}
 
 
-# The sizes of the public QGPO code (noise network 1.63M, twin Q 0.27M, energy 0.21M parameters at state 11, action 3).
-NETWORKS = {
-    "default": {},
-    "qgpo": {
-        "behavior": {"width": 512, "depth": 7},
-        "critic": {"width": 256, "depth": 3},
-        "energy": {"width": 248, "depth": 4},
-        "policy": {"width": 512, "depth": 7},
-    },
-}
-
-
-def with_networks(profile: Profile, networks: str) -> Profile:
-    """The profile with the network sizes of an entry of NETWORKS, or a ValueError that lists the names there are."""
-    if networks not in NETWORKS:
-        raise ValueError(f"unknown networks {networks!r}: choose one of {', '.join(NETWORKS)}")
-    return replace(profile, **{stage: replace(getattr(profile, stage), **s) for stage, s in NETWORKS[networks].items()})
-
-
 def get(profile: str) -> Profile:
-    """The profile of that name; `<profile>-<networks>` has other network sizes. A ValueError lists the names there are."""
-    base, dash, networks = profile.partition("-")
-    if base not in PROFILES or (dash and networks not in NETWORKS):
-        known = ", ".join(PROFILES)
-        raise ValueError(f"unknown profile {profile!r}: choose one of {known}, or with other networks, as quick-qgpo")
-    return with_networks(PROFILES[base], networks or "default")
-
-
-def base(profile: str) -> str:
-    """The profile without the name of its networks: `quick` of `quick-qgpo`."""
-    return profile.partition("-")[0]
-
-
-def is_smoke(profile: str) -> bool:
-    """Whether a profile is for tests: what it makes is no result."""
-    return base(profile) == "smoke"
+    """The profile of that name, or a ValueError that lists those there are."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[profile]
 
 
 def for_task(profile: str, differing: Mapping[str, Mapping[str, Any]]) -> Profile:
-    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}; values by method are merged."""
-    base = get(profile)
-
-    def merged(stage: Any, values: Mapping[str, Any]) -> Any:
-        new = {k: {**getattr(stage, k), **v} if isinstance(v, Mapping) else v for k, v in values.items()}
-        return replace(stage, **new)
-
-    return replace(base, **{stage: merged(getattr(base, stage), values) for stage, values in differing.items()})
+    """The profile with a task's own settings, by stage: {"critic": {"discount": 0.99}}."""
+    return changed(get(profile), differing)
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

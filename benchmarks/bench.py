@@ -50,6 +50,12 @@ from aepo.study import runs
 HOPPER = (11, 3)
 STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-net", "energy-aepo-support", "energy-qgpo")
 MOST_GROUPS = 256  # sets of the contrastive loss in a batch, each of `support` noised actions
+QGPO = {  # the sizes of its public code: noise network 1.63M, twin Q 0.27M, energy 0.21M at state 11, action 3
+    "behavior": {"width": 512, "depth": 7},
+    "critic": {"width": 256, "depth": 3},
+    "energy": {"width": 248, "depth": 4},
+    "policy": {"width": 512, "depth": 7},
+}
 LARGEST = 16_384  # rows of a stack, seeds x batch, with the QGPO's sizes on a CPU
 
 
@@ -64,6 +70,14 @@ class Row:
     batch: int
     metric: str
     value: float
+
+
+def with_networks(networks: str) -> Profile:
+    """The profile quick with its own network sizes ("default") or those of "qgpo"."""
+    sizes = {"default": {}, "qgpo": QGPO}[networks]
+    return replace(
+        settings.QUICK, **{stage: replace(getattr(settings.QUICK, stage), **own) for stage, own in sizes.items()}
+    )
 
 
 def synthetic(state_dim: int, action_dim: int, rows: int = 100_000, device: str = "cpu") -> Dataset:
@@ -156,7 +170,7 @@ def bench_stage(
     stage: str, networks: str, seeds: int, batch: int, device: str, rounds: int, dims: tuple[int, int] = HOPPER
 ) -> Iterator[Row]:
     """A training step of S stacked seeds: its time, its share of the product rate, and over that of separate runs."""
-    profile = settings.with_networks(settings.QUICK, networks)
+    profile = with_networks(networks)
     data = synthetic(*dims, device=device)
     stacked = learner_of(stage, data, range(seeds), profile, batch)
     chunk = Steps(stacked, 1e-3)
@@ -184,7 +198,7 @@ def acting(
     networks: str, states: int, device: str = "cpu", solver_steps: int = 15, dims: tuple[int, int] = HOPPER
 ) -> list[Callable[[], object]]:
     """Two policy calls for `states` states of one seed, guided and not."""
-    profile = settings.with_networks(settings.QUICK, networks)
+    profile = with_networks(networks)
     n, d = dims
     data = synthetic(n, d, device=device)
     behavior, _ = networks_of(data, [0], profile)

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 
 import torch
 
-from aepo import settings
 from aepo.learners.critics import softmax_critic_learner
 from aepo.learners.training import Steps
 from benchmarks import bench
@@ -87,7 +86,7 @@ def our_step(stage: str, batch: int) -> Callable[[], object]:
     `critic-softmax` backs up 16 actions, as the public critic does. `with Q`: with the Q of the support actions made in
     each step, as the public code makes it; ours has it made once, of a critic that no longer changes.
     """
-    profile, data = settings.with_networks(settings.QUICK, "qgpo"), bench.synthetic(*bench.HOPPER, rows=10_000)
+    profile, data = bench.with_networks("qgpo"), bench.synthetic(*bench.HOPPER, rows=10_000)
     behavior, critic = bench.networks_of(data, [0], profile)
     if stage == "critic-softmax":
         own = replace(profile.critic, batch=batch, support=ACTIONS, support_steps=1)

@@ -287,16 +287,16 @@ LEFT = {
     "of others": (foreign, STUDY, "critic.safetensors has format None, this version reads"),
     "of the future": (edit(lambda t: None, format=99), STUDY, "behavior.safetensors has format 99, this version reads"),
     "NaN": (edit(lambda t: t[NOISE].fill_(float("nan"))), STUDY, f"behavior.safetensors: {NOISE} holds NaN"),
-    "missing": (edit(lambda t: t.pop(NOISE)), STUDY, f"behavior.safetensors lacks the tensor {NOISE}"),
-    "too many": (edit(lambda t: t.update(w=torch.ones(2))), STUDY, "behavior.safetensors has an unknown tensor w"),
-    "shape": (edit(lambda t: t.update({NOISE: torch.ones(2, 3, 4)})), STUDY, f"{NOISE} has the shape (2, 3, 4), not"),
+    "missing": (edit(lambda t: t.pop(NOISE)), STUDY, f'Missing key(s) in state_dict: "{NOISE}"'),
+    "too many": (edit(lambda t: t.update(w=torch.ones(2))), STUDY, 'Unexpected key(s) in state_dict: "w"'),
+    "shape": (edit(lambda t: t.update({NOISE: torch.ones(2, 3, 4)})), STUDY, f"size mismatch for {NOISE}"),
     "seeds lost": (edit(lambda t: None, seeds=None), STUDY, "behavior.safetensors does not name its seeds"),
     "rows lost": (edit(lambda t: t.update(variance=torch.ones(3, 5))), STUDY, "the shape (3, 5), not 2 seeds"),
     "support": (edit(lambda t: t.pop("index"), "support"), STUDY, "support.safetensors lacks index or action"),
     "energy": (
         edit(lambda t: t.pop("loc"), "energy-aepo-b3"),
         STUDY,
-        "energy-aepo-b3.safetensors lacks the tensor loc",
+        'Missing key(s) in state_dict: "loc"',
     ),
     "log": (put("metrics/energy-aepo-b3.parquet", POISON), STUDY, "energy-aepo-b3.parquet cannot be read"),
     "no log": (
@@ -312,7 +312,11 @@ LEFT = {
     "not evaluated": (put("manifest.json", "{}"), EXPORT, f"{NAME} has no evaluation of bc, aepo"),
     "export damaged": (flip("behavior"), EXPORT, "behavior.safetensors is damaged"),
     "export shape": (edit(lambda t: t.update(w=torch.ones(3))), EXPORT, "w has the shape (3,), not 2 seeds"),
-    "policy": (edit(lambda t: t.popitem(), "policy-iql-b3"), STUDY, "policy-iql-b3.safetensors lacks the tensor"),
+    "policy": (
+        edit(lambda t: t.popitem(), "policy-iql-b3"),
+        STUDY,
+        "policy-iql-b3.safetensors: Error(s) in loading state_dict",
+    ),
     "scale": (put("evaluation/scale-aepo-b3.json", POISON), STUDY, "scale-aepo-b3.json cannot be read"),
     "scale kind": (put("evaluation/scale-aepo-b3.json", "[]"), STUDY, "scale-aepo-b3.json is no file of this study"),
 }

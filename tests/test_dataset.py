@@ -133,12 +133,6 @@ def test_recorded_returns_are_windows_of_the_walk(data):
     assert episodes[3] == data.reward[data.episode == 3].sum()
 
 
-def test_a_profile_with_other_networks_has_the_same_data(data):
-    task = tasks.get("maze2d-umaze")
-    assert datasets.prepare(task, "smoke-qgpo", settings.get("smoke-qgpo").data) == task.dataset_id("smoke")
-    assert datasets.load(task, "smoke-qgpo").content_hash == data.content_hash
-
-
 def test_the_return_floor_is_what_followed_and_nothing_where_too_little_is_known(data):
     """Two episodes of two steps: one ends by termination, one is cut off; negative rewards need the end to be known."""
     few = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "aepo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-GROUND = ("files", "methods", "settings", "searched", "progress", "environments")  # below data, above core
+GROUND = ("files", "methods", "settings", "progress", "environments")  # below data, above core
 ROOMS = ("core", "ground", "data", "learners", "exact", "study", "top")  # each may import what stands before it
 
 

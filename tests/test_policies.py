@@ -16,8 +16,8 @@ from aepo.learners.actor import Acting, Actor, make_actor
 from aepo.learners.support import sample_support
 from aepo.methods import METHODS
 from aepo.study import evaluation, stages
-from aepo.study.export import export
 from aepo.study.policy import Policy
+from aepo.study.runs import export
 
 BETA = 1.0
 TILTED = MEAN + BETA * VARIANCE * SLOPE  # of pi* = N(mean + beta S slope, S)

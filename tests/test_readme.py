@@ -8,7 +8,6 @@ import pytest
 from aepo import settings
 from aepo.data import tasks
 from aepo.methods import NAMES
-from aepo.searched import FAMILIES
 from aepo.study import results, tables
 from aepo.study.ablations import TIMES
 
@@ -72,7 +71,7 @@ def test_the_settings_of_a_family_are_the_best_of_its_search():
     found = tables.search_table(rows)
     assert len(found) == 3 * 7
     for row in found.to_dict("records"):
-        profile = settings.for_task("quick", tasks.get(FAMILIES[row["family"]][0]).settings)
+        profile = settings.for_task("quick", tasks.get(tasks.SEARCHED_ON[row["family"]][0]).settings)
         method, evaluation = row["method"], profile.evaluation
         chosen = {
             "scale": lambda e=evaluation, m=method: e.scale_factor[m],

@@ -107,7 +107,7 @@ CHANGES = {
     "a return": (lambda f: number(f / "returns.csv", "return", 299.0), "column return of aepo is not what evaluation/aepo"),
     "a score": (lambda f: number(f / "returns.csv", "score", 99.0), "the column score does not follow from the returns"),
     "a table of the study": (lambda f: number(f.parent / "results.csv", "return", 299.0), "its rows of smoke maze2d-umaze"),
-    "a torn table": (lambda f: (f / "returns.csv").write_text("method,ret"), "returns.csv cannot be read"),
+    "a torn table": (lambda f: (f / "returns.csv").write_text("method,ret"), "returns.csv is no table of returns"),
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from aepo import files, settings
+from aepo import files
 from aepo.data import datasets
 from aepo.files import StudyError
 from aepo.learners.energies import SUPPORTED
@@ -54,7 +54,7 @@ VARIANTS = [_variant(question, row) for question, entry in _TABLE.items() for ro
 def variants_of(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Variant]:
     """The variants that runs of a profile have with these methods: all; at smoke one a question."""
     found = [variant for variant in VARIANTS if not variant.number or set(variant.methods) & set(methods)]
-    if not settings.is_smoke(profile):
+    if profile != "smoke":
         return found
     firsts = {variant.question: variant for variant in reversed(found)}
     return [variant for variant in found if firsts[variant.question] is variant]

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from aepo import methods, settings
 from aepo.data.tasks import Task
-
-SMALL, LARGE = 1500, 3000  # MB of a notebook that reads tables, and of one that holds a dataset and its training
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,13 @@ class Notebook:
 
     needs: tuple[str, ...] = ()
     gives: str = "none"
-    memory: int = LARGE
+    memory: int = 3000
     gpu: bool = True
 
 
 BEFORE_ENERGY = ("04_behavior", "05_critic")
-NOTEBOOKS = {
-    "01_closed_form_guidance": Notebook(memory=SMALL, gpu=False),
-    "02_exact_toys": Notebook(gpu=False),
-    "03_dataset": Notebook(gpu=False),
-    "04_behavior": Notebook(("03_dataset",)),
-    "05_critic": Notebook(("03_dataset",)),
-    "06_energy": Notebook(BEFORE_ENERGY, "own"),
-    "06_policy": Notebook(BEFORE_ENERGY, "own"),
-    "07_evaluation": Notebook((*BEFORE_ENERGY, "06_energy", "06_policy"), "all"),
-    "08_results": Notebook(("07_evaluation",), "all", SMALL, gpu=False),
-    "09_guidance_on_real_tasks": Notebook(("06_energy",), "guided"),
-    "10_performance": Notebook(),
-    "11_ablations": Notebook(("07_evaluation",), "all"),
-}
+TABLE = yaml.safe_load(Path(__file__).with_name("notebooks.yaml").read_text())
+NOTEBOOKS = {name: Notebook(**row) for name, row in TABLE.items()}
 THEORY, PERFORMANCE = ("01_closed_form_guidance", "02_exact_toys"), ("10_performance",)  # they need no task
 TRAINING = tuple(name for name in NOTEBOOKS if "03" <= name[:2] < "07")
 STUDY = (*TRAINING, "09_guidance_on_real_tasks", "07_evaluation", "08_results")
@@ -84,10 +72,7 @@ def settings_hash(task: Task | None, profile: str) -> str:
 
 
 def mark(folder: Path, name: str) -> Path:
-    """The file that a notebook leaves in a run folder when it ran to its end: it lists the files that it needs to stay.
-
-    `scripts/run_papermill.py` writes it.
-    """
+    """The file that `scripts/run_papermill.py` leaves when a notebook ran to its end: it lists files that must stay."""
     return folder / ".done" / name
 
 

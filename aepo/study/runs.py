@@ -1,4 +1,4 @@
-"""Where a run's files lie, and the manifest of what made them."""
+"""Where a run's files lie, the manifest of what made them, and one seed of them as a folder of its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from aepo import files
 from aepo import settings as settings_table
+from aepo.core.networks import select_seeds
 from aepo.data import tasks
 from aepo.data.datasets import Dataset
 from aepo.files import REMAKE, StudyError, lock, project_root, read_json, write_json
@@ -104,7 +105,7 @@ def resolve(runs_dir: str | Path) -> Path:
 
 def results_path(runs_dir: Path, profile: str) -> Path:
     """The study's results.csv in the runs folder; the smoke profile, which is no result, has its own below runs/smoke."""
-    return (runs_dir / "smoke" if settings_table.is_smoke(profile) else runs_dir) / "results.csv"
+    return (runs_dir / "smoke" if profile == "smoke" else runs_dir) / "results.csv"
 
 
 def find_folder(folder: str | Path) -> Path:
@@ -150,10 +151,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def update_manifest(folder: Path, section: str, name: str, entry: Mapping[str, Any]) -> None:
-    """Set one entry of a section (`stages`, `evaluation`, `data`) of the manifest, under its lock.
-
-    The entry gets the versions and the commit it was made with; at the top stand those of the latest entry.
-    """
+    """Set one entry of a section of the manifest, with the versions and commit it was made with, under its lock."""
     made_with = {"versions": files.versions(), "git_commit": files.git_commit(project_root())}
     with lock(folder, "manifest"):
         manifest = read_manifest(folder) | made_with
@@ -175,3 +173,29 @@ def record_data(folder: Path, data: Dataset) -> None:
 def figure_path(run: Run, notebook: str, name: str, method: str | None = None) -> Path:
     """Where a notebook's figure is written; a notebook that is run once a method gives the method."""
     return run.figures / f"{notebook[:2]}_{name}{f'-{method}' if method else ''}.png"
+
+
+def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int:
+    """Copy one seed of what some methods act with to `target`, the manifest with it; returns the bytes written."""
+    if Path(target).resolve() == Path(folder).resolve():
+        raise StudyError(f"{target} is the run itself: export into another folder")
+    manifest = read_manifest(folder)
+    evaluated = {name: entry for name, entry in manifest.get("evaluation", {}).items() if name in methods}
+    if lacking := [name for name in methods if name not in evaluated]:
+        raise StudyError(f"{folder} has no evaluation of {', '.join(lacking)}: run `make reproduce METHODS=...` first")
+    used = {stage for name, entry in evaluated.items() for stage in stages_of(name, entry["beta"]).values()}
+    for stage in sorted(used):
+        path = folder / f"{stage}.safetensors"
+        tensors, meta = files.load_networks(path)
+        if seed not in (seeds := meta["seeds"]):
+            raise StudyError(f"{folder} holds seeds {seeds}, not {seed}")
+        chosen = {
+            key: select_seeds(t, [seeds.index(seed)], len(seeds))
+            for key, t in tensors.items()
+            if not key.startswith("q_target.")
+        }
+        meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
+        files.write_artifact(target / f"{stage}.safetensors", chosen, meta)
+    kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in used}
+    write_json(target / "manifest.json", manifest | {"stages": kept, "evaluation": evaluated})
+    return sum(path.stat().st_size for path in target.iterdir())

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from aepo.data.tasks import GROUPS, SEARCHED_ON
 from aepo.files import StudyError
 from aepo.methods import DATASET, NAMES
-from aepo.searched import FAMILIES, LOOKED_AT
 from aepo.study import statistics
 from aepo.study.ablations import QUESTIONS, TIMES, VARIANTS
 from aepo.study.results import read_results
 
+LOOKED_AT = GROUPS["local-small"]
 AGAINST = ("qgpo", "iql", "best-of-n")
 MARK = "<!-- below: what `aepo results` prints -->"
 PUBLISHED = Path(__file__).with_name("published.csv")  # scores that papers report on D4RL: notebook 08
@@ -92,7 +93,7 @@ def search_table(scores: pd.DataFrame) -> pd.DataFrame:
     searched, found = {v.name: v for v in VARIANTS if v.number}, []
     rows = scores[scores["variant"].isin(searched)]
     rows = rows.assign(times=[searched[name].times for name in rows["variant"]])
-    for family, tasks in FAMILIES.items():
+    for family, tasks in SEARCHED_ON.items():
         for method, own in rows[rows["task"].isin(tasks)].groupby("method", sort=False):
             wide = own.pivot_table(index="task", columns="times", values="score").reindex(columns=TIMES).dropna()
             if len(wide):

@@ -1,4 +1,4 @@
-"""`aepo verify`: recompute every hash and number of a run that can be recomputed, and say what does not match."""
+"""`aepo verify`: recompute what can be recomputed of a run, and say what does not match."""
 
 from __future__ import annotations
 
@@ -36,13 +36,12 @@ def find(given: Path) -> list[Path]:
 
 def problems(folder: Path) -> Iterator[str]:
     """What does not match in a run folder, a sentence each; nothing where all is as it was written."""
-    artifacts = {}
+    kept = _Kept(folder, {})
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("evaluation/*.safetensors")]):
         try:
-            artifacts[str(path.relative_to(folder).with_suffix(""))] = files.load_tensors(path)
+            kept.artifacts[str(path.relative_to(folder).with_suffix(""))] = files.load_tensors(path)
         except StudyError as error:
             yield str(error)
-    kept = _Kept(folder, artifacts)
     for check in (_of_artifacts, _of_manifest, _of_data, _of_returns):
         try:
             yield from check(kept)
@@ -53,7 +52,8 @@ def problems(folder: Path) -> Iterator[str]:
 def data_here(folder: Path) -> bool:
     """Whether the data that a run was made of can be looked at on this machine."""
     with contextlib.suppress(StudyError):
-        return _Kept(folder, {}).data_here
+        kept = _Kept(folder, {})
+        return kept.task is not None and any(map(storage.complete, kept.manifest["data"]))
     return False
 
 
@@ -71,31 +71,25 @@ class _Kept:
     @cached_property
     def task(self) -> tasks.Task | None:
         """By the folder's name, or by the YAML file that its executed notebooks were given."""
-        if self.folder.name in tasks.TASKS:
-            return tasks.TASKS[self.folder.name]
         try:
             executed = json.loads((self.folder / "03_dataset.ipynb").read_text())
             return tasks.get(executed["metadata"]["papermill"]["parameters"]["task"])
         except (OSError, ValueError, KeyError):
-            return None
-
-    @property
-    def data_here(self) -> bool:
-        return self.task is not None and any(map(storage.complete, self.manifest["data"]))
+            return tasks.TASKS.get(self.folder.name)
 
 
 def _of_artifacts(kept: _Kept) -> Iterator[str]:
     """The settings hash of each, the .json beside, and the stages and networks that it was made of."""
     for name, (_, meta) in kept.artifacts.items():
-        path, content = kept.folder / f"{name}.safetensors", meta["settings"]
-        if meta["settings_hash"] != settings.digest(content):
-            yield f"{path}: its settings hash is {meta['settings_hash']}, its settings give {settings.digest(content)}"
+        path, content, given = kept.folder / f"{name}.safetensors", meta["settings"], meta["settings_hash"]
+        if given != (digest := settings.digest(content)):
+            yield f"{path}: its settings hash is {given}, its settings give {digest}"
         told = {key: value for key, value in meta.items() if key not in ("format", "sha256")}
         if "stage" in meta and files.read_json(path.with_suffix(".json")) != told:
             yield f"{path.with_suffix('.json')} does not say what {path.name} holds"
         for stage, digest in content.items():
-            other = isinstance(digest, str) and stage in kept.artifacts and kept.artifacts[stage][1]["settings_hash"]
-            if other and other != digest:
+            made_of = isinstance(digest, str) and stage in kept.artifacts
+            if made_of and digest != kept.artifacts[stage][1]["settings_hash"]:
                 yield f"{path} was made of a {stage} with settings hash {digest}, {stage}.safetensors is another"
         for stage, digest in content.get("networks", {}).items():
             if stage not in kept.artifacts:
@@ -143,17 +137,26 @@ def _of_data(kept: _Kept) -> Iterator[str]:
 
 def _of_returns(kept: _Kept) -> Iterator[str]:
     """returns.csv against the kept evaluations, the recorded returns, the reference scores and results.csv."""
-    path, profile, name = kept.folder / "returns.csv", kept.folder.parent.name, kept.folder.name
+    path, profile = kept.folder / "returns.csv", kept.folder.parent.name
     if not path.exists():
         return
-    try:
-        frame = read_returns(path)
-        groups = frame[frame["method"] != DATASET].groupby(["variant", "method"])
-    except (KeyError, StudyError) as error:
-        yield f"{path} cannot be read ({error})"
-        return
-    for (variant, method), rows in groups:
-        yield from _of_rollouts(kept, variant, method, rows)
+    frame = read_returns(path)
+    for (variant, method), rows in frame[frame["method"] != DATASET].groupby(["variant", "method"]):
+        name = f"evaluation/{'curve-' * (variant == 'curve')}{method}"
+        if variant not in ("", "curve"):
+            name = f"ablations/{slug(variant)}/{name}"
+            with contextlib.suppress(StudyError):  # a damaged one is told with the variant's folder
+                kept.artifacts[name] = files.load_tensors(kept.folder / f"{name}.safetensors")
+        if name not in kept.artifacts:
+            yield f"{path} has rows of {name}.safetensors, which is missing or damaged"
+            continue
+        tensors, meta = kept.artifacts[name]
+        for column, key in (("return", "returns"), ("length", "length"), ("success", "success")):
+            if not _same(rows[column], tensors[key].flatten()):
+                yield f"{path}: column {column} of {method} is not what {name}.safetensors holds"
+        seeds = list(rows["seed"].unique())
+        if meta["settings"].get("seeds", seeds) != seeds:
+            yield f"{path}: seeds of {method} are not those of {name}.safetensors"
 
     references = [entry["reference_scores"] or (np.nan, np.nan) for entry in kept.manifest["data"].values()]
     scores = [100 * (frame["return"] - low) / (high - low) for low, high in references]
@@ -163,36 +166,15 @@ def _of_returns(kept: _Kept) -> Iterator[str]:
     study, key = runs.results_path(kept.folder.parents[1], profile), ["method", "variant"]
     if study.exists():
         everything = read_results(study)
-        own = everything[(everything["profile"] == profile) & (everything["task"] == name)]
+        own = everything[(everything["profile"] == profile) & (everything["task"] == kept.folder.name)]
         own = own[pd.MultiIndex.from_frame(own[key]).isin(pd.MultiIndex.from_frame(frame[key]))]
-        same = len(own) == len(frame) and all(_same(own[column], frame[column]) for column in frame)
-        if len(own) and not same:
-            yield f"{study}: its rows of {profile} {name} are not those of {path}"
-
-
-def _of_rollouts(kept: _Kept, variant: str, method: str, rows: pd.DataFrame) -> Iterator[str]:
-    """Rows of a method, in the order they are written in, against its kept rollouts."""
-    path, name = kept.folder / "returns.csv", f"evaluation/{'curve-' * (variant == 'curve')}{method}"
-    artifacts = kept.artifacts
-    if variant not in ("", "curve"):
-        name = f"ablations/{slug(variant)}/{name}"
-        with contextlib.suppress(StudyError):  # a damaged one is told with the variant's folder
-            artifacts = {name: files.load_tensors(kept.folder / f"{name}.safetensors")}
-    if name not in artifacts:
-        yield f"{path} has rows of {name}.safetensors, which is missing or damaged"
-        return
-    tensors, meta = artifacts[name]
-    for column, key in (("return", "returns"), ("length", "length"), ("success", "success")):
-        if not _same(rows[column], tensors[key].flatten()):
-            yield f"{path}: column {column} of {method} is not what {name}.safetensors holds"
-    seeds = list(rows["seed"].unique())
-    if meta["settings"].get("seeds", seeds) != seeds:
-        yield f"{path}: seeds of {method} are not those of {name}.safetensors"
+        if len(own) and not all(_same(own[column], frame[column]) for column in frame):
+            yield f"{study}: its rows of {profile} {kept.folder.name} are not those of {path}"
 
 
 def _same(one: pd.Series, other: Any) -> bool:
     """Equal in length and content, numbers to nine digits."""
-    if one.dtype == object or pd.api.types.is_string_dtype(one):
+    if not pd.api.types.is_numeric_dtype(one):
         return list(one) == list(other)
     one, other = (np.asarray(pd.Series(x), dtype=float) for x in (one, other))
     return one.shape == other.shape and np.allclose(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
