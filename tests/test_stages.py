@@ -32,7 +32,7 @@ def stage_learner(stage, data, tiny, seeds):
     _, behavior = behavior_stage.behavior_learner(data, seeds, tiny.behavior)
     behavior_stage.finish_behavior(behavior, data, seeds, tiny.behavior)
     if stage == "critic-softmax":
-        return critics.softmax_critic_learner(data, behavior, seeds, tiny.critic)
+        return critics.critic_learner(data, seeds, tiny.critic, behavior)
     _, critic = critics.critic_learner(data, seeds, tiny.critic)
     critics.finish_critic(critic, data)
     drawn = sample_support(behavior, data, seeds, tiny.energy)

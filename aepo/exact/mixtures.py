@@ -1,4 +1,4 @@
-"""Exactly solvable testbed: Gaussian mixtures under the diffusion, intermediate energies, 2-D toys, distances."""
+"""Gaussian mixtures under the diffusion, their intermediate energies, 2-D toys, distances."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -29,11 +30,6 @@ class Posterior:
     factors: Tensor
 
     @property
-    def weights(self) -> Tensor:
-        """r_k `(..., K)`."""
-        return self.log_weights.exp()
-
-    @property
     def covariances(self) -> Tensor:
         """C_k = L_k L_k', shape of `factors`."""
         return self.factors @ self.factors.mT
@@ -41,14 +37,14 @@ class Posterior:
     @property
     def mean(self) -> Tensor:
         """m = sum_k r_k m_k `(..., d)`."""
-        return (self.weights.unsqueeze(-1) * self.means).sum(-2)
+        return (self.log_weights.exp().unsqueeze(-1) * self.means).sum(-2)
 
     @property
     def covariance(self) -> Tensor:
         """C = sum_k r_k (C_k + (m_k - m)(m_k - m)') `(..., d, d)`, the law of total covariance."""
         centered = self.means - self.mean.unsqueeze(-2)
         spread = self.covariances + centered.unsqueeze(-1) * centered.unsqueeze(-2)
-        return (self.weights[..., None, None] * spread).sum(-3)
+        return (self.log_weights.exp()[..., None, None] * spread).sum(-3)
 
 
 @dataclass(frozen=True)
@@ -61,10 +57,12 @@ class Mixture:
 
     def __post_init__(self) -> None:
         count, d = self.means.shape
-        for name, expected in (("weights", (count,)), ("covariances", (count, d, d))):
-            if (found := tuple(getattr(self, name).shape)) != expected:
-                raise ValueError(f"{name} has shape {found}, expected {expected}")
-        if not bool((self.weights > 0).all()) or abs(self.weights.sum().item() - 1) > 1e-5:
+        if self.weights.shape != (count,) or self.covariances.shape != (count, d, d):
+            shapes = [tuple(x.shape) for x in (self.weights, self.means, self.covariances)]
+            raise ValueError(
+                f"weights, means and covariances have the shapes {shapes}, expected (K,), (K, d), (K, d, d)"
+            )
+        if not (self.weights > 0).all() or abs(self.weights.sum().item() - 1) > 1e-5:
             raise ValueError(f"weights must be positive and sum to 1, got {self.weights.tolist()}")
 
     @cached_property
@@ -161,16 +159,9 @@ def quadratic_energy(
     return torch.logsumexp(post.log_weights + torch.where(infinite, math.inf, energy), -1)
 
 
-def linear_energy(
-    mixture: Mixture, slope: Tensor, offset: float, noisy_action: Tensor, t: Tensor, vp: VPSchedule, beta: float
-) -> Tensor:
-    """E* = logsumexp_k(log r_k + beta (offset + g.m_k) + beta^2/2 g'C_k g) for Q = offset + g.a, g = `slope` `(d,)`.
-
-    noisy_action `(..., d)`, t 0-d or `(...,)`; returns `(...,)`.
-    """
-    post = mixture.posterior(noisy_action, t, vp)
-    spread = (slope @ post.factors).square().sum(-1)
-    return torch.logsumexp(post.log_weights + beta * (offset + post.means @ slope) + 0.5 * beta**2 * spread, -1)
+def linear_energy(mixture: Mixture, slope: Tensor, *rest: Any) -> Tensor:
+    """`quadratic_energy` of Q = offset + slope.a; rest: offset, noisy_action, t, vp, beta."""
+    return quadratic_energy(mixture, slope.new_zeros(len(slope), len(slope)), slope, *rest)
 
 
 def trapezoid(points: int, reach: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -244,20 +235,13 @@ def guidance(energy_function: Callable[[Tensor], Tensor], noisy_action: Tensor) 
         return torch.autograd.grad(energy_function(at).sum(), at)[0]
 
 
-def tilted_samples(
-    mixture: Mixture | Callable[[int, Generator], Tensor],
-    q_function: Callable[[Tensor], Tensor],
-    beta: float,
-    count: int,
-    generator: Generator,
-    proposals: int = 200_000,
+def resampled(
+    actions: Tensor, q_function: Callable[[Tensor], Tensor], beta: float, count: int, generator: Generator
 ) -> tuple[Tensor, float]:
-    """`count` draws `(count, d)` from mu exp(beta Q), and the effective sample size 1 / sum_j p_j^2 behind them.
+    """`count` of actions drawn from mu, as draws from mu exp(beta Q), and their effective sample size 1 / sum_j p_j^2.
 
-    Importance resampling with replacement, p_j ∝ exp(beta Q(a_j)) over a_j ~ mu, j = 1..proposals: draws repeat, so
-    they stand for at most as many independent ones as the effective size. mu: a Mixture or (count, generator) -> a.
+    With replacement, p_j ∝ exp(beta Q(a_j)): they stand for at most as many independent draws as that size.
     """
-    actions = (mixture.sample if isinstance(mixture, Mixture) else mixture)(proposals, generator)
     p = torch.softmax(beta * q_function(actions).double(), 0)
     return actions[torch.multinomial(p, count, replacement=True, generator=generator)], 1 / p.square().sum().item()
 
@@ -292,11 +276,11 @@ def toy_mixture(name: str) -> Mixture:
 
 
 def toy(name: str, count: int, generator: Generator) -> Tensor:
-    """`count` float64 draws `(count, 2)` of a density of TOYS, scaled to [-1, 1]^2 (the clamp acts beyond 5 std)."""
+    """`count` float64 draws `(count, 2)` of a density of TOYS, scaled to [-1, 1]^2, or of a mixture of MIXTURES."""
+    if name in MIXTURES:
+        return toy_mixture(name).sample(count, generator)
     if name not in TOYS:
         raise ValueError(f"name must be one of {', '.join(TOYS)}, got {name!r}")
-    if name == "8gaussians":
-        return toy_mixture(name).sample(count, generator).clamp(-1, 1)
     u, v = torch.rand(2, count, generator=generator, dtype=torch.float64)
     noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
     label = torch.randint(60, (count,), generator=generator)

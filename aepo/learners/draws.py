@@ -18,6 +18,12 @@ def part(draws: Draws, which: int | slice) -> Draws:
     return {key: value[which] for key, value in draws.items()}
 
 
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """Values `(S, N, ...)` at each seed's own numbers `(S, ...)`."""
+    rows = torch.arange(len(values), device=values.device)
+    return values[rows.view(-1, *[1] * (index.ndim - 1)), index]
+
+
 class Random:
     """Random numbers for `count` steps of S seeds, `(count, S, *shape)`, that follow from (seed, name) alone.
 

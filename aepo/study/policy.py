@@ -45,8 +45,7 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     """A stage's networks of `count` seeds, of the sizes of stored tensors and settings."""
 
     def sizes(kind: type, own: dict = settings) -> tuple[int, int]:
-        known = kind(**{key: value for key, value in own.items() if key in kind.__dataclass_fields__})
-        return known.width, known.depth
+        return tuple(own.get(key, getattr(kind, key)) for key in ("width", "depth"))
 
     for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
         if key.startswith("q."):
@@ -55,8 +54,8 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     if own or stage == "behavior":
         n, d = (tensors[own + name].shape[-1] for name in ("state_mean", "low"))
         if own:
-            both = sizes(PolicySettings), sizes(CriticSettings, settings["critic_settings"])
-            return Trained(settings["kind"], count, n, d, *both)
+            its_critic = sizes(CriticSettings, settings["critic_settings"])
+            return Trained(settings["kind"], count, (n, d, *sizes(PolicySettings)), (n, d, *its_critic))
         return Behavior(count, n, d, *sizes(BehaviorSettings), tensors["variance"].shape[-1])
     if stage == "critic":
         n = tensors["value.net.layers.0.weight"].shape[1]
