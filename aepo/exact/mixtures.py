@@ -16,6 +16,7 @@ from aepo.core.schedule import VPSchedule
 
 TOYS = ("8gaussians", "rings", "moons", "swissroll", "checkerboard", "2spirals", "pinwheel")
 MIXTURES = ("8gaussians", "wide", "ring")
+QFunction = Callable[[Tensor], Tensor]  # actions `(..., d)` -> `(...,)`
 
 
 @dataclass(frozen=True)
@@ -133,21 +134,14 @@ class Mixture:
 
 
 def quadratic_energy(
-    mixture: Mixture,
-    hessian: Tensor,
-    slope: Tensor,
-    offset: float,
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
+    mixture: Mixture, hessian: Tensor, slope: Tensor, offset: float, a_t: Tensor, t: Tensor, vp: VPSchedule, beta: float
 ) -> Tensor:
     """E* = logsumexp_k(log r_k + E_k) for Q = offset + slope.a + a'Ha/2, H = `hessian` symmetric; returns `(...,)`.
 
     E_k = beta Q(m_k) + beta^2/2 g'(I - beta C_k H)^-1 C_k g - 1/2 logdet(I - beta C_k H), g = slope + H m_k, and
-    +inf where an eigenvalue of beta L_k'H L_k reaches 1. noisy_action `(..., d)`, t 0-d or `(...,)`.
+    +inf where an eigenvalue of beta L_k'H L_k reaches 1. a_t `(..., d)`, t 0-d or `(...,)`.
     """
-    post = mixture.posterior(noisy_action, t, vp)
+    post = mixture.posterior(a_t, t, vp)
     infinite = (torch.linalg.eigvalsh(beta * post.factors.mT @ hessian @ post.factors) >= 1).any(-1)
     identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype)
     system = torch.where(infinite[..., None, None], identity, identity - beta * post.covariances @ hessian)
@@ -160,7 +154,7 @@ def quadratic_energy(
 
 
 def linear_energy(mixture: Mixture, slope: Tensor, *rest: Any) -> Tensor:
-    """`quadratic_energy` of Q = offset + slope.a; rest: offset, noisy_action, t, vp, beta."""
+    """`quadratic_energy` of Q = offset + slope.a; rest: offset, a_t, t, vp, beta."""
     return quadratic_energy(mixture, slope.new_zeros(len(slope), len(slope)), slope, *rest)
 
 
@@ -173,29 +167,22 @@ def trapezoid(points: int, reach: float, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 def grid_energy(
-    mixture: Mixture,
-    q_function: Callable[[Tensor], Tensor],
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
-    points: int = 161,
-    reach: float = 8.0,
+    mixture: Mixture, q_function: QFunction, a_t: Tensor, t: Tensor, vp: VPSchedule, beta: float, points=161, reach=8.0
 ) -> Tensor:
     """E* = logsumexp_k(log r_k + logsumexp_ij(log v_i v_j + beta Q(m_k + L_k (z_i, z_j)))) `(...,)`, d = 2, any Q.
 
     v is the trapezoid rule of the standard normal density on `points` nodes z in [-reach, reach], normalised.
-    noisy_action `(..., 2)`, t 0-d or `(...,)`; q_function `(..., 2)` -> `(...,)` sees a million actions at a time.
-    Differentiable in noisy_action (each chunk is computed again in the backward pass).
+    a_t `(..., 2)`, t 0-d or `(...,)`; q_function `(..., 2)` -> `(...,)` sees a million actions at a time.
+    Differentiable in a_t (each chunk is computed again in the backward pass).
     """
-    if noisy_action.shape[-1] != 2:
-        raise ValueError(f"noisy_action has shape {tuple(noisy_action.shape)}, expected (..., 2)")
+    if a_t.shape[-1] != 2:
+        raise ValueError(f"a_t has shape {tuple(a_t.shape)}, expected (..., 2)")
     z, log_v = trapezoid(points, reach, mixture.means.dtype)
 
     def component_energy(means: Tensor, factors: Tensor) -> Tensor:
         return torch.logsumexp(log_v + beta * q_function(means.unsqueeze(-2) + z @ factors.mT), -1)
 
-    post = mixture.posterior(noisy_action, t, vp)
+    post = mixture.posterior(a_t, t, vp)
     size, means = max(1, 2**20 // len(z)), post.means.reshape(-1, 2)
     factors = post.factors.expand(*post.means.shape, 2).reshape(-1, 2, 2)
     again = means.requires_grad and len(means) > size
@@ -207,20 +194,13 @@ def grid_energy(
 
 
 def grid_shift(
-    mixture: Mixture,
-    q_function: Callable[[Tensor], Tensor],
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
-    points: int = 161,
-    reach: float = 8.0,
+    mixture: Mixture, q_function: QFunction, a_t: Tensor, t: Tensor, vp: VPSchedule, beta: float, points=161, reach=8.0
 ) -> Tensor:
     """E_tilted[a_0] - E[a_0] = sigma^2/alpha grad E* `(B, 2)`, the two means on the rule of `grid_energy`; t 0-d."""
     z, log_v = trapezoid(points, reach, mixture.means.dtype)
     shifts = []
-    for a_t in noisy_action:
-        post = mixture.posterior(a_t, t, vp)
+    for noisy in a_t:
+        post = mixture.posterior(noisy, t, vp)
         actions = post.means.unsqueeze(-2) + z @ post.factors.mT
         log_weight = post.log_weights.unsqueeze(-1) + log_v
         change = torch.softmax((log_weight + beta * q_function(actions)).flatten(), 0) - log_weight.flatten().softmax(0)
@@ -236,7 +216,7 @@ def guidance(energy_function: Callable[[Tensor], Tensor], noisy_action: Tensor) 
 
 
 def resampled(
-    actions: Tensor, q_function: Callable[[Tensor], Tensor], beta: float, count: int, generator: Generator
+    actions: Tensor, q_function: QFunction, beta: float, count: int, generator: Generator
 ) -> tuple[Tensor, float]:
     """`count` of actions drawn from mu, as draws from mu exp(beta Q), and their effective sample size 1 / sum_j p_j^2.
 
