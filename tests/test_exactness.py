@@ -7,6 +7,7 @@ import torch
 from aepo.core import guidance, losses, models, networks, posterior
 from aepo.core.schedule import VPSchedule
 from aepo.exact import diagnostics, mixtures, toys
+from aepo.learners import energies
 
 VP = VPSchedule()
 
@@ -227,7 +228,7 @@ def test_toy_targets_reduce_to_each_other(rows):
     behavior.variance = torch.zeros_like(behavior.variance)
     action, t = rows.data[:, :30], torch.full((2, 30), 0.3)
     noisy = losses.diffuse(action, torch.zeros_like(action), t, models.VP)
-    noised = toys.Noised(action, noisy, t)
+    noised = energies.Pairs(action, action, noisy, t)
     values = {m: toys.target(m, rows, behavior, noised) for m in ("aepo", "aepo-2", "aepo-cubature", "point")}
     bounded = values.pop("point").clamp(rows.lowest, rows.highest)
     assert all(torch.allclose(v, bounded, atol=1e-5) for v in values.values())

@@ -21,10 +21,7 @@ QFunction = Callable[[Tensor], Tensor]  # actions `(..., d)` -> `(...,)`
 
 @dataclass(frozen=True)
 class Posterior:
-    """mu_{0|t}(a | a_t) = sum_k r_k N(m_k, L_k L_k') of a mixture at noisy actions `(..., d)`.
-
-    log_weights = log r `(..., K)`, means `(..., K, d)`, factors L `(K, d, d)` for a 0-d t, else `(..., K, d, d)`.
-    """
+    """mu_{0|t}(a | a_t) = sum_k r_k N(m_k, L_k L_k') at noisy actions: log r, m, and L, `(K, d, d)` where t is 0-d."""
 
     log_weights: Tensor
     means: Tensor
@@ -218,19 +215,13 @@ def guidance(energy_function: Callable[[Tensor], Tensor], noisy_action: Tensor) 
 def resampled(
     actions: Tensor, q_function: QFunction, beta: float, count: int, generator: Generator
 ) -> tuple[Tensor, float]:
-    """`count` of actions drawn from mu, as draws from mu exp(beta Q), and their effective sample size 1 / sum_j p_j^2.
-
-    With replacement, p_j ∝ exp(beta Q(a_j)): they stand for at most as many independent draws as that size.
-    """
+    """`count` draws p_j ∝ exp(beta Q(a_j)), with replacement, of actions from mu; their effective size 1 / sum_j p_j^2."""
     p = torch.softmax(beta * q_function(actions).double(), 0)
     return actions[torch.multinomial(p, count, replacement=True, generator=generator)], 1 / p.square().sum().item()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| from samples x `(n, d)`, y `(m, d)`, without a square root.
-
-    The unbiased U-statistic (no pair of a sample with itself), so it is negative at times where the laws agree.
-    """
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of samples `(n, d)`, `(m, d)`: unbiased, so at times negative for equal laws."""
 
     def total(a: Tensor, b: Tensor) -> float:
         rows = a.split(max(1, 2**23 // len(b)))

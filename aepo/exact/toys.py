@@ -15,6 +15,7 @@ from aepo.core.models import VP
 from aepo.core.networks import EnergyNet, NoiseNet, generator, initialize
 from aepo.exact import mixtures
 from aepo.learners.draws import Draws, Random, part, pick
+from aepo.learners.energies import Pairs
 from aepo.learners.training import Learner, fit, follow
 
 LEARNED = {  # what an energy network regresses on (a form of `guidance.KINDS`, or below), and whether by the Bregman loss
@@ -36,10 +37,7 @@ CHUNK = 250
 
 @dataclass(frozen=True)
 class ToySettings:
-    """Sizes of the toy trainings; groups x support equals `batch`, so that every method evaluates its network as often.
-
-    `harmonics`: of the noise network's input; `support`: actions of a support or contrastive estimate.
-    """
+    """Sizes of the toy trainings; groups x support equals `batch`, so that every method evaluates its network as often."""
 
     width: int = 64
     depth: int = 3
@@ -72,10 +70,7 @@ def raw_q(action: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """R stacked problems: names, betas, seeds `(R,)`, data `(R, N, 2)`, loc and scale of Q, bounds of beta Q `(R, 1)`.
-
-    Q is standardised over each problem's density, so that beta is the standard deviation of beta Q.
-    """
+    """R stacked problems: names, betas, seeds, data `(R, N, 2)`, loc and scale of Q over its density, bounds of beta Q."""
 
     problem: tuple[str, ...]
     beta: Tensor
@@ -149,27 +144,16 @@ def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     return behavior
 
 
-@dataclass(frozen=True)
-class Noised:
-    """Actions `(R, B, 2)`, what they became at times t `(R, B)` (or 0-d), and for "support" others `(R, B, M, 2)`."""
-
-    action: Tensor
-    noisy: Tensor
-    t: Tensor
-    support: Tensor | None = None
-
-
 @torch.no_grad()
-def target(method: str, rows: Rows, behavior: ToyBehavior, noised: Noised) -> Tensor:
+def target(method: str, rows: Rows, behavior: ToyBehavior, pairs: Pairs) -> Tensor:
     """Regression target of a method `(R, B)`; a closed form's is clamped to the range of beta Q over the data."""
-    kind, noisy, t = LEARNED[method][0], noised.noisy, noised.t
+    kind, noisy, t = LEARNED[method][0], pairs.noisy_action, pairs.t
     if kind == "exact":
         return exact_energy(rows, noisy, t)
     if kind == "clean":
-        return rows.scaled_q(noised.action)
+        return rows.scaled_q(pairs.action)
     if kind == "support":
-        candidates = torch.cat([noised.action.unsqueeze(-2), noised.support], -2)
-        return guidance.support_energy(rows.scaled_q(candidates), candidates, noisy, t, VP, 1.0)
+        return guidance.support_energy(rows.scaled_q(pairs.candidates), pairs.candidates, noisy, t, VP, 1.0)
     mean = posterior.mean(noisy, behavior.noise(noisy, t), t, VP, -1.5, 1.5)
     variance = posterior.isotropic_variance(behavior.variance, t)
     return guidance.closed_form(kind, rows.scaled_q, mean, variance, 1.0, (rows.lowest, rows.highest))
@@ -191,42 +175,42 @@ def train_energy(method: str, rows: Rows, behavior: ToyBehavior, settings: ToySe
     net = EnergyNet(len(rows.seed), 1, 2, settings.width, settings.depth, VP)
     initialize(net, rows.seed, "toy-energy")
     size, sets = rows.data.shape[1], (settings.groups, settings.support)
+    pool: list[Tensor] = []
 
     def draw(random: Random) -> Draws:
         if kind == "contrastive":
             draws = random.diffusion(size, settings.groups, 2)
             return draws | {"support": random.index(size, *sets), "noise": random.normal(*sets, 2)}
         draws = random.diffusion(size, settings.batch, 2)
-        others = {"support": random.index(size, settings.batch, settings.support - 1)} if kind == "support" else {}
-        return draws | others
+        if kind == "support":
+            draws["support"] = random.index(size, settings.batch, settings.support - 1)
+        return draws
 
-    def pairs(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy actions, their times and targets."""
-        action, t = pick(rows.data, draws["index"]), draws["t"]
-        noisy = losses.diffuse(action, draws["noise"], t, VP)
-        others = pick(rows.data, draws["support"]) if kind == "support" else None
-        return noisy, t, target(method, rows, behavior, Noised(action, noisy, t, others))
-
-    def pooled(draws: Draws) -> tuple[Tensor, ...]:
-        """Those of "exact", whose targets take long, are made once."""
-        return tuple(pick(made, draws["index"] % settings.pool) for made in pool)
+    def pairs(draws: Draws) -> list[Tensor]:
+        """Noisy actions, their times and targets; of "exact", whose targets take long, from a pool that is made once."""
+        if pool:
+            return [pick(made, draws["index"] % settings.pool) for made in pool]
+        action, t, candidates = pick(rows.data, draws["index"]), draws["t"], None
+        if kind == "support":
+            candidates = torch.cat([action.unsqueeze(-2), pick(rows.data, draws["support"])], -2)
+        made = Pairs(_no_state(action), action, losses.diffuse(action, draws["noise"], t, VP), t, candidates=candidates)
+        return [made.noisy_action, t, target(method, rows, behavior, made)]
 
     def loss(draws: Draws):
         if kind == "contrastive":
             action = pick(rows.data, draws["support"])
             state, scaled_q = _no_state(action[:, :, 0]), rows.scaled_q(action)
             return losses.contrastive_loss(net, state, action, draws["noise"], draws["t"], scaled_q, VP)
-        noisy, t, energy = made_of(draws)
+        noisy, t, energy = pairs(draws)
         return (losses.bregman_loss if bregman else losses.energy_loss)(net, _no_state(noisy), noisy, t, energy)
 
-    made_of = pooled if kind == "exact" else pairs
     if kind == "exact":
-        pool = pairs(part(Random(rows.seed, "toy-pool", like=rows.data).diffusion(size, settings.pool, 2), 0))
+        pool += pairs(part(Random(rows.seed, "toy-pool", like=rows.data).diffusion(size, settings.pool, 2), 0))
     if kind == "contrastive":
         net.scale.copy_(rows.beta)
     else:
         first = draw(Random(rows.seed, "toy-scale", like=rows.data, count=8))
-        energies = torch.cat([made_of(part(first, i))[-1] for i in range(8)], 1)
+        energies = torch.cat([pairs(part(first, i))[-1] for i in range(8)], 1)
         net.loc.copy_(energies.mean(1, keepdim=True))
         net.scale.copy_(energies.std(1, keepdim=True).clamp(min=1e-6))
     learner = Learner(method, rows.seed, net, list(net.parameters()), draw, loss)
@@ -243,10 +227,7 @@ def sample(rows: Rows, behavior: ToyBehavior, energy: EnergyNet | None, count: i
 
 
 def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> tuple[Tensor, float]:
-    """Exact samples of the tilted density of every row `(R, count, 2)`, and the least effective sample size behind them.
-
-    Rows of one problem and beta share their samples; `repeat` chooses an independent set.
-    """
+    """Exact samples `(R, count, 2)` of the tilted densities, set `repeat`, and the least effective sample size of them."""
     made: dict[tuple[str, float], tuple[Tensor, float]] = {}
     keys = list(zip(rows.problem, rows.beta.flatten().tolist(), strict=True))
     for r, (problem, beta) in enumerate(keys):
@@ -258,10 +239,7 @@ def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> 
 
 
 def distances(rows: Rows, samples: dict[str, Tensor], truths: tuple[Tensor, Tensor]) -> pd.DataFrame:
-    """Energy distance of every method's samples to exact ones, a row each.
-
-    `truths`: two independent sets of exact samples; the distance between them is the method "noise floor".
-    """
+    """Energy distance of every method's samples to exact ones; that between two sets of them is the "noise floor"."""
     frames = []
     for method, drawn in {**samples, "noise floor": truths[1]}.items():
         distance = [mixtures.energy_distance(x, y) for x, y in zip(drawn, truths[0], strict=True)]

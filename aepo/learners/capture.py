@@ -31,11 +31,7 @@ def on_side_stream(run: Callable[[], object]) -> object:
 
 
 class CapturedCalls:
-    """A function of tensors `(S, B, ...)`, row by row in B, captured for each B rounded up to a power of two.
-
-    Rows beyond those given hold what an earlier call left there, and are cut off: a batch that shrinks as episodes end
-    needs few captures.
-    """
+    """A function of tensors `(S, B, ...)`, row by row in B, captured for each B rounded up to a power of two."""
 
     def __init__(self, run: Callable[..., Tensor], name: str):
         self.run, self.name = run, name

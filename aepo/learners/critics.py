@@ -39,10 +39,7 @@ class Transitions:
         self.hindsight = Hindsight(data, settings.discount, settings.goal_radius, scale) if self.share else None
 
     def batch(self, draws: Draws) -> tuple[Tensor, ...]:
-        """State, next state `(S, B, n)` standardised, action `(S, B, d)`, reward scaled, terminated, floor `(S, B)`.
-
-        Of a step's `index` `(S, B)` and, where there is hindsight, `ahead` `(S, B share)`.
-        """
+        """State and next state standardised, action, reward scaled, terminated, floor of a step's draws."""
         state, next_state, action, numbers = self.packed[draws["index"]].split(self.sizes, -1)
         reward, terminated, floor = numbers.unbind(-1)
         if self.hindsight:
@@ -85,17 +82,17 @@ def critic_learner(
         random = Random(seeds, "next-support", like=following)
         support = sample_actions(behavior, following.expand(len(seeds), -1, -1), size, settings.support_steps, random)
 
-    def expectile(state: Tensor, next_state: Tensor, action: Tensor, index: Tensor):
+    def values(state: Tensor, next_state: Tensor, action: Tensor, index: Tensor):
         """V(s'), and the loss of V with its info."""
         with torch.no_grad():
-            q, next_value = critic.q_target.minimum(state, action), critic.value(next_state)
-        return next_value, *losses.value_loss(critic.value, state, q, settings.expectile)
-
-    def softmax(state: Tensor, next_state: Tensor, action: Tensor, index: Tensor):
-        with torch.no_grad():
-            actions = pick(support, index).flatten(1, 2)
-            q = critic.q_target.minimum(next_state.repeat_interleave(size, 1), actions).view(*index.shape, size)
-            next_value = losses.in_support_value(q, settings.temperature)
+            if behavior is None:
+                q, next_value = critic.q_target.minimum(state, action), critic.value(next_state)
+            else:
+                actions = pick(support, index).flatten(1, 2)
+                q = critic.q_target.minimum(next_state.repeat_interleave(size, 1), actions).view(*index.shape, size)
+                next_value = losses.in_support_value(q, settings.temperature)
+        if behavior is None:
+            return next_value, *losses.value_loss(critic.value, state, q, settings.expectile)
         value = critic.value(next_state)
         loss = (value - next_value).square().mean(-1)
         info = {"value_loss": loss, "value": value.mean(-1), "advantage_std": q.std(-1).mean(-1)}
@@ -106,8 +103,7 @@ def critic_learner(
 
     def loss(draws: Draws):
         state, next_state, action, *rest, floor = transitions.batch(draws)
-        backup = expectile if behavior is None else softmax
-        next_value, value_loss, value_info = backup(state, next_state, action, draws["index"])
+        next_value, value_loss, value_info = values(state, next_state, action, draws["index"])
         td_loss, info = losses.td_loss(critic.q, state, action, *rest, next_value, settings.discount, floor)
         return value_loss + td_loss, value_info | info
 

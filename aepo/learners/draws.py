@@ -25,10 +25,7 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 class Random:
-    """Random numbers for `count` steps of S seeds, `(count, S, *shape)`, that follow from (seed, name) alone.
-
-    They lie where `like` does; those that are no indices have its type.
-    """
+    """Random numbers `(count, S, *shape)` for `count` steps of S seeds, placed as `like`: of (seed, name) alone."""
 
     def __init__(self, seeds: Sequence[int], *name: object, like: Tensor, count: int = 1):
         self.generators = [generator(seed, *name, device=like.device) for seed in seeds]

@@ -63,10 +63,6 @@ class Pairs:
     candidate_q: Tensor | None = None
 
 
-Drawing = Callable[[Random], Draws]
-Pairing = Callable[[Draws], Pairs]
-
-
 def applied(method: Method, settings: EnergySettings) -> Method:
     """The method with the switches that the settings set."""
     changed = {"energy": settings.form, "gate": settings.gate, "bregman": settings.bregman}
@@ -94,18 +90,6 @@ def target(problem: Problem, pairs: Pairs) -> Tensor:
     return guidance.closed_form(kind, q_function, *moments, beta, bounds, -1.0, 1.0) - beta * pairs.baseline
 
 
-@torch.no_grad()
-def baselines(behavior: Behavior, critic: Critic, state: Tensor) -> Tensor:
-    """Advantage of the behavior's mean action, the posterior mean at pure noise, of states `(N, n)`: `(S, N)`."""
-    seeds, _, d = behavior.low.shape
-    parts = []
-    for states in state.expand(seeds, -1, -1).split(8_192, 1):
-        noise = states.new_zeros(seeds, states.shape[1], d)
-        mean, _ = gaussian_posterior(behavior, states, noise, torch.ones((), dtype=state.dtype, device=state.device))
-        parts.append(critic.advantage(states, mean))
-    return torch.cat(parts, 1)
-
-
 def energy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "energy") -> tuple[Learner, nn.Module]:
     """The training of the energy or shift network of a method by its target and loss."""
     problem.behavior.requires_grad_(False)
@@ -130,7 +114,7 @@ def energy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "energy
     return Learner(name, seeds, net, list(net.parameters()), draw, loss, diagnose=diagnose), net
 
 
-def _first(problem: Problem, draw: Drawing, pairs: Pairing, seeds: tuple[int, ...]) -> list[Pairs]:
+def _first(problem: Problem, draw: Callable, pairs: Callable, seeds: tuple[int, ...]) -> list[Pairs]:
     """The batches that the scale of targets is taken from."""
     count = problem.settings.target_batches
     draws = draw(Random(seeds, "energy-scale", like=problem.state, count=count))
@@ -145,7 +129,13 @@ def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
         candidates = torch.cat([action[support.index].unsqueeze(2), support.action], 2)
         quality = advantages(problem.critic, problem.state, support.index, candidates)
     else:
-        baseline = baselines(problem.behavior, problem.critic, problem.state)
+        at_noise, parts = problem.state.new_ones(()), []  # where the posterior mean is the behavior's mean action
+        for states in problem.state.expand(len(seeds), -1, -1).split(8_192, 1):
+            noise = states.new_zeros(*states.shape[:2], action.shape[1])
+            with torch.no_grad():
+                mean, _ = gaussian_posterior(problem.behavior, states, noise, at_noise)
+                parts.append(problem.critic.advantage(states, mean))
+        baseline = torch.cat(parts, 1)
 
     def draw(random: Random) -> Draws:
         draws = random.diffusion(support.index.shape[1] if supported else len(action), settings.batch, action.shape[1])

@@ -52,14 +52,8 @@ class Pointwise(ActionModel):
         return self.mean(state)
 
 
-MODELS = {
-    "weighted": Behavior,
-    "flow": Flow,
-    "gaussian": Pointwise,
-    "deterministic": Pointwise,
-    "diffusion-q": Behavior,
-}
-WITH_CRITIC = ("deterministic", "diffusion-q")
+WITH_CRITIC = {"deterministic": Pointwise, "diffusion-q": Behavior}
+MODELS = {"weighted": Behavior, "flow": Flow, "gaussian": Pointwise} | WITH_CRITIC
 RENEWED = ("weighted", "flow")  # kinds that learn from support actions, drawn anew in each round
 
 

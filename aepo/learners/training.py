@@ -66,8 +66,7 @@ def follow(moving: Sequence[tuple[nn.Module, nn.Module, float]]) -> Callable[[],
 class Steps:
     """The optimizer steps of a training: one by one, or where `captured` replays of one captured as a CUDA graph.
 
-    Draws and rates are copied into the graph's inputs, since captured random numbers would repeat. The first steps are run
-    one by one: they warm the kernels up and are steps of the training like any other. Where capture fails it goes on so.
+    Draws are copied into the graph, whose own would repeat. The first steps, and where capture fails all, are one by one.
     """
 
     WARM_UP = 3
@@ -168,7 +167,13 @@ def fit(
             row |= learner.diagnose(part(draws, -1))
             columns, row = list(row), torch.stack(list(row.values()), -1).double().cpu()
             if not all(torch.isfinite(x).all() for x in (row, *learner.module.state_dict().values())):
-                raise files.StudyError(_diverged(learner, row, f"between steps {start} and {stop}", store))
+                bad = [str(s) for s, values in zip(learner.seeds, row, strict=True) if not torch.isfinite(values).all()]
+                whose, kept = f" of seed {', '.join(bad)}" if bad else "", store.paths() if store else []
+                last = f"; the last good checkpoint is kept, {kept[-1]}" if kept else ""
+                raise files.StudyError(
+                    f"{learner.name}: the loss{whose} is not finite between steps {start} and {stop}{last}: "
+                    "try a smaller learning_rate, and look at the data (notebook 03_dataset)"
+                )
             log.append(row)
             if store:
                 store.save(index + 1, log, columns)
@@ -177,16 +182,4 @@ def fit(
         {"seed": seed, "step": min((index + 1) * chunk, steps)} | dict(zip(columns, values.tolist(), strict=True))
         for index, row in enumerate(log)
         for seed, values in zip(learner.seeds, row, strict=True)
-    )
-
-
-def _diverged(learner: Learner, row: Tensor, steps: str, store: Checkpoints | None) -> str:
-    """The sentence for a training whose loss or networks `(S, columns)` are no numbers any more."""
-    bad = [str(seed) for seed, values in zip(learner.seeds, row, strict=True) if not torch.isfinite(values).all()]
-    whose = f" of seed {', '.join(bad)}" if bad else ""
-    kept = store.paths() if store else []
-    last = f"; the last good checkpoint is kept, {kept[-1]}" if kept else ""
-    return (
-        f"{learner.name}: the loss{whose} is not finite {steps}{last}: try a smaller learning_rate, "
-        "and look at the data (notebook 03_dataset)"
     )

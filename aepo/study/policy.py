@@ -117,9 +117,8 @@ class Policy:
     ) -> np.ndarray:
         """Actions `(N, d)` inside the action box for observations `(N, n)`; one state `(n,)` gives `(d,)`.
 
-        A dict observation, one or a batch, is flattened in the order of `observation_keys` that training used.
-        States farther than 1e6 standard deviations from the data's mean are taken to lie at that distance. ValueError
-        for another shape, for values that are not real numbers or not finite in float32, or for a dict that lacks a part.
+        A dict observation is flattened in the order of `observation_keys` that training used. States farther than 1e6
+        standard deviations from the data's mean are taken to lie there. ValueError where they cannot be used.
         """
         states = flatten(observations, self.observation_keys)
         if states.dtype.kind not in "fiub":

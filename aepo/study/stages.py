@@ -35,12 +35,11 @@ TRUSTED_SHARE = 0.1
 SUPPORT = ("support", "support_states", "support_steps")  # settings that support actions depend on
 
 Build = Callable[[tuple[int, ...]], tuple[Learner | None, nn.Module]]
-Finish = Callable[[nn.Module, tuple[int, ...]], None]
 
 
 @threads(THREADS)
 def _stage(
-    run: Run, name: str, content: dict[str, Any], build: Build, settings: Any = None, finish: Finish | None = None
+    run: Run, name: str, content: dict[str, Any], build: Build, settings: Any = None, finish: Callable | None = None
 ) -> None:
     """Leave an artefact as it is where the hash of `content` fits, else train the seeds that it lacks, and write it."""
     digest = settings_table.digest(content)
@@ -100,12 +99,15 @@ def _content(settings: Any, run: Run, data: Dataset, **more: Any) -> dict[str, A
     return {**settings_table.as_dict(settings), **made_of, **more}
 
 
-def _of_seeds(run: Run, seeds: tuple[int, ...], made: nn.Module | Support | None) -> Any:
-    """The given seeds of what is stacked for the run's, for a training that adds seeds to earlier ones."""
-    rows = [run.seeds.index(seed) for seed in seeds]
-    if isinstance(made, Support):
-        return Support(made.index[rows], made.action[rows])
-    return made and take_seeds(made, rows, len(run.seeds))
+def _of_seeds(run: Run, seeds: tuple[int, ...], problem: Any) -> Any:
+    """A problem with the given seeds of what is stacked for the run's, for a training that adds seeds to earlier ones."""
+    rows, own = [run.seeds.index(seed) for seed in seeds], {}
+    for name, made in vars(problem).items():
+        if isinstance(made, nn.Module):
+            own[name] = take_seeds(made, rows, len(run.seeds))
+        elif isinstance(made, Support):
+            own[name] = Support(made.index[rows], made.action[rows])
+    return replace(problem, **own)
 
 
 def _entry(method: str, network: str) -> Method:
@@ -133,7 +135,8 @@ def train_critic(run: Run, data: Dataset, behavior: Behavior | None = None) -> C
         content["behavior"] = _settings_hash(run, "behavior")
 
     def build(seeds: tuple[int, ...]) -> tuple[Learner, Critic]:
-        return critic_learner(data, seeds, settings, _of_seeds(run, seeds, behavior) if softmax else None)
+        rows = [run.seeds.index(seed) for seed in seeds]
+        return critic_learner(data, seeds, settings, take_seeds(behavior, rows, len(run.seeds)) if softmax else None)
 
     _stage(run, "critic", content, build, settings, lambda module, seeds: finish_critic(module, data))
     return load_networks(run.folder, "critic", run.seeds, run.device)
@@ -148,8 +151,8 @@ def train_support(
     content[source] = _settings_hash(run, source)
 
     def draw(seeds: tuple[int, ...]) -> tuple[None, nn.Module]:
-        module = nn.Module()
-        for key, drawn in vars(sample_support(_of_seeds(run, seeds, behavior), data, seeds, settings)).items():
+        module, own = nn.Module(), take_seeds(behavior, [run.seeds.index(seed) for seed in seeds], len(run.seeds))
+        for key, drawn in vars(sample_support(own, data, seeds, settings)).items():
             module.register_buffer(key, drawn)
         return None, module
 
@@ -166,21 +169,21 @@ def train_policy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     entry, settings, data = _entry(method, "policy"), run.profile.policy, data.to(run.device)
     beta = run.profile.evaluation.beta[method] if entry.tempered else 0.0
     rounds = settings.rounds if entry.policy in RENEWED else 1
-    final, model, source = runs.policy_stage(method, beta), behavior, "behavior"
+    name, model, source = runs.policy_stage(method, beta), behavior, "behavior"
     problem = Policies(entry.policy, data, beta / rounds, settings, run.profile.critic, critic)
+    if entry.policy not in RENEWED:
+        return _train_policy(run, problem, name, settings.steps)
     for index in range(rounds):
-        name = final if index == rounds - 1 else f"{final}-round{index + 1}"
-        if entry.policy in RENEWED:
-            of = "support" if index == 0 else f"support-{final}-round{index + 1}"
-            goes_on = entry.policy == "weighted" or index > 0
-            support = train_support(run, data, model, of, source)
-            problem = replace(problem, support=support, start=model if goes_on else None)
-        trained = _train_policy(run, problem, name, source, settings.steps // rounds)
-        model, source = trained.average, name
+        this = name if index == rounds - 1 else f"{name}-round{index + 1}"
+        support = train_support(run, data, model, f"support-{name}-round{index + 1}" if index else "support", source)
+        start = model if entry.policy == "weighted" or index else None
+        problem = replace(problem, support=support, start=start)
+        trained = _train_policy(run, problem, this, settings.steps // rounds, source)
+        model, source = trained.average, this
     return trained
 
 
-def _train_policy(run: Run, problem: Policies, name: str, source: str, steps: int) -> Trained:
+def _train_policy(run: Run, problem: Policies, name: str, steps: int, source: str = "behavior") -> Trained:
     settings, kind = problem.settings, problem.kind
     content = _content(settings, run, problem.data, kind=kind, beta=problem.beta)
     content["critic_settings"] = settings_table.as_dict(problem.critic_settings)
@@ -191,11 +194,7 @@ def _train_policy(run: Run, problem: Policies, name: str, source: str, steps: in
     if problem.support:
         content |= {key: getattr(run.profile.energy, key) for key in SUPPORT}
         content |= {source: _settings_hash(run, source), "start": problem.start is not None and source}
-
-    def build(seeds: tuple[int, ...]) -> tuple[Learner, Trained]:
-        own = {key: _of_seeds(run, seeds, getattr(problem, key)) for key in ("critic", "support", "start")}
-        return policy_learner(replace(problem, **own), seeds, name)
-
+    build = lambda seeds: policy_learner(_of_seeds(run, seeds, problem), seeds, name)  # noqa: E731
     _stage(run, name, content, build, replace(settings, steps=steps))
     return load_networks(run.folder, name, run.seeds, run.device)
 
@@ -210,15 +209,10 @@ def train_energy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     support = train_support(run, data, behavior) if entry.energy in SUPPORTED else None
     problem = Guidance(data, behavior, critic, entry, beta, settings, support, run.profile.critic.hindsight > 0)
 
-    def build(seeds: tuple[int, ...]) -> tuple[Learner, nn.Module]:
-        own = {key: _of_seeds(run, seeds, getattr(problem, key)) for key in ("behavior", "critic", "support")}
-        return energy_learner(replace(problem, **own), seeds, name)
-
+    build = lambda seeds: energy_learner(_of_seeds(run, seeds, problem), seeds, name)  # noqa: E731
     _stage(run, name, _content(settings, run, data, **made_of), build, settings)
     curved = runs.read_metrics(run, name).groupby("seed")["curved"].last().max()
     if entry.energy == "taylor" and curved > TRUSTED_SHARE:
-        print(
-            f"{name}: beta c_t |H v| is above 1 at up to {100 * curved:.0f}% of noised actions: first order is not to be "
-            "trusted there (notebook 09 shows where)"
-        )
+        where = f"beta c_t |H v| is above 1 at up to {100 * curved:.0f}% of noised actions"
+        print(f"{name}: {where}: first order is not to be trusted there (notebook 09 shows where)")
     return load_networks(run.folder, name, run.seeds, run.device)
