@@ -42,7 +42,7 @@ from aepo.learners.behavior import behavior_learner
 from aepo.learners.draws import Draws, Random, part
 from aepo.learners.energies import SUPPORTED, Problem, energy_learner
 from aepo.learners.support import sample_support
-from aepo.learners.training import Learner, Steps, step
+from aepo.learners.training import Learner, Steps
 from aepo.methods import METHODS
 from aepo.settings import Profile
 from aepo.study import runs
@@ -173,14 +173,14 @@ def bench_stage(
     profile = with_networks(networks)
     data = synthetic(*dims, device=device)
     stacked = learner_of(stage, data, range(seeds), profile, batch)
-    chunk = Steps(stacked, 1e-3)
+    chunk = Steps(stacked)
     steps = 1 if seeds * batch > 4_096 else 4
     draws, rates = draws_of(stacked, steps), [1e-3] * steps
     one = part(draws, 0)
-    step(stacked, chunk.optimizer, one)
-    products = products_of(lambda: step(stacked, chunk.optimizer, one), device)
+    chunk.step(one)
+    products = products_of(lambda: chunk.step(one), device)
     alone = [learner_of(stage, data, [seed], profile, batch) for seed in range(seeds)]
-    eager = [(Steps(learner, 1e-3, captured=False), draws_of(learner, steps)) for learner in alone]
+    eager = [(Steps(learner, captured=False), draws_of(learner, steps)) for learner in alone]
     compared = [
         lambda: chunk.run(draws, rates),
         lambda: [products() for _ in rates],

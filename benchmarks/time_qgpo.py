@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import torch
 
-from aepo.learners.critics import softmax_critic_learner
+from aepo.learners.critics import critic_learner
 from aepo.learners.training import Steps
 from benchmarks import bench
 
@@ -90,11 +90,11 @@ def our_step(stage: str, batch: int) -> Callable[[], object]:
     behavior, critic = bench.networks_of(data, [0], profile)
     if stage == "critic-softmax":
         own = replace(profile.critic, batch=batch, support=ACTIONS, support_steps=1)
-        learner = softmax_critic_learner(data, behavior, (0,), own)[0]
+        learner = critic_learner(data, (0,), own, behavior)[0]
     else:
         kind = "behavior" if stage == "products" else stage.removesuffix(" with Q")
         learner = bench.learner_of(kind, data, [0], profile, batch)
-    chunk = Steps(learner, 1e-3)
+    chunk = Steps(learner)
     draws = bench.draws_of(learner, 1)
     state, action = data.state[None, :batch], data.action[None, : batch * ACTIONS]
 

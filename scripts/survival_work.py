@@ -56,7 +56,7 @@ def work(folder: Path, small: bool, events: Connection, pause=None, last: str = 
     stages.train_energy(run, data, behavior, critic, "aepo")
     if small:
         watch.enter("support")
-        stages.train_support(run, data, behavior, run.profile.energy)
+        stages.train_support(run, data, behavior)
         watch.enter("energy-support")
         stages.train_energy(run, data, behavior, critic, "aepo-support")
     watch.enter("policy")

@@ -8,7 +8,7 @@ import torch
 from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
 
 from aepo import settings
-from aepo.learners import energies, training
+from aepo.learners import energies, support, training
 from aepo.learners.actor import Actor
 from aepo.learners.support import sample_support
 from aepo.methods import METHODS, Method
@@ -28,10 +28,8 @@ def test_guided_samples_have_the_mean_of_the_tilted_gaussian(problem, method):
     data, behavior = problem
     chosen = settings.EnergySettings(width=64, depth=2, steps=800, batch=256, target_batches=4, support_states=1_024)
     critic, entry, beta = LinearCritic(), METHODS[method], 1.0
-    support = sample_support(behavior, data, SEEDS, chosen) if entry.energy in energies.SUPPORTED else None
-    learner, net = energies.energy_learner(
-        energies.Problem(data, behavior, critic, entry, beta, chosen, support), SEEDS
-    )
+    drawn = sample_support(behavior, data, SEEDS, chosen) if entry.energy in energies.SUPPORTED else None
+    learner, net = energies.energy_learner(energies.Problem(data, behavior, critic, entry, beta, chosen, drawn), SEEDS)
     training.fit(learner, chosen.steps, 2e-3, 400)
     noise = torch.randn(len(SEEDS), 4_000, 1, 2, generator=torch.Generator().manual_seed(3))
     sample = Actor(behavior, None, net.requires_grad_(False), 1.0, 15, 1).act(torch.zeros(len(SEEDS), 4_000, 1), noise)
@@ -61,8 +59,8 @@ def test_no_state_outweighs_the_others(problem, method, steps):
     chosen = settings.EnergySettings(
         width=64, depth=2, steps=steps, batch=256, target_batches=4, support_states=2_048, bregman=True
     )
-    support = sample_support(behavior, data, SEEDS, chosen) if method.energy == "support" else None
-    problem = energies.Problem(data, behavior, TwoLevels(), method, 1.0, chosen, support)
+    drawn = sample_support(behavior, data, SEEDS, chosen) if method.energy == "support" else None
+    problem = energies.Problem(data, behavior, TwoLevels(), method, 1.0, chosen, drawn)
     learner, net = energies.energy_learner(problem, SEEDS)
     training.fit(learner, chosen.steps, 2e-3, 400)
     noise = torch.randn(len(SEEDS), 4_000, 1, 2, generator=torch.Generator().manual_seed(3))
@@ -73,7 +71,7 @@ def test_no_state_outweighs_the_others(problem, method, steps):
             assert torch.allclose(row.mean(0), MEAN + VARIANCE * SLOPE, atol=0.05), (level, row.mean(0))
 
 
-def test_support_actions_come_from_the_behavior(problem):
+def test_support_actions_come_from_the_behavior(problem, monkeypatch):
     data, behavior = problem
     chosen = settings.EnergySettings(support=8, support_states=500, support_steps=15)
     drawn = sample_support(behavior, data, SEEDS, chosen)
@@ -82,7 +80,8 @@ def test_support_actions_come_from_the_behavior(problem):
     for row in drawn.action.flatten(1, 2):
         assert torch.allclose(row.mean(0), MEAN, atol=0.02)
         assert torch.allclose(torch.cov(row.T), VARIANCE * torch.eye(2), atol=0.01)
-    again = sample_support(behavior, data, SEEDS, chosen, batch=64)
+    monkeypatch.setattr(support, "ROWS", 64)
+    again = sample_support(behavior, data, SEEDS, chosen)
     assert torch.allclose(drawn.action, again.action, atol=1e-4)
 
 

@@ -104,8 +104,8 @@ def folder(tmp_path, monkeypatch):
 
 SMALL = {"width": 8, "steps": 2, "batch": 8}
 TINY = {
-    "behavior": replace(settings.SMOKE.behavior, **SMALL, variance_times=3, variance_samples=8),
-    "energy": replace(settings.SMOKE.energy, **SMALL, depth=2, target_batches=1),
+    "behavior": {**SMALL, "variance_times": 3, "variance_samples": 8},
+    "energy": {**SMALL, "depth": 2, "target_batches": 1},
 }
 
 
@@ -126,10 +126,10 @@ def test_a_task_runs(name, folder):
     assert data.action.abs().max() <= 1
 
     run = replace(runs.open_run(name, [0], ["aepo"], "smoke", "cpu", folder / "runs"), task=task)
-    critic_settings = replace(settings.for_task("smoke", task.settings).critic, **SMALL)
-    behavior = stages.train_behavior(run, data, TINY["behavior"])
-    critic = stages.train_critic(run, data, critic_settings)
-    stages.train_energy(run, data, behavior, critic, "aepo", settings=TINY["energy"])
+    small = TINY | {"critic": {**task.settings.get("critic", {}), **SMALL}}
+    short = replace(run, task=replace(task, settings=small))
+    behavior, critic = stages.train_behavior(short, data), stages.train_critic(short, data)
+    stages.train_energy(short, data, behavior, critic, "aepo")
 
     rollouts = evaluation.evaluate(run, "aepo")
     returns = results.write_returns(run, data)

@@ -214,13 +214,14 @@ def test_energy_distance_of_two_normals(shift):
 def test_tilted_samples_have_the_moments_of_the_tilted_mixture():
     mix, slope = MIXTURES["wide"], torch.tensor([2.0, -1.0], dtype=torch.float64)
     target = mix.tilted(slope, 1.5)
-    samples, effective = mixtures.tilted_samples(mix, lambda a: a @ slope, 1.5, 50_000, generator())
+    g = generator()
+    samples, effective = mixtures.resampled(mix.sample(200_000, g), lambda a: a @ slope, 1.5, 50_000, g)
     mean = (target.weights[:, None] * target.means).sum(0)
     assert samples.shape == (50_000, 2)
     assert 1_000 < effective < 200_000
     assert (samples.mean(0) - mean).abs().max() < 0.02
     assert mixtures.energy_distance(samples[:3000], target.sample(3000, generator(1))) < 0.002
-    flat, all_of_them = mixtures.tilted_samples(mix, lambda a: a[..., 0], 0.0, 10, generator(), proposals=1000)
+    flat, all_of_them = mixtures.resampled(mix.sample(1000, g), lambda a: a[..., 0], 0.0, 10, g)
     assert len(flat) == 10
     assert all_of_them == pytest.approx(1000)
 

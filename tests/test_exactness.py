@@ -7,6 +7,7 @@ import torch
 from aepo.core import guidance, losses, models, networks, posterior
 from aepo.core.schedule import VPSchedule
 from aepo.exact import diagnostics, mixtures, toys
+from aepo.learners import energies
 
 VP = VPSchedule()
 
@@ -69,7 +70,7 @@ def test_ancestral_sampler_draws_from_the_posterior():
         marginal = alpha**2 * cov + sigma**2 * torch.eye(2, dtype=torch.float64)
         return sigma * torch.linalg.solve(marginal, (a - alpha * mean).T).T
 
-    drawn = diagnostics.ancestral(noise, a_t.expand(40_000, 2), VP, 0.5, 40, torch.Generator().manual_seed(0))
+    drawn = diagnostics.ancestral(noise, a_t.expand(40_000, 2), 0.5, torch.Generator().manual_seed(0))
     m, c = posteriors.gaussian_data(a_t, t, VP, mean, cov)
     assert torch.allclose(drawn.mean(0), m, atol=0.015)
     assert torch.allclose(torch.cov(drawn.T), c, rtol=0.06, atol=0.004)
@@ -185,7 +186,7 @@ def test_simulated_guidance_finds_the_guidance_of_a_gaussian():
     true = beta * w * alpha * s2 / (alpha**2 * s2 + sigma**2)
     noisy, state = 0.5 * torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(1)), torch.zeros(1, 6, 1)
     estimate, error = diagnostics.simulated_guidance(
-        Noise(), Linear(), state, noisy, t, beta, 20_000, torch.Generator().manual_seed(0), 40
+        (Noise(), Linear()), state, noisy, t, beta, 20_000, torch.Generator().manual_seed(0)
     )
     assert ((estimate - true).abs() < 4 * error + 0.02).all()
     point = models.ClosedForm("point", Noise(), Linear(), beta).gradient(state, noisy, torch.tensor(t))
@@ -227,7 +228,8 @@ def test_toy_targets_reduce_to_each_other(rows):
     behavior.variance = torch.zeros_like(behavior.variance)
     action, t = rows.data[:, :30], torch.full((2, 30), 0.3)
     noisy = losses.diffuse(action, torch.zeros_like(action), t, models.VP)
-    values = {m: toys.target(m, rows, behavior, action, noisy, t) for m in ("aepo", "aepo-2", "aepo-cubature", "point")}
+    noised = energies.Pairs(action, action, noisy, t)
+    values = {m: toys.target(m, rows, behavior, noised) for m in ("aepo", "aepo-2", "aepo-cubature", "point")}
     bounded = values.pop("point").clamp(rows.lowest, rows.highest)
     assert all(torch.allclose(v, bounded, atol=1e-5) for v in values.values())
 

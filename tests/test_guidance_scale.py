@@ -28,9 +28,9 @@ def test_exact_guidance_is_matched_by_scale_one_and_half_of_it_by_two():
 
 
 def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch):
-    behavior = stages.train_behavior(run, data, tiny.behavior)
-    critic = stages.train_critic(run, data, tiny.critic)
-    stages.train_energy(run, data, behavior, critic, "aepo", settings=tiny.energy)
+    behavior = stages.train_behavior(run, data)
+    critic = stages.train_critic(run, data)
+    stages.train_energy(run, data, behavior, critic, "aepo")
     monkeypatch.setattr(guidance_scale, "STATES", 20)
     scales = guidance_scale.matched_scales(run, "aepo", 3.0)
     assert len(scales) == len(run.seeds)

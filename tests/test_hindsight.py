@@ -71,7 +71,8 @@ def test_the_given_share_of_a_batch_has_them(data):
     data = walk(data)
     some = replace(CriticSettings(), hindsight=0.25, reward_scale=1.0)
     transitions = critics.Transitions(data, some)
-    draws = transitions.draw(Random((0,), like=data.state), 64)
+    random = Random((0,), like=data.state)
+    draws = {"index": random.index(len(data), 64)} | transitions.draw_goals(random, 64)
     batch = transitions.batch({key: value[0] for key, value in draws.items()})
     state, _, _, reward, _, floor = batch
     assert (state[:, :48, 2:] == 0).all()
@@ -98,7 +99,7 @@ def test_a_critic_reaches_goals_that_no_recorded_reward_names(data, tiny, kind):
         if kind == "expectile":
             learner, critic = critics.critic_learner(data, (0,), settings_)
         else:
-            learner, critic = critics.softmax_critic_learner(data, behavior, (0,), settings_)
+            learner, critic = critics.critic_learner(data, (0,), settings_, behavior)
         training.fit(learner, settings_.steps, 3e-3, 100)
         found.append(critic.q_target.minimum(state, torch.zeros(1, 2, 2))[0])
     (near, far), without = found

@@ -170,7 +170,7 @@ def test_the_softmax_critic_finds_the_value_of_its_own_backup(problem):
         temperature=1e-3,
         return_floor=False,
     )
-    learner, critic = critics.softmax_critic_learner(replace(data), behavior, SEEDS, chosen)
+    learner, critic = critics.critic_learner(replace(data), SEEDS, chosen, behavior)
     training.fit(learner, chosen.steps, 2e-3, 500)
     best = 1.4236 * (VARIANCE * SLOPE.square().sum()) ** 0.5  # mean of the greatest of 8 normals
     value = critic.value(torch.zeros(len(SEEDS), 1, 1)).squeeze()

@@ -93,8 +93,8 @@ def test_best_of_n_takes_the_highest_advantage(behavior, data, tiny):
 
 def test_rows_of_one_seed_at_several_scales_act_like_each_scale_alone(run, data, tiny):
     """What a curve over the guidance scale, and one scale a seed, are made of."""
-    trained = stages.train_behavior(run, data, tiny.behavior)
-    stages.train_energy(run, data, trained, stages.train_critic(run, data, tiny.critic), "aepo", settings=tiny.energy)
+    trained = stages.train_behavior(run, data)
+    stages.train_energy(run, data, trained, stages.train_critic(run, data), "aepo")
     state, noise = data.state[:5].expand(3, -1, -1), torch.randn(3, 5, 1, 2)
     together = load_actor(run.folder, "aepo", [1, 1, 0], Acting(3.0, [0.0, 2.0, 4.0], 3), "cpu").act(state, noise)
     for i, (seed, scale) in enumerate([(1, 0.0), (1, 2.0), (0, 4.0)]):
@@ -114,7 +114,7 @@ def test_without_initial_noise_a_state_has_one_action(behavior, data):
 
 
 def test_a_loaded_policy_starts_from_the_noise_that_it_was_evaluated_with(run, data, tiny):
-    stages.train_behavior(run, data, tiny.behavior)
+    stages.train_behavior(run, data)
     entry = {"beta": 0.0, "guidance_scale": 0.0, "solver_steps": 3, "candidates": 1, "seeds": [0, 1]}
     for noise, moves in ((0.0, False), (0.5, True)):
         runs.update_manifest(run.folder, "evaluation", "bc", entry | {"noise_scale": noise})

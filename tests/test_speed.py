@@ -52,7 +52,7 @@ class NoSynchronisation(TorchDispatchMode):
 def test_no_step_waits_for_the_device(stage, data, tiny_profile):
     learner = bench.learner_of(stage, data, [0, 1], tiny_profile, 8)
     draws = part(bench.draws_of(learner, 1), 0)
-    training.step(learner, training.adam(learner, 1e-3), draws)
+    training.Steps(learner).step(draws)
     with NoSynchronisation():
         learner.loss(draws)[0].sum().backward()
         learner.after_step()
@@ -66,8 +66,8 @@ class RecordedGraph:
     captured: list = []  # noqa: RUF012
 
     def replay(self):
-        learner, optimizer, inputs, total = self.captured[-1]
-        for key, value in training.step(learner, optimizer, inputs).items():
+        steps, inputs, total = self.captured[-1]
+        for key, value in steps.step(inputs).items():
             total[key].add_(value)
 
 
@@ -80,11 +80,11 @@ def test_captured_steps_make_the_steps_of_eager_ones(stage, data, tiny_profile, 
         self.inputs = {key: value.clone() for key, value in draws.items()}
         self.total = {key: torch.zeros_like(value) for key, value in info.items()}
         self.graph = RecordedGraph()
-        self.graph.captured.append((self.learner, self.optimizer, self.inputs, self.total))
+        self.graph.captured.append((self, self.inputs, self.total))
 
     monkeypatch.setattr(training.Steps, "_capture", recorded)
     monkeypatch.setattr(capture, "on_side_stream", lambda run: run())
-    plain, graph = (training.Steps(learner, 1e-3, captured=i == 1) for i, learner in enumerate(learners))
+    plain, graph = (training.Steps(learner, captured=i == 1) for i, learner in enumerate(learners))
     for first in (0, 10):
         draws, rates = bench.draws_of(learners[0], 10), [1e-3 / (1 + first + i) for i in range(10)]
         expected, found = plain.run(draws, rates), graph.run(draws, rates)
@@ -96,7 +96,7 @@ def test_captured_steps_make_the_steps_of_eager_ones(stage, data, tiny_profile, 
 
 def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, monkeypatch, capsys):
     learner = bench.learner_of("behavior", data, [0], tiny_profile, 8)
-    steps = training.Steps(learner, 1e-3, captured=True)
+    steps = training.Steps(learner, captured=True)
 
     class Refused:
         def __init__(self, graph):
@@ -107,7 +107,7 @@ def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, m
     monkeypatch.setattr(capture, "on_side_stream", lambda run: run())
     total = steps.run(bench.draws_of(learner, 8), [1e-3] * 8)
     reference = bench.learner_of("behavior", data, [0], tiny_profile, 8)
-    expected = training.Steps(reference, 1e-3).run(bench.draws_of(reference, 8), [1e-3] * 8)
+    expected = training.Steps(reference).run(bench.draws_of(reference, 8), [1e-3] * 8)
     assert torch.allclose(total["loss"], expected["loss"], rtol=1e-5)
     assert "could not be captured" in capsys.readouterr().out
 
@@ -116,7 +116,7 @@ def test_a_failed_capture_goes_on_step_by_step_and_says_so(data, tiny_profile, m
 def test_a_seed_does_not_depend_on_its_neighbors(stage, data, tiny_profile):
     """Over 100 steps a seed in a stack of three and the same seed alone have the same losses."""
     stacked, alone = (bench.learner_of(stage, data, seeds, tiny_profile, 8) for seeds in ([0, 1, 2], [1]))
-    totals = [training.Steps(x, 1e-3).run(bench.draws_of(x, 100), [1e-3] * 100) for x in (stacked, alone)]
+    totals = [training.Steps(x).run(bench.draws_of(x, 100), [1e-3] * 100) for x in (stacked, alone)]
     for key in totals[1]:
         assert torch.allclose(totals[0][key][1], totals[1][key][0], rtol=1e-4, atol=1e-4), key
 

@@ -32,7 +32,7 @@ def stage_learner(stage, data, tiny, seeds):
     _, behavior = behavior_stage.behavior_learner(data, seeds, tiny.behavior)
     behavior_stage.finish_behavior(behavior, data, seeds, tiny.behavior)
     if stage == "critic-softmax":
-        return critics.softmax_critic_learner(data, behavior, seeds, tiny.critic)
+        return critics.critic_learner(data, seeds, tiny.critic, behavior)
     _, critic = critics.critic_learner(data, seeds, tiny.critic)
     critics.finish_critic(critic, data)
     drawn = sample_support(behavior, data, seeds, tiny.energy)
@@ -154,13 +154,13 @@ def test_critic_finds_the_value_of_a_chain():
 
 
 def test_a_stage_is_trained_once_and_missing_seeds_are_added(run, data, tiny, capsys):
-    first = stages.train_behavior(run, data, tiny.behavior)
+    first = stages.train_behavior(run, data)
     stamp = run.artifact("behavior").stat().st_mtime_ns
-    again = stages.train_behavior(run, data, tiny.behavior)
+    again = stages.train_behavior(run, data)
     assert run.artifact("behavior").stat().st_mtime_ns == stamp
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     wider = replace(run, seeds=(4, 1))
-    both = stages.train_behavior(wider, data, tiny.behavior)
+    both = stages.train_behavior(wider, data)
     assert json.loads(run.artifact("behavior").with_suffix(".json").read_text())["seeds"] == [0, 1, 4]
     weight = "noise_net.net.out.weight"
     assert torch.equal(both.state_dict()[weight][1], first.state_dict()[weight][1])
@@ -173,21 +173,21 @@ def test_a_stage_is_trained_once_and_missing_seeds_are_added(run, data, tiny, ca
 
 
 def test_changed_settings_train_again_and_keep_the_old(run, data, tiny, capsys):
-    stages.train_behavior(run, data, tiny.behavior)
-    stages.train_behavior(run, data, replace(tiny.behavior, width=8))
+    stages.train_behavior(run, data)
+    stages.train_behavior(replace(run, task=replace(run.task, settings={"behavior": {"width": 8}})), data)
     assert "settings have changed" in capsys.readouterr().out
     assert len(list(run.folder.glob("behavior.*.old"))) == 1
     assert load_networks(run.folder, "behavior", [0], "cpu").noise_net.net.out.weight.shape[1] == 8
 
 
 def test_energy_without_its_earlier_stages_says_which_file_is_missing(run, data, tiny):
-    behavior = stages.train_behavior(run, data, tiny.behavior)
+    behavior = stages.train_behavior(run, data)
     with pytest.raises(files.StudyError, match=r"critic\.safetensors is missing: run the notebook"):
-        stages.train_energy(run, data, behavior, None, "aepo", settings=tiny.energy)
+        stages.train_energy(run, data, behavior, None, "aepo")
 
 
 def test_a_loss_that_is_not_finite_stops_and_says_where(run, data, tiny):
     broken = replace(data, action=data.action * float("nan"))
     with pytest.raises(files.StudyError, match="behavior: the loss of seed 0, 1 is not finite between steps 0 and 20"):
-        stages.train_behavior(run, broken, tiny.behavior)
+        stages.train_behavior(run, broken)
     assert not run.artifact("behavior").exists()

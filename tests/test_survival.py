@@ -135,19 +135,19 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(run, data, tin
 
 def test_what_a_kill_between_two_files_left_is_mended(run, data, tiny):
     """An artefact without its entry in the manifest, with checkpoints beside it; a log that already has the new seed."""
-    stages.train_behavior(run, data, tiny.behavior)
+    stages.train_behavior(run, data)
     (run.folder / "manifest.json").unlink()
     left = run.checkpoints() / "behavior.000002.safetensors"
     left.touch()
-    stages.train_behavior(run, data, tiny.behavior)
+    stages.train_behavior(run, data)
     assert runs.read_manifest(run.folder)["stages"]["behavior"]["seeds"] == [0, 1]
     assert not left.exists()
     more = replace(run, seeds=(0, 1, 4))
     first = run.artifact("behavior").read_bytes()
-    stages.train_behavior(more, data, tiny.behavior)
+    stages.train_behavior(more, data)
     log = runs.read_metrics(run, "behavior")
     run.artifact("behavior").write_bytes(first)
-    stages.train_behavior(more, data, tiny.behavior)
+    stages.train_behavior(more, data)
     assert runs.read_metrics(run, "behavior").equals(log)
 
 
@@ -176,14 +176,14 @@ def test_temporary_files_of_the_dead_are_swept(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_two_processes_on_one_run_both_end_well(run, data, tiny, tmp_path):
-    both = [mp.get_context("fork").Process(target=stages.train_behavior, args=(run, data, tiny.behavior)) for _ in "ab"]
+    both = [mp.get_context("fork").Process(target=stages.train_behavior, args=(run, data)) for _ in "ab"]
     for process in both:
         process.start()
     for process in both:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
     alone = replace(run, folder=tmp_path / "alone")
-    stages.train_behavior(alone, data, tiny.behavior)
+    stages.train_behavior(alone, data)
     assert run.artifact("behavior").read_bytes() == alone.artifact("behavior").read_bytes()
 
 

@@ -152,4 +152,4 @@ def test_a_policy_takes_dicts_in_the_order_it_was_trained_with(tmp_path):
     with pytest.raises(ValueError, match="it lacks desired_goal"):
         policy.act({"observation": flat[0, :4]})
     with pytest.raises(ValueError, match="an array is needed"):
-        Policy(policy.actor, 6, 2, "cpu").act(one)
+        Policy(policy.actor).act(one)

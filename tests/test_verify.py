@@ -25,9 +25,10 @@ def finished(tmp_path_factory, data):
         "energy": replace(settings.SMOKE.energy, width=16, steps=20, target_batches=2),
     }
     runs.record_data(run.folder, data)
-    behavior = stages.train_behavior(run, data, small["behavior"])
-    critic = stages.train_critic(run, data, small["critic"])
-    stages.train_energy(run, data, behavior, critic, "aepo", settings=small["energy"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(settings.PROFILES, "smoke", replace(settings.SMOKE, **small))
+        behavior, critic = stages.train_behavior(run, data), stages.train_critic(run, data)
+        stages.train_energy(run, data, behavior, critic, "aepo")
     results.write_returns(run, data)
     results.merge_results(run)
     return run.folder

@@ -1,4 +1,4 @@
-"""Exactly solvable testbed: Gaussian mixtures under the diffusion, intermediate energies, 2-D toys, distances."""
+"""Gaussian mixtures under the diffusion, their intermediate energies, 2-D toys, distances."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -15,23 +16,16 @@ from aepo.core.schedule import VPSchedule
 
 TOYS = ("8gaussians", "rings", "moons", "swissroll", "checkerboard", "2spirals", "pinwheel")
 MIXTURES = ("8gaussians", "wide", "ring")
+QFunction = Callable[[Tensor], Tensor]  # actions `(..., d)` -> `(...,)`
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """mu_{0|t}(a | a_t) = sum_k r_k N(m_k, L_k L_k') of a mixture at noisy actions `(..., d)`.
-
-    log_weights = log r `(..., K)`, means `(..., K, d)`, factors L `(K, d, d)` for a 0-d t, else `(..., K, d, d)`.
-    """
+    """mu_{0|t}(a | a_t) = sum_k r_k N(m_k, L_k L_k') at noisy actions: log r, m, and L, `(K, d, d)` where t is 0-d."""
 
     log_weights: Tensor
     means: Tensor
     factors: Tensor
-
-    @property
-    def weights(self) -> Tensor:
-        """r_k `(..., K)`."""
-        return self.log_weights.exp()
 
     @property
     def covariances(self) -> Tensor:
@@ -41,14 +35,14 @@ class Posterior:
     @property
     def mean(self) -> Tensor:
         """m = sum_k r_k m_k `(..., d)`."""
-        return (self.weights.unsqueeze(-1) * self.means).sum(-2)
+        return (self.log_weights.exp().unsqueeze(-1) * self.means).sum(-2)
 
     @property
     def covariance(self) -> Tensor:
         """C = sum_k r_k (C_k + (m_k - m)(m_k - m)') `(..., d, d)`, the law of total covariance."""
         centered = self.means - self.mean.unsqueeze(-2)
         spread = self.covariances + centered.unsqueeze(-1) * centered.unsqueeze(-2)
-        return (self.weights[..., None, None] * spread).sum(-3)
+        return (self.log_weights.exp()[..., None, None] * spread).sum(-3)
 
 
 @dataclass(frozen=True)
@@ -61,10 +55,12 @@ class Mixture:
 
     def __post_init__(self) -> None:
         count, d = self.means.shape
-        for name, expected in (("weights", (count,)), ("covariances", (count, d, d))):
-            if (found := tuple(getattr(self, name).shape)) != expected:
-                raise ValueError(f"{name} has shape {found}, expected {expected}")
-        if not bool((self.weights > 0).all()) or abs(self.weights.sum().item() - 1) > 1e-5:
+        if self.weights.shape != (count,) or self.covariances.shape != (count, d, d):
+            shapes = [tuple(x.shape) for x in (self.weights, self.means, self.covariances)]
+            raise ValueError(
+                f"weights, means and covariances have the shapes {shapes}, expected (K,), (K, d), (K, d, d)"
+            )
+        if not (self.weights > 0).all() or abs(self.weights.sum().item() - 1) > 1e-5:
             raise ValueError(f"weights must be positive and sum to 1, got {self.weights.tolist()}")
 
     @cached_property
@@ -135,21 +131,14 @@ class Mixture:
 
 
 def quadratic_energy(
-    mixture: Mixture,
-    hessian: Tensor,
-    slope: Tensor,
-    offset: float,
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
+    mixture: Mixture, hessian: Tensor, slope: Tensor, offset: float, a_t: Tensor, t: Tensor, vp: VPSchedule, beta: float
 ) -> Tensor:
     """E* = logsumexp_k(log r_k + E_k) for Q = offset + slope.a + a'Ha/2, H = `hessian` symmetric; returns `(...,)`.
 
     E_k = beta Q(m_k) + beta^2/2 g'(I - beta C_k H)^-1 C_k g - 1/2 logdet(I - beta C_k H), g = slope + H m_k, and
-    +inf where an eigenvalue of beta L_k'H L_k reaches 1. noisy_action `(..., d)`, t 0-d or `(...,)`.
+    +inf where an eigenvalue of beta L_k'H L_k reaches 1. a_t `(..., d)`, t 0-d or `(...,)`.
     """
-    post = mixture.posterior(noisy_action, t, vp)
+    post = mixture.posterior(a_t, t, vp)
     infinite = (torch.linalg.eigvalsh(beta * post.factors.mT @ hessian @ post.factors) >= 1).any(-1)
     identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype)
     system = torch.where(infinite[..., None, None], identity, identity - beta * post.covariances @ hessian)
@@ -161,16 +150,9 @@ def quadratic_energy(
     return torch.logsumexp(post.log_weights + torch.where(infinite, math.inf, energy), -1)
 
 
-def linear_energy(
-    mixture: Mixture, slope: Tensor, offset: float, noisy_action: Tensor, t: Tensor, vp: VPSchedule, beta: float
-) -> Tensor:
-    """E* = logsumexp_k(log r_k + beta (offset + g.m_k) + beta^2/2 g'C_k g) for Q = offset + g.a, g = `slope` `(d,)`.
-
-    noisy_action `(..., d)`, t 0-d or `(...,)`; returns `(...,)`.
-    """
-    post = mixture.posterior(noisy_action, t, vp)
-    spread = (slope @ post.factors).square().sum(-1)
-    return torch.logsumexp(post.log_weights + beta * (offset + post.means @ slope) + 0.5 * beta**2 * spread, -1)
+def linear_energy(mixture: Mixture, slope: Tensor, *rest: Any) -> Tensor:
+    """`quadratic_energy` of Q = offset + slope.a; rest: offset, a_t, t, vp, beta."""
+    return quadratic_energy(mixture, slope.new_zeros(len(slope), len(slope)), slope, *rest)
 
 
 def trapezoid(points: int, reach: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -182,29 +164,22 @@ def trapezoid(points: int, reach: float, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 def grid_energy(
-    mixture: Mixture,
-    q_function: Callable[[Tensor], Tensor],
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
-    points: int = 161,
-    reach: float = 8.0,
+    mixture: Mixture, q_function: QFunction, a_t: Tensor, t: Tensor, vp: VPSchedule, beta: float, points=161, reach=8.0
 ) -> Tensor:
     """E* = logsumexp_k(log r_k + logsumexp_ij(log v_i v_j + beta Q(m_k + L_k (z_i, z_j)))) `(...,)`, d = 2, any Q.
 
     v is the trapezoid rule of the standard normal density on `points` nodes z in [-reach, reach], normalised.
-    noisy_action `(..., 2)`, t 0-d or `(...,)`; q_function `(..., 2)` -> `(...,)` sees a million actions at a time.
-    Differentiable in noisy_action (each chunk is computed again in the backward pass).
+    a_t `(..., 2)`, t 0-d or `(...,)`; q_function `(..., 2)` -> `(...,)` sees a million actions at a time.
+    Differentiable in a_t (each chunk is computed again in the backward pass).
     """
-    if noisy_action.shape[-1] != 2:
-        raise ValueError(f"noisy_action has shape {tuple(noisy_action.shape)}, expected (..., 2)")
+    if a_t.shape[-1] != 2:
+        raise ValueError(f"a_t has shape {tuple(a_t.shape)}, expected (..., 2)")
     z, log_v = trapezoid(points, reach, mixture.means.dtype)
 
     def component_energy(means: Tensor, factors: Tensor) -> Tensor:
         return torch.logsumexp(log_v + beta * q_function(means.unsqueeze(-2) + z @ factors.mT), -1)
 
-    post = mixture.posterior(noisy_action, t, vp)
+    post = mixture.posterior(a_t, t, vp)
     size, means = max(1, 2**20 // len(z)), post.means.reshape(-1, 2)
     factors = post.factors.expand(*post.means.shape, 2).reshape(-1, 2, 2)
     again = means.requires_grad and len(means) > size
@@ -216,20 +191,13 @@ def grid_energy(
 
 
 def grid_shift(
-    mixture: Mixture,
-    q_function: Callable[[Tensor], Tensor],
-    noisy_action: Tensor,
-    t: Tensor,
-    vp: VPSchedule,
-    beta: float,
-    points: int = 161,
-    reach: float = 8.0,
+    mixture: Mixture, q_function: QFunction, a_t: Tensor, t: Tensor, vp: VPSchedule, beta: float, points=161, reach=8.0
 ) -> Tensor:
     """E_tilted[a_0] - E[a_0] = sigma^2/alpha grad E* `(B, 2)`, the two means on the rule of `grid_energy`; t 0-d."""
     z, log_v = trapezoid(points, reach, mixture.means.dtype)
     shifts = []
-    for a_t in noisy_action:
-        post = mixture.posterior(a_t, t, vp)
+    for noisy in a_t:
+        post = mixture.posterior(noisy, t, vp)
         actions = post.means.unsqueeze(-2) + z @ post.factors.mT
         log_weight = post.log_weights.unsqueeze(-1) + log_v
         change = torch.softmax((log_weight + beta * q_function(actions)).flatten(), 0) - log_weight.flatten().softmax(0)
@@ -244,29 +212,16 @@ def guidance(energy_function: Callable[[Tensor], Tensor], noisy_action: Tensor) 
         return torch.autograd.grad(energy_function(at).sum(), at)[0]
 
 
-def tilted_samples(
-    mixture: Mixture | Callable[[int, Generator], Tensor],
-    q_function: Callable[[Tensor], Tensor],
-    beta: float,
-    count: int,
-    generator: Generator,
-    proposals: int = 200_000,
+def resampled(
+    actions: Tensor, q_function: QFunction, beta: float, count: int, generator: Generator
 ) -> tuple[Tensor, float]:
-    """`count` draws `(count, d)` from mu exp(beta Q), and the effective sample size 1 / sum_j p_j^2 behind them.
-
-    Importance resampling with replacement, p_j ∝ exp(beta Q(a_j)) over a_j ~ mu, j = 1..proposals: draws repeat, so
-    they stand for at most as many independent ones as the effective size. mu: a Mixture or (count, generator) -> a.
-    """
-    actions = (mixture.sample if isinstance(mixture, Mixture) else mixture)(proposals, generator)
+    """`count` draws p_j ∝ exp(beta Q(a_j)), with replacement, of actions from mu; their effective size 1 / sum_j p_j^2."""
     p = torch.softmax(beta * q_function(actions).double(), 0)
     return actions[torch.multinomial(p, count, replacement=True, generator=generator)], 1 / p.square().sum().item()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| from samples x `(n, d)`, y `(m, d)`, without a square root.
-
-    The unbiased U-statistic (no pair of a sample with itself), so it is negative at times where the laws agree.
-    """
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of samples `(n, d)`, `(m, d)`: unbiased, so at times negative for equal laws."""
 
     def total(a: Tensor, b: Tensor) -> float:
         rows = a.split(max(1, 2**23 // len(b)))
@@ -292,11 +247,11 @@ def toy_mixture(name: str) -> Mixture:
 
 
 def toy(name: str, count: int, generator: Generator) -> Tensor:
-    """`count` float64 draws `(count, 2)` of a density of TOYS, scaled to [-1, 1]^2 (the clamp acts beyond 5 std)."""
+    """`count` float64 draws `(count, 2)` of a density of TOYS, scaled to [-1, 1]^2, or of a mixture of MIXTURES."""
+    if name in MIXTURES:
+        return toy_mixture(name).sample(count, generator)
     if name not in TOYS:
         raise ValueError(f"name must be one of {', '.join(TOYS)}, got {name!r}")
-    if name == "8gaussians":
-        return toy_mixture(name).sample(count, generator).clamp(-1, 1)
     u, v = torch.rand(2, count, generator=generator, dtype=torch.float64)
     noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
     label = torch.randint(60, (count,), generator=generator)

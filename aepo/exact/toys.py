@@ -1,11 +1,8 @@
-"""Two-dimensional problems with a known answer: behavior and energy networks of many problems trained side by side.
-
-A *row* is one (problem, beta, seed); all rows of a method are trained in one stack, so that dozens of small trainings
-cost little more than one. Q is standardised over each problem's density, so that beta is the standard deviation of beta Q.
-"""
+"""Two-dimensional problems with a known answer; a row is one (problem, beta, seed), all rows are trained in one stack."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +14,8 @@ from aepo.core import guidance, losses, posterior, sampler
 from aepo.core.models import VP
 from aepo.core.networks import EnergyNet, NoiseNet, generator, initialize
 from aepo.exact import mixtures
-from aepo.learners.draws import Draws, Random, part
+from aepo.learners.draws import Draws, Random, part, pick
+from aepo.learners.energies import Pairs
 from aepo.learners.training import Learner, fit, follow
 
 LEARNED = {  # what an energy network regresses on (a form of `guidance.KINDS`, or below), and whether by the Bregman loss
@@ -39,11 +37,7 @@ CHUNK = 250
 
 @dataclass(frozen=True)
 class ToySettings:
-    """Sizes of the toy trainings.
-
-    `harmonics`: of the noise network's input; `support`: actions of a support or contrastive estimate; `groups`:
-    contrastive sets a batch, so that groups x support equals `batch` and every method evaluates its network as often.
-    """
+    """Sizes of the toy trainings; groups x support equals `batch`, so that every method evaluates its network as often."""
 
     width: int = 64
     depth: int = 3
@@ -76,7 +70,7 @@ def raw_q(action: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """R stacked problems: names, betas, seeds `(R,)`, data `(R, N, 2)`, loc and scale of Q, bounds of beta Q `(R, 1)`."""
+    """R stacked problems: names, betas, seeds, data `(R, N, 2)`, loc and scale of Q over its density, bounds of beta Q."""
 
     problem: tuple[str, ...]
     beta: Tensor
@@ -97,37 +91,19 @@ class Rows:
         """Q of one row, standardised: action `(..., 2)` -> `(...,)`."""
         return (raw_q(action) - self.loc[row].to(action)) / self.scale[row].to(action)
 
-    def frame(self) -> pd.DataFrame:
-        """problem, beta and seed of each row."""
-        return pd.DataFrame({"problem": self.problem, "beta": self.beta.flatten().tolist(), "seed": self.seed})
-
-
-def draw_density(name: str, count: int, g: torch.Generator) -> Tensor:
-    """Samples of a named density (`mixtures.TOYS` or `mixtures.MIXTURES`) in float32, `(count, 2)`."""
-    drawn = mixtures.toy_mixture(name).sample(count, g) if name in mixtures.MIXTURES else mixtures.toy(name, count, g)
-    return drawn.float()
-
 
 def make_rows(problems: Sequence[str], betas: Sequence[float], seeds: Sequence[int], samples: int) -> Rows:
-    """Every combination of problems, betas and seeds."""
+    """Every combination of problems (`mixtures.TOYS` or `mixtures.MIXTURES`), betas and seeds."""
     cells = [(p, b, s) for p in problems for b in betas for s in seeds]
-    known = {(p, s): draw_density(p, samples, generator(s, "toy", p)) for p in problems for s in seeds}
-    reference = {p: raw_q(draw_density(p, 50_000, generator(10**6, "toy", p))) for p in problems}
+    known = {(p, s): mixtures.toy(p, samples, generator(s, "toy", p)).float() for p in problems for s in seeds}
+    reference = {p: raw_q(mixtures.toy(p, 50_000, generator(10**6, "toy", p)).float()) for p in problems}
     data = torch.stack([known[p, s] for p, _, s in cells])
     loc = torch.tensor([[reference[p].mean()] for p, _, _ in cells])
     scale = torch.tensor([[reference[p].std()] for p, _, _ in cells])
-    beta = torch.tensor([[b] for _, b, _ in cells])
+    names, values, numbers = zip(*cells, strict=True)
+    beta = torch.tensor(values).unsqueeze(1)
     q = beta * (raw_q(data) - loc) / scale
-    return Rows(
-        tuple(p for p, _, _ in cells), beta, tuple(s for _, _, s in cells), data, loc, scale,
-        q.amin(1, keepdim=True), q.amax(1, keepdim=True),
-    )  # fmt: skip
-
-
-def gather(data: Tensor, index: Tensor) -> Tensor:
-    """data `(R, N, 2)`, index `(R, ...)` -> `(R, ..., 2)`."""
-    rows = data.shape[0]
-    return data.gather(1, index.reshape(rows, -1, 1).expand(-1, -1, 2)).view(*index.shape, 2)
+    return Rows(names, beta, numbers, data, loc, scale, q.amin(1, keepdim=True), q.amax(1, keepdim=True))
 
 
 def _no_state(action: Tensor) -> Tensor:
@@ -148,46 +124,36 @@ class ToyBehavior:
 
 def train_behavior(rows: Rows, settings: ToySettings) -> ToyBehavior:
     """Denoising training of a noise network a row, with a moving average, and its posterior variance."""
-    count = len(rows.problem)
-    net, average = (NoiseNet(count, 1, 2, settings.width, settings.depth, VP, settings.harmonics) for _ in range(2))
-    initialize(net, rows.seed, "toy-behavior")
+    sizes = (len(rows.seed), 1, 2, settings.width, settings.depth, VP, settings.harmonics)
+    net, average = initialize(NoiseNet(*sizes), rows.seed, "toy-behavior"), NoiseNet(*sizes).requires_grad_(False)
     average.load_state_dict(net.state_dict())
-    average.requires_grad_(False)
 
     def draw(random: Random) -> Draws:
         return random.diffusion(rows.data.shape[1], settings.batch, 2)
 
     def loss(draws: Draws):
-        action = gather(rows.data, draws["index"])
+        action = pick(rows.data, draws["index"])
         return losses.behavior_loss(net, _no_state(action), action, draws["noise"], draws["t"], VP)
 
     learner = Learner("behavior", rows.seed, net, list(net.parameters()), draw, loss, follow([(average, net, 0.01)]))
     fit(learner, settings.behavior_steps, settings.learning_rate, CHUNK)
-    behavior = ToyBehavior(average, torch.ones(count, settings.variance_times))
-    used, times = min(2_048, rows.data.shape[1]), posterior.variance_times(settings.variance_times)
-    noise = Random(rows.seed, "toy-variance", like=rows.data, count=settings.variance_times).normal(used, 2)
-    behavior.variance = posterior.fit_isotropic(behavior.noise, rows.data[:, :used], noise, times, VP)
+    count, data = settings.variance_times, rows.data[:, :2_048]
+    behavior, times = ToyBehavior(average, torch.ones(len(rows.seed), count)), posterior.variance_times(count)
+    noise = Random(rows.seed, "toy-variance", like=data, count=count).normal(data.shape[1], 2)
+    behavior.variance = posterior.fit_isotropic(behavior.noise, data, noise, times, VP)
     return behavior
 
 
-def target(
-    method: str,
-    rows: Rows,
-    behavior: ToyBehavior,
-    action: Tensor,
-    noisy: Tensor,
-    t: Tensor,
-    support: Tensor | None = None,
-) -> Tensor:
-    """Regression target of a method, clamped to the range of beta Q over the data: action, noisy `(R, B, 2)` -> `(R, B)`."""
-    kind, _ = LEARNED[method]
+@torch.no_grad()
+def target(method: str, rows: Rows, behavior: ToyBehavior, pairs: Pairs) -> Tensor:
+    """Regression target of a method `(R, B)`; a closed form's is clamped to the range of beta Q over the data."""
+    kind, noisy, t = LEARNED[method][0], pairs.noisy_action, pairs.t
     if kind == "exact":
         return exact_energy(rows, noisy, t)
     if kind == "clean":
-        return rows.scaled_q(action)
+        return rows.scaled_q(pairs.action)
     if kind == "support":
-        candidates = torch.cat([action.unsqueeze(-2), support], -2)
-        return guidance.support_energy(rows.scaled_q(candidates), candidates, noisy, t, VP, 1.0)
+        return guidance.support_energy(rows.scaled_q(pairs.candidates), pairs.candidates, noisy, t, VP, 1.0)
     mean = posterior.mean(noisy, behavior.noise(noisy, t), t, VP, -1.5, 1.5)
     variance = posterior.isotropic_variance(behavior.variance, t)
     return guidance.closed_form(kind, rows.scaled_q, mean, variance, 1.0, (rows.lowest, rows.highest))
@@ -197,43 +163,19 @@ def exact_energy(rows: Rows, noisy: Tensor, t: Tensor) -> Tensor:
     """E* of each row's mixture by the trapezoid grid: noisy `(R, B, 2)`, t 0-d or `(R, B)` -> `(R, B)`, float32."""
     energies = []
     for r, problem in enumerate(rows.problem):
-        q_function = lambda action, r=r: rows.q(r, action)  # noqa: E731
-        at, moment = noisy[r].double(), (t if t.ndim == 0 else t[r]).double()
-        mixture, beta = mixtures.toy_mixture(problem), rows.beta[r].item()
-        energies.append(mixtures.grid_energy(mixture, q_function, at, moment, VP, beta, points=GRID_POINTS))
+        at = noisy[r].double(), (t if t.ndim == 0 else t[r]).double(), VP, rows.beta[r].item()
+        mixture, q_function = mixtures.toy_mixture(problem), functools.partial(rows.q, r)
+        energies.append(mixtures.grid_energy(mixture, q_function, *at, points=GRID_POINTS))
     return torch.stack(energies).float()
 
 
 def train_energy(method: str, rows: Rows, behavior: ToyBehavior, settings: ToySettings) -> EnergyNet:
     """Train the energy network of a method of `LEARNED` for every row."""
     kind, bregman = LEARNED[method]
-    net = EnergyNet(len(rows.problem), 1, 2, settings.width, settings.depth, VP)
+    net = EnergyNet(len(rows.seed), 1, 2, settings.width, settings.depth, VP)
     initialize(net, rows.seed, "toy-energy")
     size, sets = rows.data.shape[1], (settings.groups, settings.support)
-    pool: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def pairs(draws: Draws) -> dict[str, Tensor]:
-        """Noisy actions, their times and targets; of "exact", whose targets take long, from the pool that was made once."""
-        if pool:
-            index = draws["index"] % settings.pool
-            return {"noisy": gather(pool["noisy"], index)} | {
-                key: pool[key].gather(1, index) for key in ("t", "energy")
-            }
-        action = gather(rows.data, draws["index"])
-        noisy, t = losses.diffuse(action, draws["noise"], draws["t"], VP), draws["t"]
-        others = gather(rows.data, draws["support"]) if kind == "support" else None
-        return {"noisy": noisy, "t": t, "energy": target(method, rows, behavior, action, noisy, t, others)}
-
-    def regression(draws: Draws):
-        at = pairs(draws)
-        energy_loss = losses.bregman_loss if bregman else losses.energy_loss
-        return energy_loss(net, _no_state(at["noisy"]), at["noisy"], at["t"], at["energy"])
-
-    def contrastive(draws: Draws):
-        action = gather(rows.data, draws["support"])
-        state, scaled_q = _no_state(action[:, :, 0]), rows.scaled_q(action)
-        return losses.contrastive_loss(net, state, action, draws["noise"], draws["t"], scaled_q, VP)
+    pool: list[Tensor] = []
 
     def draw(random: Random) -> Draws:
         if kind == "contrastive":
@@ -244,22 +186,35 @@ def train_energy(method: str, rows: Rows, behavior: ToyBehavior, settings: ToySe
             draws["support"] = random.index(size, settings.batch, settings.support - 1)
         return draws
 
+    def pairs(draws: Draws) -> list[Tensor]:
+        """Noisy actions, their times and targets; of "exact", whose targets take long, from a pool that is made once."""
+        if pool:
+            return [pick(made, draws["index"] % settings.pool) for made in pool]
+        action, t, candidates = pick(rows.data, draws["index"]), draws["t"], None
+        if kind == "support":
+            candidates = torch.cat([action.unsqueeze(-2), pick(rows.data, draws["support"])], -2)
+        made = Pairs(_no_state(action), action, losses.diffuse(action, draws["noise"], t, VP), t, candidates=candidates)
+        return [made.noisy_action, t, target(method, rows, behavior, made)]
+
+    def loss(draws: Draws):
+        if kind == "contrastive":
+            action = pick(rows.data, draws["support"])
+            state, scaled_q = _no_state(action[:, :, 0]), rows.scaled_q(action)
+            return losses.contrastive_loss(net, state, action, draws["noise"], draws["t"], scaled_q, VP)
+        noisy, t, energy = pairs(draws)
+        return (losses.bregman_loss if bregman else losses.energy_loss)(net, _no_state(noisy), noisy, t, energy)
+
     if kind == "exact":
-        pool |= pairs(part(Random(rows.seed, "toy-pool", like=rows.data).diffusion(size, settings.pool, 2), 0))
+        pool += pairs(part(Random(rows.seed, "toy-pool", like=rows.data).diffusion(size, settings.pool, 2), 0))
     if kind == "contrastive":
         net.scale.copy_(rows.beta)
     else:
         first = draw(Random(rows.seed, "toy-scale", like=rows.data, count=8))
-        energies = torch.cat([pairs(part(first, i))["energy"] for i in range(8)], 1)
+        energies = torch.cat([pairs(part(first, i))[-1] for i in range(8)], 1)
         net.loc.copy_(energies.mean(1, keepdim=True))
         net.scale.copy_(energies.std(1, keepdim=True).clamp(min=1e-6))
-    loss = contrastive if kind == "contrastive" else regression
-    fit(
-        Learner(method, rows.seed, net, list(net.parameters()), draw, loss),
-        settings.energy_steps,
-        settings.learning_rate,
-        CHUNK,
-    )
+    learner = Learner(method, rows.seed, net, list(net.parameters()), draw, loss)
+    fit(learner, settings.energy_steps, settings.learning_rate, CHUNK)
     return net.requires_grad_(False)
 
 
@@ -267,38 +222,27 @@ def sample(rows: Rows, behavior: ToyBehavior, energy: EnergyNet | None, count: i
     """`count` guided samples of every row `(R, count, 2)`; the same initial noise for every method."""
     noise = Random(rows.seed, "toy-sample", like=rows.data).normal(count, 2)[0]
     gradient = energy and (lambda a, t: energy.gradient(_no_state(a), a, t))
-    return sampler.sample(
-        behavior.noise, noise, VP, settings.solver_steps, energy_gradient=gradient, low=-2.0, high=2.0
-    )
+    steps = settings.solver_steps
+    return sampler.sample(behavior.noise, noise, VP, steps, energy_gradient=gradient, low=-2.0, high=2.0)
 
 
 def truth(rows: Rows, count: int, repeat: int = 0, proposals: int = 200_000) -> tuple[Tensor, float]:
-    """Exact samples of the tilted density of every row `(R, count, 2)`, and the least effective sample size behind them.
-
-    Rows of one problem and beta share their samples; `repeat` chooses an independent set.
-    """
+    """Exact samples `(R, count, 2)` of the tilted densities, set `repeat`, and the least effective sample size of them."""
     made: dict[tuple[str, float], tuple[Tensor, float]] = {}
     keys = list(zip(rows.problem, rows.beta.flatten().tolist(), strict=True))
     for r, (problem, beta) in enumerate(keys):
         if (problem, beta) not in made:
-            made[problem, beta] = mixtures.tilted_samples(
-                lambda number, g, problem=problem: draw_density(problem, number, g),
-                lambda action, r=r: rows.q(r, action),
-                beta,
-                count,
-                generator(repeat, "toy-truth", problem, beta),
-                proposals,
-            )
+            g = generator(repeat, "toy-truth", problem, beta)
+            actions, q_function = mixtures.toy(problem, proposals, g).float(), functools.partial(rows.q, r)
+            made[problem, beta] = mixtures.resampled(actions, q_function, beta, count, g)
     return torch.stack([made[key][0] for key in keys]), min(size for _, size in made.values())
 
 
 def distances(rows: Rows, samples: dict[str, Tensor], truths: tuple[Tensor, Tensor]) -> pd.DataFrame:
-    """Energy distance of every method's samples to exact ones, a row each.
-
-    `truths`: two independent sets of exact samples; the distance between them is the method "noise floor".
-    """
+    """Energy distance of every method's samples to exact ones; that between two sets of them is the "noise floor"."""
     frames = []
     for method, drawn in {**samples, "noise floor": truths[1]}.items():
         distance = [mixtures.energy_distance(x, y) for x, y in zip(drawn, truths[0], strict=True)]
-        frames.append(rows.frame().assign(method=method, energy_distance=distance))
+        cells = {"problem": rows.problem, "beta": rows.beta.flatten().tolist(), "seed": rows.seed}
+        frames.append(pd.DataFrame({**cells, "method": method, "energy_distance": distance}))
     return pd.concat(frames, ignore_index=True)

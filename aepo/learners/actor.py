@@ -107,13 +107,7 @@ def make_actor(
     guidance_scale = how.guidance_scale if method.guided else 0.0
     if isinstance(guidance_scale, Sequence):
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)
-    return Actor(
-        behavior,
-        critic if method.best else None,
-        guide if method.guided else None,
-        guidance_scale,
-        how.solver_steps,
-        how.candidates if method.best else 1,
-        1 / how.beta if method.best and how.pick == "softmax" else 0.0,
-        how.noise_scale,
-    )
+    guide, best = guide if method.guided else None, method.best
+    candidates, temperature = how.candidates if best else 1, 1 / how.beta if best and how.pick == "softmax" else 0.0
+    sampling = guidance_scale, how.solver_steps, candidates, temperature, how.noise_scale
+    return Actor(behavior, critic if best else None, guide, *sampling)

@@ -39,13 +39,10 @@ def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSe
 @torch.no_grad()
 def finish_behavior(behavior: Behavior, data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings) -> None:
     """Fill the posterior variance table from recorded actions."""
-    state = data.standardize(data.state)
+    state, count = data.standardize(data.state), settings.variance_times
     index = Random(seeds, "variance", like=state).index(len(data), settings.variance_samples)[0]
-    noise = Random(seeds, "variance-noise", like=state, count=settings.variance_times).normal(
-        settings.variance_samples, data.action.shape[1]
-    )
-    times = posterior.variance_times(settings.variance_times, state.device, state.dtype)
-    table = posterior.fit_isotropic(
-        lambda noisy, t: behavior.noise_net(state[index], noisy, t), data.action[index], noise, times, VP
-    )
-    behavior.variance.copy_(table)
+    random = Random(seeds, "variance-noise", like=state, count=count)
+    noise = random.normal(settings.variance_samples, data.action.shape[1])
+    noise_model = lambda noisy, t: behavior.noise_net(state[index], noisy, t)  # noqa: E731
+    times = posterior.variance_times(count, state.device, state.dtype)
+    behavior.variance.copy_(posterior.fit_isotropic(noise_model, data.action[index], noise, times, VP))

@@ -31,11 +31,7 @@ def on_side_stream(run: Callable[[], object]) -> object:
 
 
 class CapturedCalls:
-    """A function of tensors `(S, B, ...)`, row by row in B, captured for each B rounded up to a power of two.
-
-    Rows beyond those given hold what an earlier call left there, and are cut off: a batch that shrinks as episodes end
-    needs few captures.
-    """
+    """A function of tensors `(S, B, ...)`, row by row in B, captured for each B rounded up to a power of two."""
 
     def __init__(self, run: Callable[..., Tensor], name: str):
         self.run, self.name = run, name
@@ -45,9 +41,9 @@ class CapturedCalls:
     def __call__(self, *inputs: Tensor) -> Tensor:
         count = inputs[0].shape[1]
         rows = 1 << (count - 1).bit_length()
-        shape = (rows, *(value.shape for value in self._padded(inputs, 1)))
+        shape = (rows, *((len(value), *value.shape[2:]) for value in inputs))
         if shape not in self.captured and not self.failed:
-            self._capture(shape, self._padded(inputs, rows))
+            self._capture(shape, [value.new_zeros(len(value), rows, *value.shape[2:]) for value in inputs])
         if self.failed:
             return self.run(*inputs)
         captured, held, output = self.captured[shape]
@@ -55,11 +51,6 @@ class CapturedCalls:
             buffer[:, :count].copy_(value)
         captured.replay()
         return output[-1][:, :count].clone()
-
-    @staticmethod
-    def _padded(inputs: tuple[Tensor, ...], rows: int) -> list[Tensor]:
-        """Tensors of the inputs' kind with `rows` rows."""
-        return [value.new_zeros(value.shape[0], rows, *value.shape[2:]) for value in inputs]
 
     def _capture(self, shape: tuple, held: list[Tensor]) -> None:
         output: list[Tensor] = []

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from aepo import files
 
-ADAM = ("exp_avg", "exp_avg_sq", "step")  # what the optimizer keeps of a parameter
-
 
 class Checkpoints:
     """The last two checkpoints of a training: networks, optimizer state, log and step, as checksummed safetensors.
@@ -21,8 +19,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, name: str, module: nn.Module, optimizer: torch.optim.Adam, meta: dict[str, Any]):
-        self.folder, self.name, self.module, self.optimizer, self.meta = folder, name, module, optimizer, meta
-        self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
+        self.folder, self.name, self.meta = folder, name, meta
+        self.tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
+        for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+            self.tensors |= {f"adam.{i}.{key}": value for key, value in optimizer.state[parameter].items()}
 
     def paths(self) -> list[Path]:
         """Those on disk, oldest first."""
@@ -30,18 +30,11 @@ class Checkpoints:
 
     def save(self, chunks: int, log: list[Tensor], columns: list[str]) -> None:
         """Write the state after `chunks` chunks and drop all but the last two checkpoints."""
-        tensors = self._state() | {"log": torch.stack(log)}
         meta = {**self.meta, "chunks": chunks, "columns": columns}
-        files.save_tensors(self.folder / f"{self.name}.{chunks:06d}.safetensors", tensors, meta)
+        path = self.folder / f"{self.name}.{chunks:06d}.safetensors"
+        files.save_tensors(path, self.tensors | {"log": torch.stack(log)}, meta)
         for old in self.paths()[:-2]:
             old.unlink(missing_ok=True)
-
-    def _state(self) -> dict[str, Tensor]:
-        """Networks and the optimizer's averages by name; before the first step there are none of the latter."""
-        tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
-        for i, averages in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{key}": value for key, value in averages.items()}
-        return tensors
 
     def restore(self) -> tuple[int, list[Tensor], list[str]]:
         """Load the newest checkpoint that is whole and of the same settings: chunks, log and its columns, 0 where none."""
@@ -53,29 +46,19 @@ class Checkpoints:
                     print(f"{self.name}: its checkpoint {path.name} has other {', '.join(changed)} and is not used")
                     path.unlink()
                     continue
-                self._check(tensors, meta, path)
+                shapes = {key: tuple(value.shape) for key, value in self.tensors.items()}
+                shapes["log"] = (meta.get("chunks"), len(self.meta["seeds"]), len(meta.get("columns", ())))
+                for key in sorted({*shapes, *tensors}):
+                    found = tensors.get(key, torch.tensor(torch.nan))
+                    if tuple(found.shape) != shapes.get(key) or not torch.isfinite(found).all():
+                        raise files.StudyError(f"{path} has a wrong shape, no tensor, or no number in {key}")
             except files.StudyError as error:
                 print(f"{self.name}: passed over a checkpoint for the one before it, or for the start: {error}")
                 continue
-            module = {key.removeprefix("module."): v for key, v in tensors.items() if key.startswith("module.")}
-            self.module.load_state_dict(module)
-            state = {i: {key: tensors[f"adam.{i}.{key}"] for key in ADAM} for i in range(len(self.parameters))}
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+            for key, value in self.tensors.items():
+                value.copy_(tensors[key])
             return meta["chunks"], list(tensors["log"]), meta["columns"]
         return 0, [], []
-
-    def _check(self, tensors: dict[str, Tensor], meta: dict[str, Any], path: Path) -> None:
-        """StudyError where a checkpoint is not of this training: tensors, their shapes, numbers, the log."""
-        shapes = {f"module.{key}": value.shape for key, value in self.module.state_dict().items()}
-        for i, parameter in enumerate(self.parameters):
-            shapes |= {f"adam.{i}.{key}": parameter.shape for key in ADAM} | {f"adam.{i}.step": torch.Size([])}
-        chunks, columns = meta.get("chunks"), meta.get("columns")
-        well = isinstance(chunks, int) and isinstance(columns, list)
-        shapes["log"] = torch.Size([chunks, len(self.meta["seeds"]), len(columns)]) if well else torch.Size([])
-        wrong = [key for key in {*shapes, *tensors} if key not in tensors or tensors[key].shape != shapes.get(key)]
-        wrong += [key for key, value in tensors.items() if not torch.isfinite(value).all()]
-        if wrong or not well:
-            raise files.StudyError(f"{path} has a wrong shape, no tensor, or no number in {sorted(wrong)[0]}")
 
 
 def _pattern(name: str) -> str:

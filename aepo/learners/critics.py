@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from aepo.core.models import Behavior, Critic
 from aepo.core.networks import initialize
 from aepo.data.datasets import Dataset, return_floor
 from aepo.files import StudyError
-from aepo.learners.draws import Draws, Random
+from aepo.learners.draws import Draws, Random, pick
 from aepo.learners.hindsight import Hindsight
 from aepo.learners.support import sample_actions
 from aepo.learners.training import Learner, follow
@@ -23,34 +21,27 @@ from aepo.settings import CriticSettings
 class Transitions:
     """Recorded transitions as a critic learns from them, packed so that a batch is one gather.
 
-    A batch is state, next_state standardised, action, reward scaled, terminated, floor (see `datasets.return_floor`; -inf
-    where the settings have none): `(S, B, n)`, `(S, B, n)`, `(S, B, d)`, `(S, B)`, `(S, B)`, `(S, B)`. The share
-    `settings.hindsight` of it, its last rows, has hindsight goals.
+    The share `settings.hindsight` of a batch, its last rows, has hindsight goals.
     """
 
     def __init__(self, data: Dataset, settings: CriticSettings):
-        scale = reward_scale(data, settings)
-        floor = torch.full_like(data.reward, -torch.inf)
-        if settings.return_floor:
-            floor = scale * return_floor(data, settings.discount)
-        self.sizes = [data.state.shape[1], data.state.shape[1], data.action.shape[1], 1, 1, 1]
-        columns = [scale * data.reward, data.terminated, floor]
+        self.share, self.floored, scale = settings.hindsight, settings.return_floor, reward_scale(data, settings)
+        if not 0 <= self.share <= 1:
+            raise StudyError(f"critic: hindsight is a share of a batch: give 0 to 1, not {self.share}")
+        n, d = data.state.shape[1], data.action.shape[1]
+        self.sizes = [n, n, d, 3]
+        floor = (
+            scale * return_floor(data, settings.discount) if self.floored else torch.full_like(data.reward, -torch.inf)
+        )
         states = [data.standardize(data.state), data.standardize(data.next_state)]
-        self.packed = torch.cat([*states, data.action, torch.stack(columns, 1)], 1)
-        if not 0 <= settings.hindsight <= 1:
-            raise StudyError(f"critic: hindsight is a share of a batch: give 0 to 1, not {settings.hindsight}")
-        self.share = settings.hindsight
+        numbers = torch.stack([scale * data.reward, data.terminated, floor], 1)
+        self.packed = torch.cat([*states, data.action, numbers], 1)
         self.hindsight = Hindsight(data, settings.discount, settings.goal_radius, scale) if self.share else None
-        self.floored = settings.return_floor
-
-    def __len__(self) -> int:
-        return len(self.packed)
 
     def batch(self, draws: Draws) -> tuple[Tensor, ...]:
-        """The transitions of a step's draws, `index` `(S, B)` and where there is hindsight `ahead`, `(S, B share)`."""
-        *wide, reward, terminated, floor = self.packed[draws["index"]].split(self.sizes, -1)
-        state, next_state, action = wide
-        reward, terminated, floor = reward.squeeze(-1), terminated.squeeze(-1), floor.squeeze(-1)
+        """State and next state standardised, action, reward scaled, terminated, floor of a step's draws."""
+        state, next_state, action, numbers = self.packed[draws["index"]].split(self.sizes, -1)
+        reward, terminated, floor = numbers.unbind(-1)
         if self.hindsight:
             rows = slice(state.shape[1] - draws["ahead"].shape[1], None)
             new = self.hindsight.relabel(draws["index"][:, rows], draws["ahead"], state[:, rows], next_state[:, rows])
@@ -58,10 +49,6 @@ class Transitions:
             if self.floored:
                 floor[:, rows] = new[3]
         return state, next_state, action, reward, terminated, floor
-
-    def draw(self, random: Random, batch: int) -> Draws:
-        """What batches are made from: `index` `(count, S, batch)`, and what `draw_goals` adds."""
-        return {"index": random.index(len(self), batch)} | self.draw_goals(random, batch)
 
     def draw_goals(self, random: Random, batch: int) -> Draws:
         """Uniform numbers `ahead` `(count, S, batch share)` that choose hindsight goals; nothing without them."""
@@ -76,63 +63,48 @@ def reward_scale(data: Dataset, settings: CriticSettings) -> float:
     return (1 - settings.discount) / size if size > 0 else 1.0
 
 
-def critic_learner(data: Dataset, seeds: tuple[int, ...], settings: CriticSettings) -> tuple[Learner, Critic]:
-    """Implicit Q-learning: expectile V on the target Q, twin Q on max(r + discount V(s'), floor)."""
-
-    def backup(critic: Critic, state: Tensor, next_state: Tensor, action: Tensor, index: Tensor):
-        with torch.no_grad():
-            q = critic.q_target.minimum(state, action)
-            next_value = critic.value(next_state)
-        return next_value, *losses.value_loss(critic.value, state, q, settings.expectile)
-
-    return _learner(data, seeds, settings, backup)
-
-
-def softmax_critic_learner(
-    data: Dataset, behavior: Behavior, seeds: tuple[int, ...], settings: CriticSettings
+def critic_learner(
+    data: Dataset, seeds: tuple[int, ...], settings: CriticSettings, behavior: Behavior | None = None
 ) -> tuple[Learner, Critic]:
-    """QGPO's critic: twin Q on r + discount sum_j softmax(q_j / tau)_j q_j, q_j of behavior samples at s'.
+    """Implicit Q-learning: expectile V on the target Q, twin Q on max(r + discount V(s'), floor); with a behavior, QGPO's.
 
-    V(s') regresses on that sum. `settings.support` samples at each next state, `settings.temperature` tau (see
-    `losses.in_support_value`). They are drawn once, for the recorded goals: under hindsight goals they are actions that the
-    behavior takes there all the same.
+    That is V(s') = sum_j softmax(q_j / tau)_j q_j, q_j of `settings.support` behavior samples at s', drawn once for the
+    recorded goals: under hindsight goals they are actions that the behavior takes there all the same.
     """
-    size, following = settings.support, data.standardize(data.next_state)
-    random = Random(seeds, "next-support", like=following)
-    support = sample_actions(behavior, following.expand(len(seeds), -1, -1), size, settings.support_steps, random)
-    rows = torch.arange(len(seeds), device=following.device).unsqueeze(1)
-
-    def backup(critic: Critic, state: Tensor, next_state: Tensor, action: Tensor, index: Tensor):
-        with torch.no_grad():
-            actions = support[rows, index].flatten(1, 2)
-            q = critic.q_target.minimum(next_state.repeat_interleave(size, 1), actions).view(*index.shape, size)
-            next_value = losses.in_support_value(q, settings.temperature)
-        value = critic.value(next_state)
-        loss = (value - next_value).square().mean(-1)
-        info = {"value_loss": loss, "value": value.mean(-1), "advantage_std": q.std(-1).mean(-1)}
-        return next_value, loss, {key: x.detach() for key, x in info.items()}
-
-    return _learner(data, seeds, settings, backup)
-
-
-def _learner(
-    data: Dataset, seeds: tuple[int, ...], settings: CriticSettings, backup: Callable
-) -> tuple[Learner, Critic]:
-    """A critic whose `backup` gives V(s') for the targets of Q, and the loss of V with its info."""
     sizes = (data.state.shape[1], data.action.shape[1], settings.width, settings.depth)
     critic, transitions = Critic(len(seeds), *sizes).to(data.state), Transitions(data, settings)
     initialize(critic.q, seeds, "q")
     initialize(critic.value, seeds, "value")
     critic.q_target.load_state_dict(critic.q.state_dict())
+    size = settings.support
+    if behavior is not None:
+        following = data.standardize(data.next_state)
+        random = Random(seeds, "next-support", like=following)
+        support = sample_actions(behavior, following.expand(len(seeds), -1, -1), size, settings.support_steps, random)
+
+    def values(state: Tensor, next_state: Tensor, action: Tensor, index: Tensor):
+        """V(s'), and the loss of V with its info."""
+        with torch.no_grad():
+            if behavior is None:
+                q, next_value = critic.q_target.minimum(state, action), critic.value(next_state)
+            else:
+                actions = pick(support, index).flatten(1, 2)
+                q = critic.q_target.minimum(next_state.repeat_interleave(size, 1), actions).view(*index.shape, size)
+                next_value = losses.in_support_value(q, settings.temperature)
+        if behavior is None:
+            return next_value, *losses.value_loss(critic.value, state, q, settings.expectile)
+        value = critic.value(next_state)
+        loss = (value - next_value).square().mean(-1)
+        info = {"value_loss": loss, "value": value.mean(-1), "advantage_std": q.std(-1).mean(-1)}
+        return next_value, loss, {key: x.detach() for key, x in info.items()}
 
     def draw(random: Random) -> Draws:
-        return transitions.draw(random, settings.batch)
+        return {"index": random.index(len(data), settings.batch)} | transitions.draw_goals(random, settings.batch)
 
     def loss(draws: Draws):
-        state, next_state, action, reward, terminated, floor = transitions.batch(draws)
-        next_value, value_loss, value_info = backup(critic, state, next_state, action, draws["index"])
-        discount = settings.discount
-        td_loss, info = losses.td_loss(critic.q, state, action, reward, terminated, next_value, discount, floor)
+        state, next_state, action, *rest, floor = transitions.batch(draws)
+        next_value, value_loss, value_info = values(state, next_state, action, draws["index"])
+        td_loss, info = losses.td_loss(critic.q, state, action, *rest, next_value, settings.discount, floor)
         return value_loss + td_loss, value_info | info
 
     parameters = [*critic.q.parameters(), *critic.value.parameters()]
@@ -141,25 +113,23 @@ def _learner(
 
 
 @torch.no_grad()
-def finish_critic(critic: Critic, data: Dataset, batch: int = 8_192) -> None:
+def finish_critic(critic: Critic, data: Dataset) -> None:
     """Set the scale and bounds of the advantage from every recorded action."""
-    seeds = critic.std.shape[0]
-    parts = []
-    for start in range(0, len(data), batch):
-        state = data.standardize(data.state[start : start + batch]).expand(seeds, -1, -1)
-        parts.append(critic.advantage(state, data.action[start : start + batch].expand(seeds, -1, -1)))
+    seeds, rows = len(critic.std), 8_192
+    parts = [
+        critic.advantage(data.standardize(state).expand(seeds, -1, -1), action.expand(seeds, -1, -1))
+        for state, action in zip(data.state.split(rows), data.action.split(rows), strict=True)
+    ]
     advantage = torch.cat(parts, 1)
-    scale = advantage.std(1, keepdim=True)
-    critic.std.copy_(scale)
-    critic.lowest.copy_(advantage.amin(1, keepdim=True) / scale)
-    critic.highest.copy_(advantage.amax(1, keepdim=True) / scale)
+    critic.std.copy_(advantage.std(1, keepdim=True))
+    critic.lowest.copy_(advantage.amin(1, keepdim=True) / critic.std)
+    critic.highest.copy_(advantage.amax(1, keepdim=True) / critic.std)
 
 
 def signal(log: pd.DataFrame) -> pd.Series:
     """How well a critic can tell recorded actions apart, by seed: std(Q - V) over the root mean square of its TD error.
 
-    At the last rows of its log, whose `td_loss` is the sum of the twins'. About 1 or below: what ranks actions is mostly
-    error, and to follow it off the data can be worse than to clone.
+    `td_loss` is the sum of the twins'. About 1 or below, what ranks actions is mostly error.
     """
     last = log[log["step"] == log["step"].max()].set_index("seed")
     return last["advantage_std"] / (last["td_loss"] / 2) ** 0.5

@@ -14,10 +14,9 @@ PAIRS = 20_000
 
 
 def agreements(data: Dataset, task: Task) -> pd.Series:
-    """For each of DISCOUNTS: how far recorded episodes are ranked alike by discounted and by full return, from the start.
+    """For each of DISCOUNTS: the share of pairs of episodes, weighed by what they differ, that both returns rank alike.
 
-    Of random pairs of episodes, each weighed by the difference of its full returns, the share that both rank alike; 1 where
-    all full returns are equal. Of one walk cut into segments (`task.continuing`), windows of the horizon are the episodes.
+    Of one walk cut into segments (`task.continuing`), windows of the horizon are the episodes.
     """
     reward = data.reward.double().cpu().numpy()
     if task.continuing:

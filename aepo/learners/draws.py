@@ -18,11 +18,14 @@ def part(draws: Draws, which: int | slice) -> Draws:
     return {key: value[which] for key, value in draws.items()}
 
 
-class Random:
-    """Random numbers for `count` steps of S seeds, `(count, S, *shape)`, that follow from (seed, name) alone.
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """Values `(S, N, ...)` at each seed's own numbers `(S, ...)`."""
+    rows = torch.arange(len(values), device=values.device)
+    return values[rows.view(-1, *[1] * (index.ndim - 1)), index]
 
-    They lie where `like` does; those that are no indices have its type.
-    """
+
+class Random:
+    """Random numbers `(count, S, *shape)` for `count` steps of S seeds, placed as `like`: of (seed, name) alone."""
 
     def __init__(self, seeds: Sequence[int], *name: object, like: Tensor, count: int = 1):
         self.generators = [generator(seed, *name, device=like.device) for seed in seeds]

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aepo.core import guidance, losses
 from aepo.core.models import VP, Behavior, ClosedShift, Critic, advantage_at, gaussian_posterior
 from aepo.core.networks import EnergyNet, ShiftNet, initialize
 from aepo.data.datasets import Dataset
-from aepo.learners.draws import Draws, Random, part
+from aepo.learners.draws import Draws, Random, part, pick
 from aepo.learners.hindsight import GOAL_SIZE
 from aepo.learners.support import Support, advantages
 from aepo.learners.training import Learner
@@ -39,11 +39,6 @@ class Problem:
     settings: EnergySettings
     support: Support | None = None
     goals: bool = False
-
-    @property
-    def kind(self) -> str:
-        """What the network learns: the method's, or the settings'."""
-        return self.settings.form or self.method.energy
 
     @cached_property
     def state(self) -> Tensor:
@@ -82,7 +77,7 @@ def target(problem: Problem, pairs: Pairs) -> Tensor:
     not guide, and where states differ more than their actions do, a network learns nothing else. `settings.clamp`: closed
     forms to beta times the range of recorded advantages.
     """
-    kind, beta, critic, noisy, t = problem.kind, problem.beta, problem.critic, pairs.noisy_action, pairs.t
+    kind, beta, critic, noisy, t = problem.method.energy, problem.beta, problem.critic, pairs.noisy_action, pairs.t
     if kind == "support":
         q = pairs.candidate_q
         energy = guidance.support_energy(q, pairs.candidates, noisy, t, VP, beta, check=False)
@@ -95,31 +90,17 @@ def target(problem: Problem, pairs: Pairs) -> Tensor:
     return guidance.closed_form(kind, q_function, *moments, beta, bounds, -1.0, 1.0) - beta * pairs.baseline
 
 
-@torch.no_grad()
-def baselines(behavior: Behavior, critic: Critic, state: Tensor, batch: int = 8_192) -> Tensor:
-    """Advantage of the behavior's mean action, the posterior mean at pure noise, of states `(N, n)`: `(S, N)`."""
-    seeds, d = behavior.low.shape[0], behavior.low.shape[-1]
-    one, parts = torch.ones((), dtype=state.dtype, device=state.device), []
-    for states in state.split(batch):
-        states = states.expand(seeds, -1, -1)
-        mean, _ = gaussian_posterior(behavior, states, states.new_zeros(seeds, states.shape[1], d), one)
-        parts.append(critic.advantage(states, mean))
-    return torch.cat(parts, 1)
-
-
-def energy_learner(
-    problem: Problem, seeds: tuple[int, ...], name: str = "energy"
-) -> tuple[Learner, EnergyNet | ShiftNet]:
+def energy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "energy") -> tuple[Learner, nn.Module]:
     """The training of the energy or shift network of a method by its target and loss."""
-    problem = replace(problem, method=applied(problem.method, problem.settings))
     problem.behavior.requires_grad_(False)
     problem.critic.requires_grad_(False)
-    settings, method, (n, d) = problem.settings, problem.method, (problem.state.shape[1], problem.data.action.shape[1])
-    sizes = (len(seeds), n, d, settings.width, settings.depth)
-    if problem.kind.startswith("shift-"):
+    settings, kind = problem.settings, problem.method.energy
+    sizes = (len(seeds), problem.state.shape[1], problem.data.action.shape[1], settings.width, settings.depth)
+    if kind.startswith("shift-"):
         net, make = ShiftNet(*sizes, problem.behavior.variance.shape[-1]), _shift
     else:
-        net, make = EnergyNet(*sizes, VP, method.gate), _contrastive if problem.kind == "contrastive" else _regression
+        net = EnergyNet(*sizes, VP, problem.method.gate)
+        make = _contrastive if kind == "contrastive" else _regression
     draw, pairs, loss = make(problem, initialize(net.to(problem.state), seeds, "energy"), seeds)
 
     def diagnose(draws: Draws) -> dict[str, Tensor]:
@@ -141,17 +122,34 @@ def _first(problem: Problem, draw: Callable, pairs: Callable, seeds: tuple[int, 
 
 
 def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
-    """Regression on `target`; gives the network the scale of its targets."""
-    settings, data, d = problem.settings, problem.data, problem.data.action.shape[1]
-    supported, closed = problem.kind == "support", problem.kind in guidance.KINDS
-    pairs = (_supported if supported else _recorded)(problem)
-    size = problem.support.index.shape[1] if supported else len(data)
+    """Regression on `target`, of recorded actions or of support actions; gives the network the scale of its targets."""
+    settings, kind, support, action = problem.settings, problem.method.energy, problem.support, problem.data.action
+    supported, closed = kind == "support", kind in guidance.KINDS
+    if supported:
+        candidates = torch.cat([action[support.index].unsqueeze(2), support.action], 2)
+        quality = advantages(problem.critic, problem.state, support.index, candidates)
+    else:
+        at_noise, parts = problem.state.new_ones(()), []  # where the posterior mean is the behavior's mean action
+        for states in problem.state.expand(len(seeds), -1, -1).split(8_192, 1):
+            noise = states.new_zeros(*states.shape[:2], action.shape[1])
+            with torch.no_grad():
+                mean, _ = gaussian_posterior(problem.behavior, states, noise, at_noise)
+                parts.append(problem.critic.advantage(states, mean))
+        baseline = torch.cat(parts, 1)
 
     def draw(random: Random) -> Draws:
-        draws = random.diffusion(size, settings.batch, d)
+        draws = random.diffusion(support.index.shape[1] if supported else len(action), settings.batch, action.shape[1])
+        return draws | ({"which": random.index(candidates.shape[2], settings.batch)} if supported else {})
+
+    def pairs(draws: Draws) -> Pairs:
+        at, more = draws["index"], {}
         if supported:
-            draws["which"] = random.index(problem.support.action.shape[2] + 1, settings.batch)
-        return draws
+            more = {"candidates": pick(candidates, at), "candidate_q": pick(quality, at)}
+            state = problem.state[pick(support.index, at)]
+            clean = pick(more["candidates"].flatten(0, 1), draws["which"].flatten()).view(*at.shape, -1)
+        else:
+            state, clean, more["baseline"] = problem.state[at], action[at], pick(baseline, at)
+        return Pairs(state, clean, losses.diffuse(clean, draws["noise"], draws["t"], VP), draws["t"], **more)
 
     def loss(draws: Draws):
         batch = pairs(draws)
@@ -170,55 +168,27 @@ def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
     return draw, pairs, loss
 
 
-def _recorded(problem: Problem) -> Callable[[Draws], Pairs]:
-    """Recorded states and actions, noised."""
-    state, action = problem.state, problem.data.action
-    baseline = baselines(problem.behavior, problem.critic, state)
-    rows = torch.arange(len(baseline), device=state.device).unsqueeze(1)
-
-    def pairs(draws: Draws) -> Pairs:
-        at, t = draws["index"], draws["t"]
-        noisy = losses.diffuse(action[at], draws["noise"], t, VP)
-        return Pairs(state[at], action[at], noisy, t, baseline[rows, at])
-
-    return pairs
-
-
-def _supported(problem: Problem) -> Callable[[Draws], Pairs]:
-    """States with support actions, the recorded action among them; one of them noised."""
-    support, rows = problem.support, problem.support.rows()
-    candidates = torch.cat([problem.data.action[support.index].unsqueeze(2), support.action], 2)
-    quality = advantages(problem.critic, problem.state, support.index, candidates)
-
-    def pairs(draws: Draws) -> Pairs:
-        at, t = draws["index"], draws["t"]
-        clean = candidates[rows, at, draws["which"]]
-        noisy = losses.diffuse(clean, draws["noise"], t, VP)
-        state = problem.state[support.index[rows, at]]
-        return Pairs(state, clean, noisy, t, candidates=candidates[rows, at], candidate_q=quality[rows, at])
-
-    return pairs
-
-
 def _contrastive(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
     """Contrastive energy prediction over the support actions of a state."""
-    support, rows, settings = problem.support, problem.support.rows(), problem.settings
+    support, groups = problem.support, problem.settings.groups
     scaled_q = problem.beta * advantages(problem.critic, problem.state, support.index, support.action)
     net.scale.fill_(problem.beta)
     _, states, size, d = support.action.shape
 
+    def draw(random: Random) -> Draws:
+        return random.diffusion(states, groups, d) | {"noise": random.normal(groups, size, d)}
+
+    def recorded(at: Tensor) -> tuple[Tensor, Tensor]:
+        return problem.state[pick(support.index, at)], pick(support.action, at)
+
     def pairs(draws: Draws) -> Pairs:
-        action, t = support.action[rows, draws["index"]].flatten(1, 2), draws["t"].repeat_interleave(size, 1)
-        here = problem.state[support.index[rows, draws["index"]]].repeat_interleave(size, 1)
+        here, action = recorded(draws["index"])
+        here, action, t = here.repeat_interleave(size, 1), action.flatten(1, 2), draws["t"].repeat_interleave(size, 1)
         return Pairs(here, action, losses.diffuse(action, draws["noise"].flatten(1, 2), t, VP), t)
 
     def loss(draws: Draws):
         at = draws["index"]
-        here, actions = problem.state[support.index[rows, at]], support.action[rows, at]
-        return losses.contrastive_loss(net, here, actions, draws["noise"], draws["t"], scaled_q[rows, at], VP)
-
-    def draw(random: Random) -> Draws:
-        return random.diffusion(states, settings.groups, d) | {"noise": random.normal(settings.groups, size, d)}
+        return losses.contrastive_loss(net, *recorded(at), draws["noise"], draws["t"], pick(scaled_q, at), VP)
 
     return draw, pairs, loss
 
@@ -230,16 +200,15 @@ def _shift(problem: Problem, net: ShiftNet, seeds: tuple[int, ...]):
     moved off the data (`settings.jitter` standard deviations; `goals`: and given another's position as goal), half of its
     clean actions are uniform in the box. With `settings.beyond` false the batch is recorded pairs.
     """
-    settings, data, state = problem.settings, problem.data, problem.state
-    n, d = state.shape[1], data.action.shape[1]
-    form = problem.kind.removeprefix("shift-")
+    settings, data, state, batch = problem.settings, problem.data, problem.state, problem.settings.batch
+    n, d, form = state.shape[1], data.action.shape[1], problem.method.energy.removeprefix("shift-")
     closed = ClosedShift(form, problem.behavior, problem.critic, problem.beta)
     net.variance.copy_(problem.behavior.variance)
-    number = torch.arange(settings.batch, device=state.device).unsqueeze(-1)
-    moved, free = number < settings.batch // 2, number % 2 == 0
+    number = torch.arange(batch, device=state.device).unsqueeze(-1)
+    moved, free = number < batch // 2, number % 2 == 0
 
     def draw(random: Random) -> Draws:
-        draws, batch = random.diffusion(len(data), settings.batch, d), settings.batch
+        draws = random.diffusion(len(data), batch, d)
         if settings.beyond:
             draws |= {"jitter": random.normal(batch, n), "uniform": random.uniform(batch, d)}
             draws["goal"] = random.index(len(data), batch)
@@ -256,14 +225,14 @@ def _shift(problem: Problem, net: ShiftNet, seeds: tuple[int, ...]):
         return Pairs(here, action, losses.diffuse(action, draws["noise"], draws["t"], VP), draws["t"])
 
     @torch.no_grad()
-    def regressed(batch: Pairs) -> Tensor:
-        mean, _ = gaussian_posterior(problem.behavior, batch.state, batch.noisy_action, batch.t)
-        return closed.shift(batch.state, batch.noisy_action, batch.t, mean) / net.size(batch.t).unsqueeze(-1)
+    def regressed(made: Pairs) -> Tensor:
+        mean, _ = gaussian_posterior(problem.behavior, made.state, made.noisy_action, made.t)
+        return closed.shift(made.state, made.noisy_action, made.t, mean) / net.size(made.t).unsqueeze(-1)
 
     def loss(draws: Draws):
-        batch = pairs(draws)
-        return losses.shift_loss(net, batch.state, batch.noisy_action, batch.t, regressed(batch))
+        made = pairs(draws)
+        return losses.shift_loss(net, made.state, made.noisy_action, made.t, regressed(made))
 
-    squares = [regressed(batch).square().mean((-2, -1)) for batch in _first(problem, draw, pairs, seeds)]
+    squares = [regressed(made).square().mean((-2, -1)) for made in _first(problem, draw, pairs, seeds)]
     net.scale.copy_(torch.stack(squares).mean(0).sqrt().clamp(min=1e-6).unsqueeze(-1))
     return draw, pairs, loss

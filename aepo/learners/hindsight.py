@@ -43,13 +43,8 @@ class Hindsight:
         distance = (position - goal).norm(dim=-1)
         return torch.exp(-distance) if self.dense else (distance <= self.radius).to(distance)
 
-    def relabel(
-        self, index: Tensor, uniform: Tensor, state: Tensor, next_state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """State and next state (standardised) `(S, B, n)`, reward, floor (scaled) `(S, B)` under the new goals.
-
-        index and uniform, drawn from [0, 1), `(S, B)`.
-        """
+    def relabel(self, index: Tensor, uniform: Tensor, state: Tensor, next_state: Tensor) -> tuple[Tensor, ...]:
+        """State, next state (standardised) `(S, B, n)`, reward, floor (scaled) under goals by uniform numbers `(S, B)`."""
         steps = (torch.log1p(-uniform) / math.log(self.discount)).long()
         reached = torch.minimum(index + steps, self.last[index])
         goal = self.position[reached]

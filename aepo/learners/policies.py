@@ -1,4 +1,4 @@
-"""Policies that are networks of their own, the baselines': their models, what each learns from, its learner."""
+"""Policies that are networks of their own, the baselines': models and learners."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aepo.core.models import VP, ActionModel, Behavior, Critic, Guide
 from aepo.core.networks import MLP, TwinQ, VelocityNet, initialize
 from aepo.data.datasets import Dataset
 from aepo.learners.critics import Transitions
-from aepo.learners.draws import Draws, Random
+from aepo.learners.draws import Draws, Random, pick
 from aepo.learners.support import Support, advantages
 from aepo.learners.training import Learner, follow
 from aepo.settings import CriticSettings, PolicySettings
@@ -52,30 +52,20 @@ class Pointwise(ActionModel):
         return self.mean(state)
 
 
-MODELS = {
-    "weighted": Behavior,
-    "flow": Flow,
-    "gaussian": Pointwise,
-    "deterministic": Pointwise,
-    "diffusion-q": Behavior,
-}
-WITH_CRITIC = ("deterministic", "diffusion-q")
+WITH_CRITIC = {"deterministic": Pointwise, "diffusion-q": Behavior}
+MODELS = {"weighted": Behavior, "flow": Flow, "gaussian": Pointwise} | WITH_CRITIC
 RENEWED = ("weighted", "flow")  # kinds that learn from support actions, drawn anew in each round
 
 
 class Trained(nn.Module):
     """A policy with its moving average, which acts, and, for the kinds of WITH_CRITIC, twin Q with its target copy."""
 
-    def __init__(
-        self, kind: str, seeds: int, state_dim: int, action_dim: int, sizes: tuple[int, int], critic: tuple[int, int]
-    ):
-        """`sizes` and `critic`: width and depth of the policy's networks, and of its twin Q."""
+    def __init__(self, kind: str, seeds: int, sizes: tuple[int, ...], critic: tuple[int, ...]):
+        """`sizes` and `critic`: of states, actions, width and depth of the policy's networks, and of its twin Q."""
         super().__init__()
-        self.policy = MODELS[kind](seeds, state_dim, action_dim, *sizes)
-        self.average = MODELS[kind](seeds, state_dim, action_dim, *sizes).requires_grad_(False)
+        self.policy, self.average = MODELS[kind](seeds, *sizes), MODELS[kind](seeds, *sizes).requires_grad_(False)
         if kind in WITH_CRITIC:
-            self.q = TwinQ(seeds, state_dim, action_dim, *critic)
-            self.q_target = TwinQ(seeds, state_dim, action_dim, *critic).requires_grad_(False)
+            self.q, self.q_target = TwinQ(seeds, *critic), TwinQ(seeds, *critic).requires_grad_(False)
 
     def advantage(self, state: Tensor, action: Tensor) -> Tensor:
         """Q of the policy's own critic for K actions a state, state by state, as `Critic.advantage`: `(S, B K)`."""
@@ -103,8 +93,8 @@ class Problem:
 def policy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "policy") -> tuple[Learner, Trained]:
     """The training of a policy."""
     data, kind, settings, its_critic = problem.data, problem.kind, problem.settings, problem.critic_settings
-    sizes = (settings.width, settings.depth), (its_critic.width, its_critic.depth)
-    module = Trained(kind, len(seeds), data.state.shape[1], data.action.shape[1], *sizes).to(data.state)
+    sizes = [(data.state.shape[1], data.action.shape[1], x.width, x.depth) for x in (settings, its_critic)]
+    module = Trained(kind, len(seeds), *sizes).to(data.state)
     initialize(module.policy, seeds, "policy")
     for model in (module.policy, module.average):
         model.scale(data.state_mean, data.state_std, data.action_low, data.action_high)
@@ -132,10 +122,9 @@ def _advantage_weighted(problem: Problem, module: Trained):
         return {"index": random.index(len(data), settings.batch)}
 
     def loss(draws: Draws):
-        states, action = state[draws["index"]], data.action[draws["index"]]
+        states, action, policy = state[draws["index"]], data.action[draws["index"]], module.policy
         with torch.no_grad():
             advantage = problem.critic.advantage(states, action)
-        policy = module.policy
         mean = policy.mean(states)
         return losses.awr_loss(mean, policy.log_std, action, advantage, problem.beta, settings.weight_cap)
 
@@ -144,8 +133,7 @@ def _advantage_weighted(problem: Problem, module: Trained):
 
 def _energy_weighted(problem: Problem, module: Trained):
     """Denoising or flow matching of support actions, each drawn with the probability softmax_j(beta Q_j) of its weight."""
-    support, rows, settings = problem.support, problem.support.rows(), problem.settings
-    state = problem.data.standardize(problem.data.state)
+    support, settings, state = problem.support, problem.settings, problem.data.standardize(problem.data.state)
     quality = advantages(problem.critic, state, support.index, support.action)
     chance = torch.softmax(problem.beta * quality, -1).cumsum(-1)
 
@@ -155,27 +143,23 @@ def _energy_weighted(problem: Problem, module: Trained):
 
     def loss(draws: Draws):
         at = draws["index"]
-        which = (draws["which"].unsqueeze(-1) > chance[rows, at]).sum(-1).clamp(max=chance.shape[-1] - 1)
-        action, here = support.action[rows, at, which], state[support.index[rows, at]]
+        which = (draws["which"].unsqueeze(-1) > pick(chance, at)).sum(-1).clamp(max=chance.shape[-1] - 1)
+        action = pick(pick(support.action, at).flatten(0, 1), which.flatten()).view(*at.shape, -1)
+        inputs = state[pick(support.index, at)], action, draws["noise"], draws["t"]
         if problem.kind == "flow":
-            return losses.flow_loss(module.policy.velocity, here, action, draws["noise"], draws["t"])
-        return losses.behavior_loss(module.policy.noise_net, here, action, draws["noise"], draws["t"], VP)
+            return losses.flow_loss(module.policy.velocity, *inputs)
+        return losses.behavior_loss(module.policy.noise_net, *inputs, VP)
 
     return draw, loss
 
 
 def _actor_critic(problem: Problem, module: Trained):
     """Twin Q on the policy's own next actions beside the policy: TD3+BC, or diffusion Q-learning."""
-    data, settings, its_critic, d = (
-        problem.data,
-        problem.settings,
-        problem.critic_settings,
-        problem.data.action.shape[1],
-    )
-    transitions, policy = Transitions(data, its_critic), module.policy
+    settings, policy, d = problem.settings, module.policy, problem.data.action.shape[1]
+    transitions = Transitions(problem.data, problem.critic_settings)
 
     def draw(random: Random) -> Draws:
-        draws = random.diffusion(len(data), settings.batch, d)
+        draws = random.diffusion(len(problem.data), settings.batch, d)
         draws |= {key: random.normal(settings.batch, d) for key in ("next_noise", "policy_noise")}
         return draws | transitions.draw_goals(random, settings.batch)
 
@@ -200,11 +184,11 @@ def _actor_critic(problem: Problem, module: Trained):
         return losses.diffusion_ql_loss(cloning, q_of(state, proposed), settings.eta)
 
     def loss(draws: Draws):
-        state, next_state, action, reward, terminated, floor = transitions.batch(draws)
+        state, next_state, action, *rest, floor = transitions.batch(draws)
         with torch.no_grad():
             next_q = module.q_target.minimum(next_state, next_actions(next_state, draws["next_noise"]))
-        discount = its_critic.discount
-        td_loss, info = losses.td_loss(module.q, state, action, reward, terminated, next_q, discount, floor)
+        discount = problem.critic_settings.discount
+        td_loss, info = losses.td_loss(module.q, state, action, *rest, next_q, discount, floor)
         own_loss, more = policy_loss(state, action, draws)
         total = td_loss + own_loss
         return total, {"loss": total.detach(), **info, **more}

@@ -13,6 +13,8 @@ from aepo.data.datasets import Dataset
 from aepo.learners.draws import Random
 from aepo.settings import EnergySettings
 
+ROWS = 32_768  # sampled at a time
+
 
 @dataclass(frozen=True)
 class Support:
@@ -21,29 +23,21 @@ class Support:
     index: Tensor
     action: Tensor
 
-    def rows(self) -> Tensor:
-        """Row numbers `(S, 1)`, to index states and actions with."""
-        return torch.arange(len(self.index), device=self.index.device).unsqueeze(1)
-
 
 @torch.no_grad()
-def sample_support(
-    behavior: ActionModel, data: Dataset, seeds: Sequence[int], settings: EnergySettings, batch: int = 32_768
-) -> Support:
+def sample_support(behavior: ActionModel, data: Dataset, seeds: Sequence[int], settings: EnergySettings) -> Support:
     """Draw the support actions of every seed from a model: `support` for each of `support_states` recorded states."""
     random = Random(seeds, "support", like=data.state)
     index = random.subset(len(data), min(settings.support_states, len(data)))
     state = data.standardize(data.state)[index]
-    return Support(index, sample_actions(behavior, state, settings.support, settings.support_steps, random, batch))
+    return Support(index, sample_actions(behavior, state, settings.support, settings.support_steps, random))
 
 
 @torch.no_grad()
-def sample_actions(
-    behavior: ActionModel, state: Tensor, size: int, steps: int, random: Random, batch: int = 32_768
-) -> Tensor:
-    """`size` actions in [-1, 1] at each standardised state `(S, P, n)`: `(S, P, size, d)`, in parts of `batch` rows."""
+def sample_actions(behavior: ActionModel, state: Tensor, size: int, steps: int, random: Random) -> Tensor:
+    """`size` actions in [-1, 1] at each standardised state `(S, P, n)`: `(S, P, size, d)`."""
     seeds, count, _ = state.shape
-    d, rows, parts = behavior.low.shape[-1], max(1, batch // size), []
+    d, rows, parts = behavior.low.shape[-1], max(1, ROWS // size), []
     noise = random.normal(count * size, d)[0]
     for start in range(0, count, rows):
         states = state[:, start : start + rows].repeat_interleave(size, 1)
@@ -52,10 +46,10 @@ def sample_actions(
 
 
 @torch.no_grad()
-def advantages(critic: Critic, state: Tensor, index: Tensor, action: Tensor, rows: int = 1_024) -> Tensor:
+def advantages(critic: Critic, state: Tensor, index: Tensor, action: Tensor) -> Tensor:
     """Advantage of M actions at each indexed state: action `(S, P, M, d)` -> `(S, P, M)`."""
     parts = [
         critic.advantage(state[i], a.flatten(1, 2)).view(a.shape[:-1])
-        for i, a in zip(index.split(rows, 1), action.split(rows, 1), strict=True)
+        for i, a in zip(index.split(1_024, 1), action.split(1_024, 1), strict=True)
     ]
     return torch.cat(parts, 1)

@@ -63,47 +63,33 @@ def follow(moving: Sequence[tuple[nn.Module, nn.Module, float]]) -> Callable[[],
     return after_step
 
 
-def learning_rate(base: float, step: int, steps: int) -> float:
-    """Cosine decay from `base` to 0."""
-    return base * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def adam(learner: Learner, base_rate: float) -> torch.optim.Adam:
-    """The optimizer of every stage: fused, its rate a tensor, so that a captured step can change it."""
-    device = learner.trained[0].device
-    rate = torch.tensor(base_rate, device=device)
-    return torch.optim.Adam(learner.trained, lr=rate, fused=True, capturable=device.type == "cuda")
-
-
-def step(learner: Learner, optimizer: torch.optim.Adam, draws: Draws) -> dict[str, Tensor]:
-    """One optimizer step from the draws of one step; returns the info of its loss. Never waits for the device."""
-    loss, info = learner.loss(draws)
-    optimizer.zero_grad(set_to_none=True)
-    loss.sum().backward()
-    optimizer.step()
-    learner.after_step()
-    return info
-
-
 class Steps:
     """The optimizer steps of a training: one by one, or where `captured` replays of one captured as a CUDA graph.
 
-    Draws and rates are copied into the graph's inputs, since captured random numbers would repeat. The first steps are run
-    one by one: they warm the kernels up and are steps of the training like any other. Where capture fails it goes on so.
+    Draws are copied into the graph, whose own would repeat. The first steps, and where capture fails all, are one by one.
     """
 
     WARM_UP = 3
 
-    def __init__(self, learner: Learner, base_rate: float, captured: bool | None = None):
-        """`captured`: None, on a GPU."""
-        self.learner, self.optimizer = learner, adam(learner, base_rate)
-        self.captured = self.rate.device.type == "cuda" if captured is None else captured
+    def __init__(self, learner: Learner, captured: bool | None = None):
+        """`captured`: None, on a GPU. The rate is a tensor, so that a captured step can change it."""
+        device = learner.trained[0].device
+        self.learner, self.rate = learner, torch.zeros((), device=device)
+        self.captured = device.type == "cuda" if captured is None else captured
+        self.optimizer = torch.optim.Adam(learner.trained, self.rate, fused=True, capturable=device.type == "cuda")
+        for parameter in learner.trained:  # as the first step would, so that a checkpoint can be copied into it
+            averages = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] |= {"step": torch.zeros((), device=device), **averages}
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    @property
-    def rate(self) -> Tensor:
-        """The optimizer's learning rate; it takes another tensor where it goes on from a checkpoint."""
-        return self.optimizer.param_groups[0]["lr"]
+    def step(self, draws: Draws) -> dict[str, Tensor]:
+        """One optimizer step from the draws of one step; returns the info of its loss. Never waits for the device."""
+        loss, info = self.learner.loss(draws)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.sum().backward()
+        self.optimizer.step()
+        self.learner.after_step()
+        return info
 
     def run(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
         """Steps with the draws `(step, ...)` and a learning rate each; returns the sums of their info `(S,)`."""
@@ -120,7 +106,7 @@ class Steps:
         total: dict[str, Tensor] = {}
         for i, rate in enumerate(rates):
             self.rate.fill_(rate)
-            total = _added(total, step(self.learner, self.optimizer, part(draws, i)))
+            total = _added(total, self.step(part(draws, i)))
         return total
 
     def _replay(self, draws: Draws, rates: Sequence[float]) -> dict[str, Tensor]:
@@ -140,7 +126,7 @@ class Steps:
         self.optimizer.zero_grad(set_to_none=True)
 
         def one_step() -> None:
-            for key, value in step(self.learner, self.optimizer, self.inputs).items():
+            for key, value in self.step(self.inputs).items():
                 self.total[key].add_(value)
 
         self.graph = capture.graph(one_step, f"{self.learner.name}: its step")
@@ -162,54 +148,38 @@ def fit(
     meta: dict[str, Any] | None = None,
     progress_folder: Path | None = None,
 ) -> pd.DataFrame:
-    """Train for `steps` steps with Adam and return the log: one row a chunk and seed, means over the chunk.
+    """Train for `steps` steps with Adam, its rate falling as a cosine; the log has means, one row a chunk and seed.
 
     The state after each chunk follows from (seeds, settings, chunk number) alone, so a training that goes on from a
-    checkpoint ends with the same bytes as an unbroken one; so it takes THREADS threads whatever the process has, and a
-    checkpoint made with others is not used. A loss that is not finite raises StudyError.
+    checkpoint ends with the same bytes as an unbroken one. A loss that is not finite raises StudyError.
     """
-    chunk_steps = Steps(learner, base_rate)
+    chunk_steps, chunks = Steps(learner), math.ceil(steps / chunk)
     own = {**(meta or {}), "seeds": list(learner.seeds), "threads": THREADS}
     store = Checkpoints(checkpoints, learner.name, learner.module, chunk_steps.optimizer, own) if checkpoints else None
     first, log, columns = store.restore() if store else (0, [], [])
-    chunks = math.ceil(steps / chunk)
     with Progress(learner.name, steps, folder=progress_folder, initial=min(first * chunk, steps)) as progress:
         for index in range(first, chunks):
-            count = min(chunk, steps - index * chunk)
+            start, stop = index * chunk, min((index + 1) * chunk, steps)
+            count = stop - start
             draws = learner.draw(Random(learner.seeds, learner.name, index, like=learner.trained[0], count=count))
-            rates = [learning_rate(base_rate, index * chunk + i, steps) for i in range(count)]
-            total = chunk_steps.run(draws, rates)
-            row = {key: value / count for key, value in total.items()}
+            rates = [base_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(start, stop)]
+            row = {key: value / count for key, value in chunk_steps.run(draws, rates).items()}
             row |= learner.diagnose(part(draws, -1))
-            columns = list(row)
-            row = torch.stack(list(row.values()), -1).double().cpu()
-            if not (torch.isfinite(row).all() and _finite(learner.module)):
-                steps_seen = f"between steps {index * chunk} and {index * chunk + count}"
-                raise files.StudyError(_diverged(learner, row, steps_seen, store))
+            columns, row = list(row), torch.stack(list(row.values()), -1).double().cpu()
+            if not all(torch.isfinite(x).all() for x in (row, *learner.module.state_dict().values())):
+                bad = [str(s) for s, values in zip(learner.seeds, row, strict=True) if not torch.isfinite(values).all()]
+                whose, kept = f" of seed {', '.join(bad)}" if bad else "", store.paths() if store else []
+                last = f"; the last good checkpoint is kept, {kept[-1]}" if kept else ""
+                raise files.StudyError(
+                    f"{learner.name}: the loss{whose} is not finite between steps {start} and {stop}{last}: "
+                    "try a smaller learning_rate, and look at the data (notebook 03_dataset)"
+                )
             log.append(row)
             if store:
                 store.save(index + 1, log, columns)
             progress.update(count, **dict(zip(columns, row.mean(0).tolist(), strict=True)))
-    frames = [
-        {"seed": seed, "step": min((index + 1) * chunk, steps)} | dict(zip(columns, row[s].tolist(), strict=True))
+    return pd.DataFrame(
+        {"seed": seed, "step": min((index + 1) * chunk, steps)} | dict(zip(columns, values.tolist(), strict=True))
         for index, row in enumerate(log)
-        for s, seed in enumerate(learner.seeds)
-    ]
-    return pd.DataFrame(frames)
-
-
-def _finite(module: nn.Module) -> bool:
-    """Whether every number of a module is finite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
-
-
-def _diverged(learner: Learner, row: Tensor, steps: str, store: Checkpoints | None) -> str:
-    """The sentence for a training whose loss or networks `(S, columns)` are no numbers any more."""
-    bad = [str(seed) for seed, values in zip(learner.seeds, row, strict=True) if not torch.isfinite(values).all()]
-    whose = f" of seed {', '.join(bad)}" if bad else ""
-    kept = [path.name for path in store.paths()] if store else []
-    last = f"; the last good checkpoint is kept, {store.folder / kept[-1]}" if kept else ""
-    return (
-        f"{learner.name}: the loss{whose} is not finite {steps}{last}: try a smaller learning_rate, "
-        "and look at the data (notebook 03_dataset)"
+        for seed, values in zip(learner.seeds, row, strict=True)
     )

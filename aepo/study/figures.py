@@ -89,7 +89,8 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
 
     With more than two actions: the two that guidance moves most, the others at the mean of the guided samples.
     """
-    actor, device, d = policy.actor, policy.device, policy.action_dim
+    actor, low = policy.actor, policy.actor.behavior.low
+    device, d = low.device, low.shape[-1]
     raw = torch.as_tensor(state, dtype=torch.float32, device=device)
     seen = actor.behavior.standardize(raw.expand(1, 500, -1))
     noise = torch.randn(1, 500, 1, d, generator=torch.Generator().manual_seed(0)).to(device)

@@ -35,8 +35,8 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
     try:
         module = _networks(stage, tensors, meta["settings"], len(seeds))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise StudyError(f"{path} does not hold the networks of {stage} ({reason[:200]}): {files.REMEDY}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise StudyError(f"{path} does not hold the networks of {stage} ({reason}): {files.REMEDY}") from None
     files.fill(module, tensors, path)
     return module.to(device).requires_grad_(False)
 
@@ -45,8 +45,7 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     """A stage's networks of `count` seeds, of the sizes of stored tensors and settings."""
 
     def sizes(kind: type, own: dict = settings) -> tuple[int, int]:
-        known = kind(**{key: value for key, value in own.items() if key in kind.__dataclass_fields__})
-        return known.width, known.depth
+        return tuple(own.get(key, getattr(kind, key)) for key in ("width", "depth"))
 
     for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
         if key.startswith("q."):
@@ -55,8 +54,8 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     if own or stage == "behavior":
         n, d = (tensors[own + name].shape[-1] for name in ("state_mean", "low"))
         if own:
-            both = sizes(PolicySettings), sizes(CriticSettings, settings["critic_settings"])
-            return Trained(settings["kind"], count, n, d, *both)
+            its_critic = sizes(CriticSettings, settings["critic_settings"])
+            return Trained(settings["kind"], count, (n, d, *sizes(PolicySettings)), (n, d, *its_critic))
         return Behavior(count, n, d, *sizes(BehaviorSettings), tensors["variance"].shape[-1])
     if stage == "critic":
         n = tensors["value.net.layers.0.weight"].shape[1]
@@ -75,19 +74,15 @@ def load_actor(folder: Path, method: str, seeds: Sequence[int], how: Acting, dev
     stages = runs.stages_of(method, how.beta)
     loaded = {stage: load_networks(folder, stage, seeds, device) for stage in set(stages.values())}
     parts = {part: loaded[stage] for part, stage in stages.items()}
-    behavior = parts["behavior"]
-    behavior = behavior.average if isinstance(behavior, Trained) else behavior
+    behavior = getattr(parts["behavior"], "average", parts["behavior"])  # of a method's own policy
     return make_actor(METHODS[method], behavior, parts.get("critic"), parts.get("energy"), how)
 
 
 class Policy:
     """One trained policy of one seed, loaded from a run folder."""
 
-    def __init__(
-        self, actor: Actor, state_dim: int, action_dim: int, device: str, observation_keys: Sequence[str] = ()
-    ):
-        self.actor, self.state_dim, self.action_dim, self.device = actor, state_dim, action_dim, device
-        self.observation_keys = tuple(observation_keys)
+    def __init__(self, actor: Actor, observation_keys: Sequence[str] = ()):
+        self.actor, self.observation_keys = actor, tuple(observation_keys)
 
     @classmethod
     def load(
@@ -115,36 +110,31 @@ class Policy:
             if isinstance(guidance_scale, list):  # one a seed; a seed that is not there is refused with its networks
                 guidance_scale = dict(zip(evaluated["seeds"], guidance_scale, strict=True)).get(seed, 1.0)
         how = replace(how, beta=how.beta if beta is None else beta, guidance_scale=guidance_scale)
-        actor = load_actor(folder, method, [seed], how, device)
-        behavior = actor.behavior
-        keys = evaluated.get("observation_keys", ())
-        return cls(actor, behavior.state_mean.shape[-1], behavior.low.shape[-1], device, keys)
+        return cls(load_actor(folder, method, [seed], how, device), evaluated.get("observation_keys", ()))
 
     def act(
         self, observations: np.ndarray | Mapping[str, np.ndarray], generator: torch.Generator | None = None
     ) -> np.ndarray:
         """Actions `(N, d)` inside the action box for observations `(N, n)`; one state `(n,)` gives `(d,)`.
 
-        A dict observation, one or a batch, is flattened in the order of `observation_keys` that training used.
-        States farther than 1e6 standard deviations from the data's mean are taken to lie at that distance. ValueError
-        for another shape, for values that are not real numbers or not finite in float32, or for a dict that lacks a part.
+        A dict observation is flattened in the order of `observation_keys` that training used. States farther than 1e6
+        standard deviations from the data's mean are taken to lie there. ValueError where they cannot be used.
         """
         states = flatten(observations, self.observation_keys)
         if states.dtype.kind not in "fiub":
             raise ValueError(f"observations have type {states.dtype}, expected real numbers")
         with np.errstate(over="ignore"):
             states = states.astype(np.float32)
-        single = states.ndim == 1
-        states = np.atleast_2d(states)
-        if states.ndim != 2 or states.shape[1] != self.state_dim:
-            shape, n = states.shape[1:] if single else states.shape, self.state_dim
-            raise ValueError(f"observations have shape {shape}, expected (N, {n}) or ({n},)")
+        behavior, single = self.actor.behavior, states.ndim == 1
+        n, d, device = behavior.state_mean.shape[-1], behavior.low.shape[-1], behavior.low.device
+        if states.ndim not in (1, 2) or states.shape[-1] != n:
+            raise ValueError(f"observations have shape {states.shape}, expected (N, {n}) or ({n},)")
         if not np.isfinite(states).all():
             raise ValueError("observations hold NaN or infinity")
+        states = np.atleast_2d(states)
         if not len(states):
-            return np.zeros((0, self.action_dim), np.float32)
-        shape = (1, len(states), self.actor.draws, self.action_dim)
+            return np.zeros((0, d), np.float32)
+        shape = (1, len(states), self.actor.draws, d)
         noise = torch.randn(shape, generator=generator, device=generator.device if generator else "cpu")
-        action = self.actor.act(torch.from_numpy(states).to(self.device).unsqueeze(0), noise.to(self.device))
-        action = action[0].cpu().numpy()
+        action = self.actor.act(torch.from_numpy(states).to(device).unsqueeze(0), noise.to(device))[0].cpu().numpy()
         return action[0] if single else action
