@@ -23,8 +23,8 @@ def test_exact_guidance_is_matched_by_scale_one_and_half_of_it_by_two():
     assert torch.allclose(target, (VARIANCE * SLOPE.square().sum()).expand(len(SEEDS)), atol=0.03)
     for beta, scale in ((1.0, 1.0), (0.5, 2.0)):
         actor = Actor(behavior, None, ClosedForm("point", behavior, LinearCritic(), beta), 1.0, 15, 1)
-        reached = guidance_scale.reached_advantage(actor, LinearCritic(), state, noise, guidance_scale.SCALES)
-        assert guidance_scale.nearest_scales(reached, target, guidance_scale.SCALES).tolist() == [scale] * len(SEEDS)
+        reached = guidance_scale.reached_advantage(actor, LinearCritic(), state, noise)
+        assert guidance_scale.nearest_scales(reached, target).tolist() == [scale] * len(SEEDS)
 
 
 def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch):

@@ -31,7 +31,7 @@ TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)  # the default: the values that are searched
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of variants.yaml, which says what stands in it; `settings`: by stage."""
+    """A row of variants.yaml, which says what stands in it."""
 
     name: str
     question: str
@@ -41,14 +41,13 @@ class Variant:
     times: float | None = None
 
 
-def _variant(question: str, row: Mapping[str, Any]) -> Variant:
-    changed = {stage: row[stage] for stage in TOUCHES if stage in row}
-    return Variant(row["name"], question, tuple(row["methods"]), changed, row.get("number", ""), row.get("times"))
-
-
 _TABLE = yaml.safe_load(Path(__file__).with_name("variants.yaml").read_text())
 QUESTIONS = {question: entry["asks"] for question, entry in _TABLE.items()}
-VARIANTS = [_variant(question, row) for question, entry in _TABLE.items() for row in entry["variants"]]
+VARIANTS = [
+    Variant(question=question, settings={stage: row.pop(stage) for stage in TOUCHES if stage in row}, **row)
+    for question, entry in _TABLE.items()
+    for row in entry["variants"]
+]
 
 
 def variants_of(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Variant]:
@@ -73,9 +72,9 @@ def variant_run(run: Run, variant: Variant) -> Run:
         for key, value in values.items():
             of_methods = isinstance(getattr(getattr(run.profile, stage), key), Mapping)
             own[key] = {**own.get(key, {}), **dict.fromkeys(variant.methods, value)} if of_methods else value
-    folder = run.folder / "ablations" / slug(variant.name)
+    folder, task = run.folder / "ablations" / slug(variant.name), replace(run.task, settings=changed)
     methods = tuple(m for m in variant.methods if m in run.methods or not variant.number)
-    return replace(run, folder=folder, task=replace(run.task, settings=changed), methods=methods)
+    return replace(run, folder=folder, task=task, methods=methods)
 
 
 def _used(run: Run) -> list[str]:
@@ -128,6 +127,4 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     table = run.folder / "evaluation" / f"ablation-{own.folder.name}.csv"
     made_from = {stage: _settings_hash(run, stage) for stage in shared}
     files.write_json(table.with_suffix(".json"), {"seeds": list(run.seeds), "networks": made_from})
-    with files.atomic_path(table) as temporary:
-        frame.to_csv(temporary, index=False)
-    return frame
+    return results.write(frame, table)

@@ -29,10 +29,7 @@ FEWER = "evaluate fewer episodes or seeds at once, or take more memory"
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Episodes of S policies: returns, length, success `(S, E)`; states `(T, S, E, n)`, NaN after an episode's end.
-
-    success: 1 or 0, NaN where the environment does not report it. E of states: the first SHOWN_EPISODES.
-    """
+    """Episodes of S policies: returns, length, success (NaN: not reported) `(S, E)`; states `(T, S, SHOWN_EPISODES, n)`."""
 
     returns: np.ndarray
     length: np.ndarray
@@ -57,20 +54,14 @@ class Copies:
         observation, reward, terminated, truncated, info = map(np.array, zip(*steps, strict=True))
         return observation, reward, terminated | truncated, np.array([float(i.get("success", np.nan)) for i in info])
 
-    def close(self) -> None:
-        """Release what the environments hold."""
-        for env in self.envs:
-            env.close()
-
 
 def rollout(
     actor: Actor, copies: Copies, seeds: Sequence[int], episodes: int, horizon: int, first: int = 0, progress=None
 ) -> Rollouts:
-    """Run `episodes` episodes of each of the actor's rows; `seeds` names the row's seed (rows may share one).
+    """Run `episodes` episodes, from number `first` on, of each of the actor's rows; `seeds` names the row's seed.
 
-    `first`: number of the first episode. Start and noise of an episode follow from (seed, episode) alone, the start the
-    same for every method, the noise for all that draw as many candidates. Episodes that have ended are neither stepped
-    nor sampled for: rows narrow to the greatest number still running. A `progress` counts steps.
+    Start and noise of an episode follow from (seed, episode) alone, the start the same for every method, the noise for
+    all that draw as many candidates. Rows narrow to the greatest number of episodes still running.
     """
     shape, numbers = (len(seeds), episodes), range(first, first + episodes)
     noise_shape = (horizon, actor.draws, copies.action_dim)
@@ -118,7 +109,8 @@ def play(actor: Actor, task: Task, seeds: Sequence[int], episodes: int, name: st
         label = name if together == episodes else f"{name}, episodes {first + 1} to {first + count} of {episodes}"
         with Progress(label, task.horizon, folder=progress_folder) as progress:
             rounds.append(rollout(actor, copies, seeds, count, task.horizon, first, progress))
-    copies.close()
+    for env in copies.envs:
+        env.close()
     whole = {key: [getattr(each, key) for each in rounds] for key in ("returns", "length", "success", "states")}
     return Rollouts(**{key: np.concatenate(parts, 2 if key == "states" else 1) for key, parts in whole.items()})
 
@@ -177,19 +169,19 @@ def _kept_or_played(run: Run, name: str, method: str, seeds: Sequence[int], cont
     """Rollouts kept under `name` with the same content, else played as it says, a row a seed, and kept."""
     digest, path = settings_table.digest(content), run.folder / "evaluation" / f"{name}.safetensors"
     with files.lock(run.folder, f"evaluation-{name}"):
-        rollouts = _stored(path, digest)
-        if rollouts is not None:
-            if name == method:
-                _note(run, method, content)
-            return rollouts
-        started = time.time()
-        with files.memory(f"evaluate {name}", FEWER):
-            actor = load_actor(run.folder, method, seeds, Acting.of(content), run.device)
-            rollouts = play(actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress")
+        started, rollouts = time.time(), _stored(path, digest)
+        played = rollouts is None
+        if played:
+            with files.memory(f"evaluate {name}", FEWER):
+                actor = load_actor(run.folder, method, seeds, Acting.of(content), run.device)
+                rollouts = play(
+                    actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress"
+                )
         if name == method:  # before the rollouts, whose file marks the end
-            _note(run, method, content, seconds=round(time.time() - started, 1))
-        tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(rollouts).items()}
-        files.save_tensors(path, tensors, {"settings": content, "settings_hash": digest})
+            _note(run, method, content, **({"seconds": round(time.time() - started, 1)} if played else {}))
+        if played:
+            tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in vars(rollouts).items()}
+            files.save_tensors(path, tensors, {"settings": content, "settings_hash": digest})
     return rollouts
 
 
@@ -204,10 +196,8 @@ def _note(run: Run, method: str, content: Mapping[str, Any], **measured: float) 
 
 def _stored(path: Path, digest: str) -> Rollouts | None:
     """Rollouts kept under the same settings hash, else None."""
-    if not path.exists():
-        return None
     try:
-        tensors, meta = files.load_tensors(path)
+        tensors, meta = files.load_tensors(path) if path.exists() else ({}, {})
     except files.StudyError as error:
         print(f"evaluated again: {error}")
         return None

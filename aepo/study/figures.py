@@ -19,19 +19,13 @@ from aepo.methods import NAMES
 from aepo.study.policy import Policy
 from aepo.study.views import View
 
-PANELS = 6  # most in a row
-
-
 COLORS = dict(zip(NAMES, sns.color_palette("tab20", len(NAMES)), strict=True))
 
 
 def use_style() -> None:
     """Set the study's look; call it once a notebook."""
-    sns.set_theme(
-        style="whitegrid",
-        context="paper",
-        rc={"figure.dpi": 80, "savefig.dpi": 110, "figure.constrained_layout.use": True},
-    )
+    look = {"figure.dpi": 80, "savefig.dpi": 110, "figure.constrained_layout.use": True}
+    sns.set_theme(style="whitegrid", context="paper", rc=look)
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -42,9 +36,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def panels(
-    count: int, width: float, height: float, most: int = PANELS, **shared: bool
-) -> tuple[Figure, list[plt.Axes]]:
+def panels(count: int, width: float, height: float, most: int = 6, **shared: bool) -> tuple[Figure, list[plt.Axes]]:
     """A figure of `count` panels of that size in inches, in rows of at most `most`."""
     columns = min(count, most)
     rows = -(-count // columns)
@@ -64,10 +56,7 @@ def losses(log: pd.DataFrame, columns: Mapping[str, str], log_scale: bool = True
 
 
 def action_match(recorded: np.ndarray, sampled: np.ndarray) -> Figure:
-    """Recorded beside sampled actions `(N, d)` of the same states: joint density of two dimensions, marginals.
-
-    Shown are the dimensions that vary most.
-    """
+    """Recorded beside sampled actions `(N, d)`: joint density and marginals of the two dimensions that vary most."""
     shown = sorted(np.argsort(-recorded.std(0), kind="stable")[:2])
     both = {"recorded": recorded, "sampled": sampled}
     joint = both if len(shown) > 1 else {}
@@ -85,18 +74,17 @@ def action_match(recorded: np.ndarray, sampled: np.ndarray) -> Figure:
 
 @torch.no_grad()
 def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] = (0.9, 0.5, 0.1)) -> Figure:
-    """Samples of the unguided and guided policy at one state, and the field of grad E, or the shift, over noisy actions.
+    """Samples with and without guidance at one state, and the field of grad E, or the shift, over noisy actions.
 
-    With more than two actions: the two that guidance moves most, the others at the mean of the guided samples.
+    Of more than two actions: the two that guidance moves most, the others at the mean of the guided samples.
     """
     actor, low = policy.actor, policy.actor.behavior.low
     device, d = low.device, low.shape[-1]
     raw = torch.as_tensor(state, dtype=torch.float32, device=device)
     seen = actor.behavior.standardize(raw.expand(1, 500, -1))
     noise = torch.randn(1, 500, 1, d, generator=torch.Generator().manual_seed(0)).to(device)
-    cloned, guided = (
-        each.propose(seen, noise)[0].cpu().numpy() for each in (replace(actor, guidance_scale=0.0), actor)
-    )
+    both = (replace(actor, guidance_scale=0.0), actor)
+    cloned, guided = (each.propose(seen, noise)[0].cpu().numpy() for each in both)
     pair = sorted(np.argsort(-np.abs(guided.mean(0) - cloned.mean(0)), kind="stable")[:2])
     figure, axes = panels(len(times) + 2, 3, 3.1)
     names = [f"action {i}" for i in pair]
@@ -113,14 +101,12 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
     grid = torch.as_tensor(guided.mean(0), device=device).expand(1, len(plane), d).clone()
     grid[..., pair] = plane
     states, where = seen[:, :1].expand(-1, len(plane), -1), plane.cpu().numpy()
-    shift = hasattr(actor.guide, "shift")
-    label = "shift" if shift else r"$\nabla E$"
+    label, by = r"$\nabla E$", actor.guide.gradient if not hasattr(actor.guide, "shift") else None
+    if by is None:
+        label = "shift"
+        by = lambda s, a, t: actor.guide.shift(s, a, t, gaussian_posterior(actor.behavior, s, a, t)[0])  # noqa: E731
     for ax, t in zip(axes[2:], torch.tensor(times, device=device), strict=True):
-        if shift:
-            field = actor.guide.shift(states, grid, t, gaussian_posterior(actor.behavior, states, grid, t)[0])
-        else:
-            field = actor.guide.gradient(states, grid, t)
-        field = field[0, :, pair].cpu().numpy()
+        field = by(states, grid, t)[0, :, pair].cpu().numpy()
         if d == 1:
             ax.plot(where[:, 0], field[:, 0])
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -30,15 +29,15 @@ def target_advantage(critic: Critic, state: Tensor, support: Tensor, beta: float
 
 
 @torch.no_grad()
-def reached_advantage(actor: Actor, critic: Critic, state: Tensor, noise: Tensor, scales: Sequence[float]) -> Tensor:
-    """Mean advantage of an actor's actions at each guidance scale: state `(S, B, n)`, noise `(S, B, 1, d)` -> `(W, S)`."""
-    proposals = (replace(actor, guidance_scale=scale).propose(state, noise) for scale in scales)
+def reached_advantage(actor: Actor, critic: Critic, state: Tensor, noise: Tensor) -> Tensor:
+    """Mean advantage of an actor's actions at each of SCALES: state `(S, B, n)`, noise `(S, B, 1, d)` -> `(W, S)`."""
+    proposals = (replace(actor, guidance_scale=scale).propose(state, noise) for scale in SCALES)
     return torch.stack([critic.advantage(state, action).mean(-1) for action in proposals])
 
 
-def nearest_scales(reached: Tensor, target: Tensor, scales: Sequence[float]) -> Tensor:
+def nearest_scales(reached: Tensor, target: Tensor) -> Tensor:
     """The scale of each seed whose mean advantage is nearest to the target's: `(W, S)`, `(S,)` -> `(S,)`."""
-    return torch.tensor(scales)[(reached - target).abs().argmin(0).cpu()]
+    return torch.tensor(SCALES)[(reached - target).abs().argmin(0).cpu()]
 
 
 def checksums(run: Run, method: str, beta: float, *more: str) -> dict[str, str]:
@@ -49,15 +48,10 @@ def checksums(run: Run, method: str, beta: float, *more: str) -> dict[str, str]:
 
 def matched_scales(run: Run, method: str, beta: float) -> list[float]:
     """One guidance scale a seed of the run, kept in evaluation/scale-<method>-b<beta>.json with what it was chosen by."""
-    content = {
-        "networks": checksums(run, method, beta, "behavior", "critic"),
-        "seeds": list(run.seeds),
-        "solver_steps": run.profile.evaluation.solver_steps,
-        "scales": list(SCALES),
-        "states": STATES,
-        "samples": SAMPLES,
-        "noise_scale": run.profile.evaluation.noise_scale[method],
-    }
+    settings, networks = run.profile.evaluation, checksums(run, method, beta, "behavior", "critic")
+    content = {"networks": networks, "seeds": list(run.seeds), "solver_steps": settings.solver_steps}
+    content |= {"scales": list(SCALES), "states": STATES, "samples": SAMPLES}
+    content["noise_scale"] = settings.noise_scale[method]
     digest = settings_table.digest(content)
     path = run.folder / "evaluation" / f"scale-{method}-b{beta:g}.json"
     with files.lock(run.folder, path.stem):
@@ -78,7 +72,6 @@ def _match(run: Run, method: str, beta: float) -> dict[str, list]:
     state = data.standardize(data.state)[random.subset(len(data), count)]
     noise = random.normal(count, 1, data.action.shape[1])[0]
     support = sample_actions(behavior, state, SAMPLES, settings.solver_steps, random)
-    target = target_advantage(critic, state, support, beta)
-    reached = reached_advantage(actor, critic, state, noise, SCALES)
-    chosen = nearest_scales(reached, target, SCALES)
-    return {"target": target.tolist(), "reached": reached.tolist(), "chosen": chosen.tolist()}
+    target, reached = target_advantage(critic, state, support, beta), reached_advantage(actor, critic, state, noise)
+    found = {"target": target, "reached": reached, "chosen": nearest_scales(reached, target)}
+    return {name: values.tolist() for name, values in found.items()}

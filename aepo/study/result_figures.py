@@ -19,28 +19,25 @@ from aepo.study.figures import COLORS, panels, save, use_style
 MOST_PROFILES, ALWAYS = 6, ("aepo", "bc")  # lines of the performance profiles: the best, and these
 
 
-def _bars(methods: pd.Series, value: pd.Series, low: pd.Series, high: pd.Series, height: float) -> Figure:
-    """A bar a method with its interval, the first on top, each `height` inches."""
-    figure, ax = plt.subplots(figsize=(6, height * len(methods) + 1))
-    error = np.abs(np.stack([low, high]) - value.to_numpy())
-    ax.barh(methods, value, xerr=error, color=[COLORS[method] for method in methods], error_kw={"capsize": 3})
+def _bars(table: pd.DataFrame, name: str, height: float, **texts: str) -> Figure:
+    """A bar a method of a column with its interval, the first on top, each `height` inches."""
+    figure, ax = plt.subplots(figsize=(6, height * len(table) + 1))
+    error = np.abs(table[[f"{name}_low", f"{name}_high"]].to_numpy().T - table[name].to_numpy())
+    ax.barh(table["method"], table[name], xerr=error, color=table["method"].map(COLORS), error_kw={"capsize": 3})
     ax.invert_yaxis()
+    ax.set(**texts)
     return figure
 
 
 def task_scores(table: pd.DataFrame) -> Figure:
-    """Mean score of each method (its return, where the task has no scores) with its 95% interval: `tables.task_table`.
-
-    The recorded behavior is a line.
-    """
+    """Score of each method (return, where the task has none) with its interval, of `tables.task_table`; data: a line."""
     name = "score" if table["score"].notna().all() else "return"
     shown, recorded = table[table["method"] != DATASET], table[table["method"] == DATASET]
-    figure = _bars(shown["method"], shown[name], shown[f"{name}_low"], shown[f"{name}_high"], 0.5)
-    ax = figure.axes[0]
-    if len(recorded):
-        ax.axvline(recorded[name].iloc[0], color="0.3", ls="--", lw=1, label="recorded behavior")
-        ax.legend(loc="lower right")
-    ax.set(xlabel="normalised score (0 and 100: the reference returns)" if name == "score" else "return")
+    label = "normalised score (0 and 100: the reference returns)" if name == "score" else "return"
+    figure = _bars(shown, name, 0.5, xlabel=label)
+    for value in recorded[name]:
+        figure.axes[0].axvline(value, color="0.3", ls="--", lw=1, label="recorded behavior")
+        figure.axes[0].legend(loc="lower right")
     return figure
 
 
@@ -71,10 +68,8 @@ def score_map(matrix: pd.DataFrame) -> Figure:
 
 def interquartile_means(summary: pd.DataFrame, tasks: int, title: str = "") -> Figure:
     """Interquartile mean of each method with its 95% interval, best on top: `tables.summary_table`."""
-    figure = _bars(summary["method"], summary["iqm"], summary["low"], summary["high"], 0.32)
     label = f"interquartile mean score over {tasks} tasks x seeds, 95% stratified bootstrap"
-    figure.axes[0].set(xlabel=label, title=title)
-    return figure
+    return _bars(summary, "iqm", 0.32, xlabel=label, title=title)
 
 
 def performance_profiles(scores: Mapping[str, statistics.Scores]) -> Figure:
@@ -90,27 +85,24 @@ def performance_profiles(scores: Mapping[str, statistics.Scores]) -> Figure:
 
 
 def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
-    """All figures of the study into `folder`: score by task, interquartile means, performance profiles.
-
-    main: `tables.main_rows`. None where no task has a score.
-    """
+    """Figures of `tables.main_rows` into `folder`: score by task, interquartile means, profiles; none without scores."""
     use_style()
     scores = tables.seed_scores(main)
     if scores.empty:
         return []
-    made, groups = {"study_scores": score_map(tables.score_matrix(scores))}, tables.comparable_groups(scores)
-    for name, (methods, tasks) in zip(("study_iqm", "study_iqm_all"), groups, strict=False):
-        made[name] = interquartile_means(tables.summary_table(scores, methods, tasks), len(tasks))
-    if groups:
-        methods, tasks = groups[0]
+    made = {"study_scores": score_map(tables.score_matrix(scores))}
+    for name, (methods, tasks) in zip(("study_iqm", "study_iqm_all"), tables.comparable_groups(scores), strict=False):
+        summary = tables.summary_table(scores, methods, tasks)
+        made[name] = interquartile_means(summary, len(tasks))
+        if name != "study_iqm":
+            break
         if apart := tables.not_looked_at(tasks):
-            title = "tasks not looked at while settings were chosen"
             alone = tables.summary_table(scores, methods, apart)
-            made["study_iqm_unseen"] = interquartile_means(alone, len(apart), title)
-        best = tables.summary_table(scores, methods, tasks)["method"][:MOST_PROFILES]
-        shown = dict.fromkeys([*best, *(m for m in ALWAYS if m in methods)])
-        runs = {method: tables.scores_by_task(scores, method, tasks) for method in shown}
-        made["study_profiles"] = performance_profiles(runs)
+            made[f"{name}_unseen"] = interquartile_means(
+                alone, len(apart), "tasks not looked at while settings were chosen"
+            )
+        shown = dict.fromkeys([*summary["method"][:MOST_PROFILES], *(m for m in ALWAYS if m in methods)])
+        made["study_profiles"] = performance_profiles({m: tables.scores_by_task(scores, m, tasks) for m in shown})
     return _save_all(made, folder, "08")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,16 +22,12 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def episode_rows(
-    rollouts: Rollouts, method: str, variant: str, beta: float, scales: Sequence[float], seeds: Sequence[int]
-) -> pd.DataFrame:
-    """Rollouts as rows of returns.csv without their score; a guidance scale and a seed for each row of the rollouts."""
+def episode_rows(rollouts: Rollouts, scales: Sequence[float], seeds: Sequence[int], **same: Any) -> pd.DataFrame:
+    """Rollouts as rows of returns.csv without their score: of each row a guidance scale, a seed; what is the `same`."""
     count, episodes = rollouts.returns.shape
     return pd.DataFrame(
         {
-            "method": method,
-            "variant": variant,
-            "beta": beta,
+            **same,
             "guidance_scale": np.repeat(scales, episodes),
             "seed": np.repeat(seeds, episodes),
             "checkpoint": "last",
@@ -45,14 +42,14 @@ def episode_rows(
 def evaluated_rows(run: Run, method: str, variant: str = "") -> pd.DataFrame:
     """A method's evaluation, played or kept, as rows of returns.csv without their score."""
     beta, scales = evaluation.guidance_of(run, method)
-    return episode_rows(evaluation.evaluate(run, method), method, variant, beta, scales, run.seeds)
+    return episode_rows(evaluation.evaluate(run, method), scales, run.seeds, method=method, variant=variant, beta=beta)
 
 
 def curve_rows(run: Run, method: str) -> pd.DataFrame:
     """Return over guidance scale of the first seed, played or kept, as rows of returns.csv without their score."""
     beta, scales = evaluation.guidance_of(run, method)[0], run.profile.evaluation.curve_scales
-    rollouts = evaluation.evaluate_curve(run, method)
-    return episode_rows(rollouts, method, "curve", beta, scales, run.seeds[:1] * len(scales))
+    seeds, rollouts = run.seeds[:1] * len(scales), evaluation.evaluate_curve(run, method)
+    return episode_rows(rollouts, scales, seeds, method=method, variant="curve", beta=beta)
 
 
 def recorded_rows(run: Run, data: Dataset) -> pd.DataFrame:
@@ -63,7 +60,7 @@ def recorded_rows(run: Run, data: Dataset) -> pd.DataFrame:
     sparse = "Maze" in (run.task.env_id or "") and set(data.reward.unique().tolist()) <= {0.0, 1.0}
     success = (returns > 0).astype(float) if sparse else np.full(len(returns), np.nan)
     recorded = Rollouts(returns[None], np.broadcast_to(length, (1, len(returns))), success[None], np.empty(0))
-    return episode_rows(recorded, DATASET, "", 0.0, [0.0], [0])
+    return episode_rows(recorded, [0.0], [0], method=DATASET, variant="", beta=0.0)
 
 
 def with_scores(rows: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
@@ -73,18 +70,19 @@ def with_scores(rows: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
 
 
 def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
-    """returns.csv of the run: the recorded behavior, every method, the curves and variants that there are.
-
-    A train-only task has the recorded behavior alone.
-    """
+    """returns.csv of the run: recorded behavior, methods, curves and variants; of a train-only task the first alone."""
     folder = run.folder / "evaluation"
     methods = run.methods if run.task.env_id else ()
     made = [recorded_rows(run, data), *(evaluated_rows(run, method) for method in methods)]
     curves = [curve_rows(run, method) for method in methods if (folder / f"curve-{method}.safetensors").exists()]
     variants = [read_returns(path) for path in sorted(folder.glob("ablation-*.csv")) if _is_of(path, run)]
     scored = [with_scores(pd.concat(made + curves, ignore_index=True), run, data), *variants]
-    frame = pd.concat(scored, ignore_index=True)
-    with files.atomic_path(run.folder / "returns.csv") as temporary:
+    return write(pd.concat(scored, ignore_index=True), run.folder / "returns.csv")
+
+
+def write(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Write a table of episodes atomically; the table."""
+    with files.atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False)
     return frame
 
@@ -108,10 +106,8 @@ def read_returns(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, keep_default_na=False, na_values=numbers, float_precision="round_trip")
         return frame.astype({"success": "Int64", "score": float})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "delete it and run notebook 07_evaluation again"
-        raise files.StudyError(
-            f"{path} is no table of returns ({' '.join(str(error).split())[:200]}): {remedy}"
-        ) from None
+        reason = f"is no table of returns ({' '.join(str(error).split())[:200]})"
+        raise files.StudyError(f"{path} {reason}: delete it and run notebook 07_evaluation again") from None
 
 
 def read_results(path: Path) -> pd.DataFrame:
@@ -123,20 +119,14 @@ def read_results(path: Path) -> pd.DataFrame:
 
 
 def merge_results(run: Run) -> pd.DataFrame:
-    """Put this run's rows into the study's results.csv in place of older ones of its methods and variants, under a lock.
-
-    What other runs of the task made stays.
-    """
+    """Put this run's rows into the study's results.csv in place of older ones of its methods and variants."""
     path = runs.results_path(run.folder.parents[1], run.profile_name)
-    rows = read_returns(run.folder / "returns.csv")
-    rows.insert(0, "profile", run.profile_name)
-    rows.insert(1, "task", run.task.name)
+    rows = read_returns(run.folder / "returns.csv").assign(profile=run.profile_name, task=run.task.name)
+    rows = rows[["profile", "task", *COLUMNS]]
     with files.lock(path.parent, "results"):
         if path.exists():
             before, key = read_results(path), ["profile", "task", "method", "variant"]
             other = before[~pd.MultiIndex.from_frame(before[key]).isin(pd.MultiIndex.from_frame(rows[key]))]
             rows = pd.concat([other, rows], ignore_index=True)
         rows = rows.sort_values(["profile", "task"], kind="stable", ignore_index=True)
-        with files.atomic_path(path) as temporary:
-            rows.to_csv(temporary, index=False)
-    return rows
+        return write(rows, path)

@@ -12,16 +12,15 @@ DRAWS = 2_000
 
 
 def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half of all values: the quarters below and above are left out (a quarter of n rounded down)."""
+    """Mean of the middle half of all values: a quarter of n, rounded down, is left out at either end."""
     return float(stats.trim_mean(np.ravel(scores), 0.25))
 
 
 def nested_bootstrap(returns: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Mean and 95% percentile interval of `(seeds, episodes)` returns: seeds redrawn first, then episodes within each."""
     rng = np.random.default_rng(seed)
-    seeds, episodes = returns.shape
-    chosen = rng.integers(seeds, size=(draws, seeds, 1))
-    within = rng.integers(episodes, size=(draws, seeds, episodes))
+    chosen = rng.integers(len(returns), size=(draws, len(returns), 1))
+    within = rng.integers(returns.shape[1], size=(draws, *returns.shape))
     return float(returns.mean()), *_interval(returns[chosen, within].mean((1, 2)))
 
 
@@ -33,8 +32,7 @@ def _redrawn(scores: Scores, seed: int = 0) -> list[np.ndarray]:
 
 def _interval(statistics: np.ndarray) -> tuple[float, float]:
     """95% percentile interval of a statistic `(draws,)`."""
-    low, high = np.percentile(statistics, [2.5, 97.5])
-    return float(low), float(high)
+    return tuple(np.percentile(statistics, [2.5, 97.5]).tolist())
 
 
 def aggregate(scores: Scores) -> tuple[float, float, float]:
@@ -56,8 +54,7 @@ def improvement(scores: Scores, others: Scores) -> tuple[float, float, float]:
 
 def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
     """Share of runs whose score is above each threshold, all tasks weighing the same: `(thresholds,)`."""
-    shares = [(np.asarray(task)[:, None] > thresholds).mean(0) for task in scores]
-    return np.mean(shares, 0)
+    return np.mean([(task[:, None] > thresholds).mean(0) for task in scores], 0)
 
 
 def mean_ranks(means: np.ndarray) -> np.ndarray:

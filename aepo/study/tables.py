@@ -17,28 +17,30 @@ from aepo.study.ablations import QUESTIONS, TIMES, VARIANTS
 from aepo.study.results import read_results
 
 LOOKED_AT = GROUPS["local-small"]
+NONE = (np.nan,) * 3  # no value, no interval
 AGAINST = ("qgpo", "iql", "best-of-n")
+INTERVALS = ("iqm", *(f"p_{other}" for other in AGAINST))  # columns with intervals of the summary
 MARK = "<!-- below: what `aepo results` prints -->"
 PUBLISHED = Path(__file__).with_name("published.csv")  # scores that papers report on D4RL: notebook 08
 
 
 def task_table(returns: pd.DataFrame) -> pd.DataFrame:
-    """One row a method: mean return and score with nested 95% bootstrap intervals, success, numbers of seeds and episodes.
-
-    returns: rows of one task. Score and success are NaN where the task has none.
-    """
+    """Rows of one task -> a row a method: return and score with nested bootstrap intervals, success, seeds, episodes."""
     main, rows = returns[returns["variant"] == ""], []
     for method in (m for m in NAMES if m in set(main["method"])):
         part = main[main["method"] == method]
         row = {"method": method}
         for name in ("return", "score"):
             grid = part.pivot(index="seed", columns="episode", values=name).to_numpy()
-            known = not np.isnan(grid).any()
-            values = statistics.nested_bootstrap(grid) if known else (np.nan,) * 3
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+            row |= _named(name, NONE if np.isnan(grid).any() else statistics.nested_bootstrap(grid))
         row |= {"success": part["success"].astype(float).mean(), "seeds": part["seed"].nunique(), "episodes": len(part)}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _named(name: str, values: Sequence[float]) -> dict[str, float]:
+    """A value and the ends of its interval as columns."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def readable_task_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -62,34 +64,25 @@ def main_rows(path: Path, profile: str) -> pd.DataFrame:
     rows = read_results(path)
     main = rows[(rows["profile"] == profile) & (rows["variant"] == "")]
     if main.empty:
-        raise StudyError(
-            f"{path} holds no results of profile {profile!r}: run `make reproduce PROFILE={profile}` first"
-        )
+        raise StudyError(f"{path} has no results of profile {profile!r}: run `make reproduce PROFILE={profile}` first")
     return main
 
 
 def variant_scores(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """Mean score of each seed under every variant of `ablations`, with the same methods as evaluated beside them.
-
-    Columns question, task, method, variant ("as evaluated": none), seed, score; tasks without variants are left out.
-    """
+    """Mean score of each seed under every variant of each question, with the same methods `as evaluated` beside them."""
     rows = rows[rows["profile"] == profile]
     main = rows[rows["variant"] == ""].assign(variant="as evaluated")
     key, found = ["task", "method", "variant", "seed"], []
     for question in QUESTIONS:
         varied = rows[rows["variant"].isin([v.name for v in VARIANTS if v.question == question])]
-        pairs = varied[["task", "method"]].drop_duplicates()
-        both = pd.concat([main.merge(pairs), varied])
+        both = pd.concat([main.merge(varied[["task", "method"]].drop_duplicates()), varied])
         scores = both.groupby(key, as_index=False, sort=False)["score"].mean()
         found.append(scores.assign(question=question)[["question", *key, "score"]])
     return pd.concat(found, ignore_index=True)
 
 
 def search_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """The search of one number a method: mean score over the searched tasks of a family at each of five values.
-
-    scores: `variant_scores`. Columns family, method, number, tasks and TIMES, a quarter to four times the default.
-    """
+    """The search of one number a method in `variant_scores`: mean score over a family's searched tasks at each of TIMES."""
     searched, found = {v.name: v for v in VARIANTS if v.number}, []
     rows = scores[scores["variant"].isin(searched)]
     rows = rows.assign(times=[searched[name].times for name in rows["variant"]])
@@ -98,9 +91,7 @@ def search_table(scores: pd.DataFrame) -> pd.DataFrame:
             wide = own.pivot_table(index="task", columns="times", values="score").reindex(columns=TIMES).dropna()
             if len(wide):
                 number = searched[own["variant"].iloc[0]].number
-                found.append(
-                    {"family": family, "method": method, "number": number, "tasks": len(wide)} | dict(wide.mean())
-                )
+                found.append([family, method, number, len(wide), *wide.mean()])
     return pd.DataFrame(found, columns=["family", "method", "number", "tasks", *TIMES])
 
 
@@ -108,11 +99,9 @@ def markdown_search(table: pd.DataFrame) -> str:
     """`search_table` for people, the best value of a row in bold."""
     values = table[[*TIMES]]
     shown = _bold(values, values.eq(values.max(axis=1), axis=0), 1)
-    rows = [
-        [f"{row.family}, {row.tasks}", f"`{row.method}`", row.number, *values]
-        for row, values in zip(table.itertuples(), shown.to_numpy(), strict=True)
-    ]
-    return markdown_table(["searched on", "method", "number", *(str(Fraction(times)) for times in TIMES)], rows)
+    on, methods = table["family"] + ", " + table["tasks"].astype(str), "`" + table["method"] + "`"
+    head = ["searched on", "method", "number", *(str(Fraction(times)) for times in TIMES)]
+    return markdown_table(head, pd.concat([on, methods, table["number"], shown], axis=1).to_numpy())
 
 
 def _bold(values: pd.DataFrame, best: pd.DataFrame, digits: int) -> pd.DataFrame:
@@ -133,14 +122,10 @@ def scores_by_task(scores: pd.DataFrame, method: str, tasks: Sequence[str]) -> l
 
 
 def comparable_groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
-    """Sets of methods with the tasks they share, so that no mean compares different tasks.
-
-    First the methods that every task has; then, where there are more, all methods on the tasks that have them all.
-    """
+    """Methods with the tasks they share: those that every task has; then, if more, all on the tasks that have them all."""
     wide = score_matrix(scores).drop(index=DATASET, errors="ignore")
-    found = [
-        (list(part.index), list(part.columns)) for part in (wide.dropna(), wide.dropna(axis="columns")) if part.size
-    ]
+    parts = (part for part in (wide.dropna(), wide.dropna(axis="columns")) if part.size)
+    found = [(list(part.index), list(part.columns)) for part in parts]
     return found[:1] if found[1:] == found[:1] else found
 
 
@@ -156,12 +141,8 @@ def score_matrix(scores: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex([m for m in NAMES if m in wide.index])
 
 
-def markdown_scores(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str:
-    """Tasks by methods: mean score over seeds, the best of a task's methods (whole numbers) in bold, a dash where not run.
-
-    `methods`: those to show, on the tasks that have any of them. A star marks the tasks that were looked at while settings
-    were chosen.
-    """
+def markdown_scores(scores: pd.DataFrame, methods: Sequence[str]) -> str:
+    """Tasks by those methods: mean score over seeds, a task's best in bold, a dash: not run; a star: in LOOKED_AT."""
     wide = score_matrix(scores).T.round()
     best = wide.drop(columns=DATASET, errors="ignore").max(axis=1)
     wide = wide[[method for method in wide if method in methods]].dropna(how="all")
@@ -171,20 +152,15 @@ def markdown_scores(scores: pd.DataFrame, methods: Sequence[str] = NAMES) -> str
 
 
 def summary_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """One row a method on tasks that all of them have: IQM with interval, mean, mean rank, P(better than) AGAINST.
-
-    Intervals are columns low and high, p_<other>_low and p_<other>_high.
-    """
+    """One row a method on tasks that all of them have: iqm, mean, rank, p_<other>: P(better than other) of AGAINST."""
     runs = {method: scores_by_task(scores, method, tasks) for method in methods}
     means = np.array([[task.mean() for task in runs[method]] for method in methods])
     rows = []
     for method, rank, mean in zip(methods, statistics.mean_ranks(means), means.mean(1), strict=True):
-        value, low, high = statistics.aggregate(runs[method])
-        row = {"method": method, "iqm": value, "low": low, "high": high, "mean": mean, "rank": rank}
+        row = {"method": method, "mean": mean, "rank": rank} | _named("iqm", statistics.aggregate(runs[method]))
         for other in AGAINST:
             known = other in methods and other != method
-            chance = statistics.improvement(runs[method], runs[other]) if known else (np.nan,) * 3
-            row |= dict(zip((f"p_{other}", f"p_{other}_low", f"p_{other}_high"), chance, strict=True))
+            row |= _named(f"p_{other}", statistics.improvement(runs[method], runs[other]) if known else NONE)
         rows.append(row)
     return pd.DataFrame(rows).sort_values("iqm", ascending=False, ignore_index=True)
 
@@ -193,9 +169,9 @@ def markdown_summary(table: pd.DataFrame) -> str:
     """`summary_table` for people."""
     rows = []
     for row in table.to_dict("records"):
-        shown = [f"`{row['method']}`", _interval(row["iqm"], row["low"], row["high"])]
-        shown += [f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
-        rows.append(shown + [_interval(*(row[f"p_{o}{end}"] for end in ("", "_low", "_high")), 2) for o in AGAINST])
+        iqm, *chances = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in INTERVALS)
+        shown = [f"`{row['method']}`", _interval(*iqm), f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
+        rows.append(shown + [_interval(*chance, 2) for chance in chances])
     return markdown_table(["method", "IQM [95%]", "mean", "mean rank", *(f"P(> `{other}`)" for other in AGAINST)], rows)
 
 
@@ -226,19 +202,12 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def not_run(scores: pd.DataFrame) -> list[str]:
     """What was not run: a sentence a method that some task of the study lacks."""
     wide = score_matrix(scores).reindex(NAMES[1:]).isna()
-    lacking = {method: list(wide.columns[row]) for method, row in wide.iterrows() if row.any()}
-    everywhere = len(wide.columns)
-    return [
-        f"{method}: not run" + (f" on {', '.join(tasks)}" if len(tasks) < everywhere else "")
-        for method, tasks in lacking.items()
-    ]
+    lacking = wide[wide.any(axis=1)].iterrows()
+    return [f"{m}: not run" + ("" if row.all() else f" on {', '.join(wide.columns[row])}") for m, row in lacking]
 
 
 def markdown_study(main: pd.DataFrame) -> str:
-    """The tables as text: score by task, then one summary a group of methods with the tasks that they share.
-
-    Methods that only some tasks have come in a table of their own.
-    """
+    """The tables as text: score by task (methods that only some tasks have apart), a summary a group of methods."""
     scores = seed_scores(main)
     if scores.empty:
         return f"no scores: {', '.join(sorted(main['task'].unique()))} without reference returns"
@@ -247,24 +216,21 @@ def markdown_study(main: pd.DataFrame) -> str:
     parts = [markdown_scores(scores, everywhere)]
     if others := [m for m in NAMES if m in set(scores["method"]) and m not in everywhere]:
         parts.append(markdown_scores(scores, others))
-    for methods, tasks in groups:
+    for first, (methods, tasks) in zip((True, False), groups, strict=False):
         parts.append(f"{len(methods)} methods on {len(tasks)} tasks: {', '.join(tasks)}")
         parts.append(markdown_summary(summary_table(scores, methods, tasks)))
-        if (methods, tasks) != groups[0]:
-            continue
-        if apart := not_looked_at(tasks):
+        if first and (apart := not_looked_at(tasks)):
             parts.append(f"The same on the {len(apart)} of them that were not looked at while settings were chosen:")
             parts.append(markdown_summary(summary_table(scores, methods, apart)))
-        if len({kind_of_task(task) for task in tasks}) > 1:
+        if first and len({kind_of_task(task) for task in tasks}) > 1:
             parts.append(markdown_kinds(scores, methods, tasks))
     return "\n\n".join([*parts, "\n".join(not_run(scores))])
 
 
 def markdown_results(path: Path, profile: str) -> str:
     """All tables of a profile in results.csv: the study's, and the search of one number a method where there is one."""
-    searched = search_table(variant_scores(read_results(path), profile))
-    search = [f"The search of one number a method:\n\n{markdown_search(searched)}"] if len(searched) else []
-    return "\n\n".join([markdown_study(main_rows(path, profile)), *search])
+    found, search = markdown_study(main_rows(path, profile)), search_table(variant_scores(read_results(path), profile))
+    return f"{found}\n\nThe search of one number a method:\n\n{markdown_search(search)}" if len(search) else found
 
 
 def write_document(document: Path, path: Path, profile: str) -> None:

@@ -22,8 +22,7 @@ class MazeMap:
 
     def __init__(self, env: gym.Env):
         unwrapped = env.unwrapped
-        self.maze = unwrapped.maze
-        self.scale = float(self.maze.maze_size_scaling)
+        self.maze, self.scale = unwrapped.maze, float(unwrapped.maze.maze_size_scaling)
         self.free = np.array([[cell != 1 for cell in row] for row in self.maze.maze_map])
         cells = self.maze.unique_goal_locations
         fixed = isinstance(unwrapped, environments.Maze2D)
@@ -35,7 +34,7 @@ class MazeMap:
 
     def bins(self, width: float) -> list[np.ndarray]:
         """Edges of bins over the maze, `width` in cells, along x and y."""
-        half = [self.scale * count / 2 for count in self.free.shape[::-1]]
+        half = (self.scale * count / 2 for count in self.free.shape[::-1])
         return [np.arange(-s, s + 1e-9, width * self.scale) for s in half]
 
     def draw(self, axes: Axes) -> None:
@@ -45,11 +44,10 @@ class MazeMap:
             x, y = self.maze.cell_rowcol_to_xy(np.array([row, column]))
             axes.add_patch(plt.Rectangle((x - half, y - half), self.scale, self.scale, color="0.75", zorder=0))
         if self.goal is not None:
-            ring = plt.Circle(self.goal, environments.GOAL_RADIUS, fill=False, color="crimson", lw=1.5, zorder=3)
-            axes.add_patch(ring)
-        rows, columns = self.free.shape
-        limits = {"xlim": (-columns * half, columns * half), "ylim": (-rows * half, rows * half)}
-        axes.set(**limits, aspect="equal", xlabel="x", ylabel="y")
+            look = {"fill": False, "color": "crimson", "lw": 1.5, "zorder": 3}
+            axes.add_patch(plt.Circle(self.goal, environments.GOAL_RADIUS, **look))
+        y, x = (half * count for count in self.free.shape)
+        axes.set(xlim=(-x, x), ylim=(-y, y), aspect="equal", xlabel="x", ylabel="y")
         axes.grid(False)
 
 
@@ -65,8 +63,7 @@ class Plane:
         _, size, vectors = torch.linalg.svd(standard - standard.mean(0), full_matrices=False)
         share = (size.square() / size.square().sum().clamp(min=1e-12)).numpy()
         axes = vectors[:2].numpy()
-        largest = axes[np.arange(len(axes)), np.abs(axes).argmax(1)]
-        axes *= np.sign(largest)[:, None]  # a sign that any machine agrees on
+        axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # any machine agrees on it
         self.axes = np.concatenate([axes, np.zeros((2 - len(axes), axes.shape[1]))])
         self.labels = [f"principal component {i + 1} ({100 * s:.0f}%)" for i, s in enumerate([*share, 0.0][:2])]
         self._edges = [np.quantile(p, [0.001, 0.999]) for p in self.project(data.state[index].numpy()).T]
