@@ -91,6 +91,10 @@ class Rows:
         """Q of one row, standardised: action `(..., 2)` -> `(...,)`."""
         return (raw_q(action) - self.loc[row].to(action)) / self.scale[row].to(action)
 
+    def frame(self) -> pd.DataFrame:
+        """problem, beta and seed of each row."""
+        return pd.DataFrame({"problem": self.problem, "beta": self.beta.flatten().tolist(), "seed": self.seed})
+
 
 def make_rows(problems: Sequence[str], betas: Sequence[float], seeds: Sequence[int], samples: int) -> Rows:
     """Every combination of problems (`mixtures.TOYS` or `mixtures.MIXTURES`), betas and seeds."""
@@ -243,6 +247,5 @@ def distances(rows: Rows, samples: dict[str, Tensor], truths: tuple[Tensor, Tens
     frames = []
     for method, drawn in {**samples, "noise floor": truths[1]}.items():
         distance = [mixtures.energy_distance(x, y) for x, y in zip(drawn, truths[0], strict=True)]
-        cells = {"problem": rows.problem, "beta": rows.beta.flatten().tolist(), "seed": rows.seed}
-        frames.append(pd.DataFrame({**cells, "method": method, "energy_distance": distance}))
+        frames.append(rows.frame().assign(method=method, energy_distance=distance))
     return pd.concat(frames, ignore_index=True)
