@@ -50,19 +50,19 @@ class BehaviorSettings(Training):
 class CriticSettings(Training):
     """The shared critic, of `kind` "expectile" (IQL) or "softmax" (QGPO's, in-support).
 
-    `target_rate` moves the target; `return_floor`: no target below the return that followed. `reward_scale` multiplies
-    rewards so that Q is about 1; None: (1 - discount) / mean |r|. The softmax critic: `support` behavior samples a next
-    state in `support_steps` solver steps, `temperature` in units of their spread of Q.
+    `discount` None: by the rule of `learners.discount`, which sees no score. `target_rate` moves the target; `return_floor`:
+    no target below the return that followed. `reward_scale` makes Q about 1; None: (1 - discount) / mean |r|. The softmax
+    critic: `support` behavior samples a next state in `support_steps` solver steps, `temperature` in units of their spread.
     `hindsight`: share of a batch with hindsight goals, reached within `goal_radius` (see `hindsight.Hindsight`).
     """
 
     kind: str = "expectile"
     depth: int = 2
     steps: int = 10_000
-    discount: float = 0.98
+    discount: float | None = None
     expectile: float = 0.8
     target_rate: float = 0.02
-    reward_scale: float | None = 0.05
+    reward_scale: float | None = None
     return_floor: bool = True
     support: int = 8
     support_steps: int = 5

@@ -94,7 +94,7 @@ def synthetic(state_dim: int, action_dim: int, rows: int = 100_000, device: str 
 def networks_of(data: Dataset, seeds: Sequence[int], profile: Profile) -> tuple[Behavior, Critic]:
     """Untrained behavior model and critic."""
     behavior = behavior_learner(data, tuple(seeds), profile.behavior)[1]
-    critic = critics.critic_learner(data, tuple(seeds), profile.critic)[1]
+    critic = critics.critic_learner(data, tuple(seeds), replace(profile.critic, discount=0.99))[1]
     return behavior, critic.requires_grad_(False)
 
 
@@ -104,7 +104,7 @@ def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile
     if stage == "behavior":
         return behavior_learner(data, seeds, replace(profile.behavior, batch=batch))[0]
     if stage == "critic":
-        return critics.critic_learner(data, seeds, replace(profile.critic, batch=batch))[0]
+        return critics.critic_learner(data, seeds, replace(profile.critic, batch=batch, discount=0.99))[0]
     behavior, critic = networks_of(data, seeds, profile)
     method = METHODS[stage.removeprefix("energy-")]
     groups = min(batch, MOST_GROUPS)

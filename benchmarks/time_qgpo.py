@@ -89,7 +89,7 @@ def our_step(stage: str, batch: int) -> Callable[[], object]:
     profile, data = bench.with_networks("qgpo"), bench.synthetic(*bench.HOPPER, rows=10_000)
     behavior, critic = bench.networks_of(data, [0], profile)
     if stage == "critic-softmax":
-        own = replace(profile.critic, batch=batch, support=ACTIONS, support_steps=1)
+        own = replace(profile.critic, batch=batch, discount=0.99, support=ACTIONS, support_steps=1)
         learner = critic_learner(data, (0,), own, behavior)[0]
     else:
         kind = "behavior" if stage == "products" else stage.removesuffix(" with Q")

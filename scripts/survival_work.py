@@ -80,7 +80,7 @@ def tiny(profile):
         profile,
         data=replace(profile.data, steps=1_000),
         behavior=replace(profile.behavior, width=32, steps=200, variance_samples=64),
-        critic=replace(profile.critic, width=32, steps=200),
+        critic=replace(profile.critic, width=32, steps=200, discount=0.98),
         energy=replace(profile.energy, width=32, steps=200),
         policy=replace(profile.policy, width=32, steps=160),
         evaluation=replace(profile.evaluation, episodes=1, solver_steps=2),

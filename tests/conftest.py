@@ -31,7 +31,7 @@ def tiny(monkeypatch):
     made = replace(
         settings.SMOKE,
         behavior=replace(settings.SMOKE.behavior, width=16, steps=20, batch=32, variance_times=5, variance_samples=64),
-        critic=replace(settings.SMOKE.critic, width=16, steps=20, batch=32, support=3, support_steps=2),
+        critic=replace(settings.SMOKE.critic, width=16, steps=20, batch=32, support=3, support_steps=2, discount=0.98),
         energy=replace(settings.SMOKE.energy, width=16, steps=20, batch=32, target_batches=2),
         policy=replace(settings.SMOKE.policy, width=16, steps=20, critic_steps=20, batch=32),
     )

@@ -69,7 +69,7 @@ def test_data_whose_rewards_are_not_those_of_a_goal_are_refused(data, dense):
 
 def test_the_given_share_of_a_batch_has_them(data):
     data = walk(data)
-    some = replace(CriticSettings(), hindsight=0.25, reward_scale=1.0)
+    some = replace(CriticSettings(), hindsight=0.25, reward_scale=1.0, discount=0.98)
     transitions = critics.Transitions(data, some)
     random = Random((0,), like=data.state)
     draws = {"index": random.index(len(data), 64)} | transitions.draw_goals(random, 64)
@@ -110,4 +110,4 @@ def test_a_critic_reaches_goals_that_no_recorded_reward_names(data, tiny, kind):
 def test_a_share_that_is_none_is_refused(data):
     for share in (-0.5, 1.5):
         with pytest.raises(StudyError, match=f"hindsight is a share of a batch: give 0 to 1, not {share}"):
-            critics.Transitions(walk(data), replace(CriticSettings(), hindsight=share))
+            critics.Transitions(walk(data), replace(CriticSettings(), hindsight=share, discount=0.98))

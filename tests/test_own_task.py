@@ -51,7 +51,7 @@ def test_settings_of_one_method_leave_those_of_the_others(tmp_path):
     profile = settings.for_task("full", task.settings)
     assert profile.evaluation.beta["aepo"] == 7
     assert set(profile.evaluation.beta) == set(settings.FULL.evaluation.beta)
-    assert (profile.evaluation.episodes, profile.critic.steps, profile.critic.discount) == (5, 9, 0.99)
+    assert (profile.evaluation.episodes, profile.critic.steps, profile.critic.discount) == (5, 9, None)
 
 
 def test_an_hdf5_file_is_found_beside_the_task(tmp_path):
@@ -85,7 +85,7 @@ BAD = [
     (GOOD + "settings: {critics: {discount: 1}}\n", "unknown key 'critics' in settings; keys: data, behavior"),
     (
         GOOD + "settings: {critic: {discont: 1}}\n",
-        "unknown key 'discont' in settings: critic; keys: kind, width, depth",
+        "unknown key 'discont' in settings: critic; keys: width, depth, steps",
     ),
     (
         GOOD + "settings: {critic: {discount: high}}\n",

@@ -30,7 +30,7 @@ def tiny_profile():
     return replace(
         profile,
         behavior=replace(profile.behavior, **small, variance_times=5),
-        critic=replace(profile.critic, **small),
+        critic=replace(profile.critic, **small, discount=0.98),
         energy=replace(profile.energy, **small, target_batches=1),
     )
 

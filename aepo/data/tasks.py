@@ -130,7 +130,7 @@ def _allowed(name: str, default: Any) -> Any:
         return list[_allowed(name, 0.0)]
     limits = Field(gt=0) if name in POSITIVE else Field(ge=0, le=1 if name in SHARES else None)
     number = Annotated[float, limits]
-    return number | None if name == "reward_scale" else number
+    return number | None if default is None else number
 
 
 def _model(name: str, defaults: Mapping[str, Any]) -> type[pydantic.BaseModel]:

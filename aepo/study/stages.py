@@ -19,6 +19,7 @@ from aepo.files import StudyError
 from aepo.learners.behavior import behavior_learner, finish_behavior
 from aepo.learners.checkpoints import clear_checkpoints
 from aepo.learners.critics import critic_learner, finish_critic
+from aepo.learners.discount import chosen_discount
 from aepo.learners.energies import SUPPORTED, applied, energy_learner
 from aepo.learners.energies import Problem as Guidance
 from aepo.learners.policies import RENEWED, WITH_CRITIC, Trained, policy_learner
@@ -26,6 +27,7 @@ from aepo.learners.policies import Problem as Policies
 from aepo.learners.support import Support, sample_support
 from aepo.learners.training import THREADS, Learner, fit, threads
 from aepo.methods import METHODS, Method
+from aepo.settings import CriticSettings
 from aepo.study import runs
 from aepo.study.policy import load_networks
 from aepo.study.runs import Run
@@ -127,9 +129,15 @@ def train_behavior(run: Run, data: Dataset) -> Behavior:
     return load_networks(run.folder, "behavior", run.seeds, run.device)
 
 
+def critic_settings(run: Run, data: Dataset) -> CriticSettings:
+    """The critic's settings of a run, with the discount of the rule where they name none."""
+    settings = run.profile.critic
+    return settings if settings.discount else replace(settings, discount=chosen_discount(data, run.task))
+
+
 def train_critic(run: Run, data: Dataset, behavior: Behavior | None = None) -> Critic:
     """The critic stage of a run; the kind "softmax", QGPO's own, needs the behavior model."""
-    settings, data = run.profile.critic, data.to(run.device)
+    settings, data = critic_settings(run, data), data.to(run.device)
     content, softmax = _content(settings, run, data), settings.kind == "softmax"
     if softmax:
         content["behavior"] = _settings_hash(run, "behavior")
@@ -170,7 +178,7 @@ def train_policy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     beta = run.profile.evaluation.beta[method] if entry.tempered else 0.0
     rounds = settings.rounds if entry.policy in RENEWED else 1
     name, model, source = runs.policy_stage(method, beta), behavior, "behavior"
-    problem = Policies(entry.policy, data, beta / rounds, settings, run.profile.critic, critic)
+    problem = Policies(entry.policy, data, beta / rounds, settings, critic_settings(run, data), critic)
     if entry.policy not in RENEWED:
         return _train_policy(run, problem, name, settings.steps)
     for index in range(rounds):
