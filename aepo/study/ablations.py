@@ -92,16 +92,12 @@ def _used(run: Run) -> list[str]:
     return sorted(used)
 
 
-def _settings_hash(run: Run, stage: str) -> str | None:
-    return files.read_json(run.folder / f"{stage}.json").get("settings_hash")
-
-
 def _share(run: Run, own: Run, *names: str, anew: bool = False) -> None:
     """Copy a run's files to a variant's folder that lacks the last of them, or `anew`; what does not fit is made there."""
     if (run.folder / names[-1]).exists() and (anew or not (own.folder / names[-1]).exists()):
-        for source in (run.folder / name for name in names if (run.folder / name).exists()):
-            with files.atomic_path(own.folder / source.relative_to(run.folder)) as temporary:
-                shutil.copyfile(source, temporary)
+        for name in (name for name in names if (run.folder / name).exists()):
+            with files.atomic_path(own.folder / name) as temporary:
+                shutil.copyfile(run.folder / name, temporary)
 
 
 def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
@@ -113,9 +109,10 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     runs.record_data(own.folder, data)
     again = tuple(name for stage in variant.settings for name in TOUCHES[stage])
     shared = [stage for stage in _used(own) if not stage.startswith(again)]
+    made_from, before = results.settings_hashes(run, shared), results.settings_hashes(own, shared)
     for stage in shared:  # support has no log; the artefact comes last: where it is, the others are
-        anew = _settings_hash(run, stage) != _settings_hash(own, stage)
-        _share(run, own, f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors", anew=anew)
+        names = f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors"
+        _share(run, own, *names, anew=made_from[stage] != before[stage])
     for method in own.methods:
         _share(run, own, f"evaluation/scale-{method}-b{own.profile.evaluation.beta.get(method, 0):g}.json")
         _share(run, own, f"evaluation/{method}.safetensors")
@@ -125,6 +122,5 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
         rows.append(results.evaluated_rows(own, method, variant.name))
     frame = results.with_scores(pd.concat(rows, ignore_index=True), run, data)
     table = run.folder / "evaluation" / f"ablation-{own.folder.name}.csv"
-    made_from = {stage: _settings_hash(run, stage) for stage in shared}
     files.write_json(table.with_suffix(".json"), {"seeds": list(run.seeds), "networks": made_from})
     return results.write(frame, table)

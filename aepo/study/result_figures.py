@@ -66,16 +66,10 @@ def score_map(matrix: pd.DataFrame) -> Figure:
     return figure
 
 
-def interquartile_means(summary: pd.DataFrame, tasks: int, title: str = "") -> Figure:
-    """Interquartile mean of each method with its 95% interval, best on top: `tables.summary_table`."""
-    label = f"interquartile mean score over {tasks} tasks x seeds, 95% stratified bootstrap"
-    return _bars(summary, "iqm", 0.32, xlabel=label, title=title)
-
-
 def performance_profiles(scores: Mapping[str, statistics.Scores]) -> Figure:
     """Share of runs above each score, one line a method."""
     figure, ax = plt.subplots(figsize=(6.5, 3.6))
-    everything = np.concatenate([np.concatenate(runs) for runs in scores.values()])
+    everything = np.concatenate([task for runs in scores.values() for task in runs])
     thresholds = np.linspace(min(0.0, everything.min()), everything.max(), 201)
     for method, runs in scores.items():
         ax.plot(thresholds, statistics.performance_profile(runs, thresholds), label=method, color=COLORS[method])
@@ -91,18 +85,18 @@ def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
     if scores.empty:
         return []
     made = {"study_scores": score_map(tables.score_matrix(scores))}
-    for name, (methods, tasks) in zip(("study_iqm", "study_iqm_all"), tables.comparable_groups(scores), strict=False):
-        summary = tables.summary_table(scores, methods, tasks)
-        made[name] = interquartile_means(summary, len(tasks))
-        if name != "study_iqm":
-            break
-        if apart := tables.not_looked_at(tasks):
-            alone = tables.summary_table(scores, methods, apart)
-            made[f"{name}_unseen"] = interquartile_means(
-                alone, len(apart), "tasks not looked at while settings were chosen"
-            )
-        shown = dict.fromkeys([*summary["method"][:MOST_PROFILES], *(m for m in ALWAYS if m in methods)])
+    groups = dict(zip(("study_iqm", "study_iqm_all"), tables.comparable_groups(scores), strict=False))
+    if groups:
+        methods, tasks = groups["study_iqm"]
+        best = tables.summary_table(scores, methods, tasks)["method"][:MOST_PROFILES]
+        shown = dict.fromkeys([*best, *(m for m in ALWAYS if m in methods)])
         made["study_profiles"] = performance_profiles({m: tables.scores_by_task(scores, m, tasks) for m in shown})
+        groups["study_iqm_unseen"] = methods, tables.not_looked_at(tasks)
+    for name, (methods, tasks) in groups.items():
+        if tasks:
+            label = f"interquartile mean score over {len(tasks)} tasks x seeds, 95% stratified bootstrap"
+            title = "tasks not looked at while settings were chosen" if name == "study_iqm_unseen" else ""
+            made[name] = _bars(tables.summary_table(scores, methods, tasks), "iqm", 0.32, xlabel=label, title=title)
     return _save_all(made, folder, "08")
 
 

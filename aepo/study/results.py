@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,15 @@ def write(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     return frame
 
 
+def settings_hashes(run: Run, stages: Iterable[str]) -> dict[str, str | None]:
+    """What the run's artefacts of some stages were made with; None where there is none."""
+    return {stage: files.read_json(run.folder / f"{stage}.json").get("settings_hash") for stage in stages}
+
+
 def _is_of(variant: Path, run: Run) -> bool:
     """Whether a variant's episodes were made with the run's seeds and with the networks that it has now."""
     kept = files.read_json(variant.with_suffix(".json"))
-    now = {name: files.read_json(run.folder / f"{name}.json").get("settings_hash") for name in kept.get("networks", {})}
-    if kept.get("seeds") == list(run.seeds) and kept.get("networks") == now:
+    if kept.get("seeds") == list(run.seeds) and kept.get("networks") == settings_hashes(run, kept.get("networks", {})):
         return True
     print(f"{variant.name} is of other seeds or networks than the run's: left out until `aepo ablations` makes it anew")
     return False

@@ -213,9 +213,8 @@ def markdown_study(main: pd.DataFrame) -> str:
         return f"no scores: {', '.join(sorted(main['task'].unique()))} without reference returns"
     groups = comparable_groups(scores)
     everywhere = [DATASET, *(groups[0][0] if groups else ())]
-    parts = [markdown_scores(scores, everywhere)]
-    if others := [m for m in NAMES if m in set(scores["method"]) and m not in everywhere]:
-        parts.append(markdown_scores(scores, others))
+    others = [method for method in scores["method"].unique() if method not in everywhere]
+    parts = [markdown_scores(scores, methods) for methods in (everywhere, others) if methods]
     for first, (methods, tasks) in zip((True, False), groups, strict=False):
         parts.append(f"{len(methods)} methods on {len(tasks)} tasks: {', '.join(tasks)}")
         parts.append(markdown_summary(summary_table(scores, methods, tasks)))
