@@ -17,7 +17,6 @@ from aepo import files
 from aepo.core.models import gaussian_posterior
 from aepo.methods import NAMES
 from aepo.study.policy import Policy
-from aepo.study.views import View
 
 COLORS = dict(zip(NAMES, sns.color_palette("tab20", len(NAMES)), strict=True))
 
@@ -113,17 +112,4 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
             ax.quiver(*where.T, *field.T, np.linalg.norm(field, axis=1), cmap="magma")
             ax.set(aspect="equal")
         ax.set(title=f"{label} at t = {t:g}", xlabel=f"$a_t$, {names[0]}")
-    return figure
-
-
-def trajectories(states: Mapping[str, np.ndarray], view: View) -> Figure:
-    """States `(T, E, n)` of a few episodes of each method in a maze or the plane of two components; a dot: the start."""
-    figure, axes = panels(len(states), 2.6, 2.6, sharex=True, sharey=True)
-    for ax, (name, path) in zip(axes, states.items(), strict=True):
-        view.draw(ax)
-        for episode in range(path.shape[1]):
-            xy = view.project(path[:, episode])
-            ax.plot(*xy.T, lw=0.8, alpha=0.8)
-            ax.plot(*xy[0], "k.", ms=4)
-        ax.set_title(name)
     return figure
