@@ -28,15 +28,16 @@ def data():
 @pytest.fixture
 def tiny(monkeypatch):
     """Settings of each stage, small enough for a unit test; the smoke profile has them too."""
-    made = replace(
-        settings.SMOKE,
+    made = settings.Profile(
         behavior=replace(settings.SMOKE.behavior, width=16, steps=20, batch=32, variance_times=5, variance_samples=64),
         critic=replace(settings.SMOKE.critic, width=16, steps=20, batch=32, support=3, support_steps=2, discount=0.98),
         energy=replace(settings.SMOKE.energy, width=16, steps=20, batch=32, target_batches=2),
         policy=replace(settings.SMOKE.policy, width=16, steps=20, critic_steps=20, batch=32),
+        chunk=10,
     )
-    monkeypatch.setitem(settings.PROFILES, "smoke", made)
-    return replace(made, chunk=10)
+    trained = {stage: getattr(made, stage) for stage in ("behavior", "critic", "energy", "policy")}
+    monkeypatch.setitem(settings.PROFILES, "smoke", replace(settings.SMOKE, **trained))
+    return made
 
 
 @pytest.fixture
