@@ -32,7 +32,7 @@ class Training:
 
     width: int = 128
     depth: int = 3
-    steps: int = 6_000
+    steps: int = 12_000
     batch: int = 256
     learning_rate: float = 1e-3
 

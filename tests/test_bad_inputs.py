@@ -119,7 +119,10 @@ POISON = pickle.dumps(Evil())
 REPRODUCE = f"reproduce --profile smoke --methods {','.join(METHODS)} --device cpu --runs-dir runs --task "
 PARAMETERS = {
     "task": (REPRODUCE + "maze2d-moon", "unknown task 'maze2d-moon': choose one of maze2d-"),
-    "method": (REPRODUCE + f"{TASK} --methods aepo,sac", "unknown method 'sac': choose from bc, best-of-n, best"),
+    "method": (
+        REPRODUCE + f"{TASK} --methods aepo,sac",
+        "unknown method 'sac': choose from bc, bc-low-noise, best-of-n",
+    ),
     "method twice": (REPRODUCE + f"{TASK} --methods bc,bc", "methods must be distinct, at least one"),
     "no task": (REPRODUCE + ",", "no task is named in ','"),
     "profile": (REPRODUCE + f"{TASK} --profile huge", "unknown profile 'huge': choose one of smoke, quick, full"),

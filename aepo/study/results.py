@@ -108,7 +108,7 @@ def read_returns(path: Path) -> pd.DataFrame:
     numbers = {name: [""] for name in ("return", "length", "success", "score")}
     try:
         frame = pd.read_csv(path, keep_default_na=False, na_values=numbers, float_precision="round_trip")
-        return frame.astype({"success": "Int64", "score": float})
+        return frame.assign(success=frame["success"].astype("Int64"), score=frame["score"].astype(float))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"is no table of returns ({' '.join(str(error).split())[:200]})"
         raise files.StudyError(f"{path} {reason}: delete it and run notebook 07_evaluation again") from None
