@@ -2,7 +2,7 @@
 
 `--config` takes task (names or YAML files, separated by commas) or suite, methods, seeds, profile, device, runs_dir;
 partial=1 goes on without the methods whose networks are not there. What a notebook needs stands in
-aepo/study/notebooks.py.
+aepo/study/notebooks.yaml.
 """
 
 import json

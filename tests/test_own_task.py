@@ -1,5 +1,6 @@
 """A user's own task: its YAML file, and what is said where it is wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +92,8 @@ BAD = [
         GOOD + "settings: {critic: {discount: high}}\n",
         "settings: critic: discount: it should be a valid number, got 'high'",
     ),
+    (GOOD + "settings: {critic: {kind: sac}}\n", "critic: kind: it should be 'expectile' or 'softmax', got 'sac'"),
+    (GOOD + "settings: {energy: {gate: 2}}\n", "energy: gate: it should be a valid boolean, got 2"),
     (GOOD + "settings: {critic: {steps: 1.5}}\n", "settings: critic: steps: it should be a valid integer, got 1.5"),
     (
         GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n",
@@ -107,6 +110,17 @@ BAD = [
     (GOOD.replace("mine/pendulum-v0", "not there"), "dataset must be a Minari id"),
     (GOOD.replace("mine/pendulum-v0", "no.hdf5"), "there is no dataset file"),
 ]
+
+
+def test_every_switch_can_be_set(tmp_path):
+    switches = {
+        "critic": {"kind": "softmax"}, "evaluation": {"pick": "softmax"},
+        "energy": {"form": "taylor-2", "gate": True, "bregman": False, "clamp": False, "differentiated": True},
+    }  # fmt: skip
+    task = tasks.get(write(tmp_path, GOOD + f"settings: {json.dumps(switches)}\n"))
+    profile = settings.for_task("quick", task.settings)
+    for stage, values in switches.items():
+        assert {key: getattr(getattr(profile, stage), key) for key in values} == values
 
 
 @pytest.mark.parametrize(("text", "sentence"), BAD, ids=[sentence for _, sentence in BAD])

@@ -297,6 +297,8 @@ def closed_form(
     "cubature": `cubature_energy`, in the box [low, high]. mean `(..., d)`, variance `(...,)`; q_function `(..., d)` or
     `(..., K, d)` -> without the last axis. `bounds` of Q clamp E. Returns `(...,)`, with a graph where mean has one.
     """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     through = mean.requires_grad
     with torch.enable_grad():
         at = mean if through else mean.detach().requires_grad_(kind.startswith("taylor"))

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 
 from aepo import settings as settings_table
+from aepo.core.guidance import KINDS
 
 MINARI, D4RL, LOCAL = "minari", "d4rl", "local"
 PROFILES = ("smoke", "quick", "full")
@@ -113,6 +114,10 @@ def choose(names: str = "", suite_name: str = "") -> list[Task]:
 
 SHARES = ("discount", "expectile", "ema_rate", "target_rate", "hindsight")  # between 0 and 1
 POSITIVE = ("beta", "learning_rate", "reward_scale", "temperature", "goal_radius", "weight_cap")
+CHOICES = {
+    "kind": ("expectile", "softmax"), "pick": ("best", "softmax"),
+    "form": (*KINDS, "clean", "support", "shift-taylor", "shift-cubature"),
+}  # fmt: skip
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -120,8 +125,10 @@ def _allowed(name: str, default: Any) -> Any:
     """The type of a setting, as pydantic takes it: that of its default, with the limits that its name sets."""
     if is_dataclass(default):
         return _model(name, vars(default))
-    if isinstance(default, bool):
-        return bool
+    if name in CHOICES:
+        return Literal[CHOICES[name]] if default else Literal[CHOICES[name]] | None
+    if isinstance(default, bool) or name in ("gate", "bregman"):
+        return bool | None if default is None else bool
     if isinstance(default, int):
         return Annotated[int, Field(ge=0 if name == "seed" else 1)]
     if isinstance(default, Mapping):
