@@ -51,3 +51,15 @@ def folder(tmp_path, monkeypatch):
     """A temporary folder, with a Minari folder of this test alone in it."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     return tmp_path
+
+
+LONGEST = (
+    "test_reproduce",
+    "test_survival",
+    "test_own_task",
+    "test_batch",
+)  # begun first, so that no core waits for one
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
