@@ -40,3 +40,5 @@ def test_equal_returns_and_one_long_walk(data):
     late = recorded(data, [(0.0, 90), (1.0, 10), (1.0, 5), (0.0, 95)])
     assert discount.agreements(late, walk)[0.9999] == pytest.approx(1.0)
     assert discount.agreements(late, walk)[0.98] < 0.9, "a late reward counts less than an early one"
+    rest = recorded(data, [(0.0, 90), (1.0, 10), (1.0, 5), (0.0, 95), (0.3, 30)])
+    assert discount.agreements(rest, walk).equals(discount.agreements(late, walk)), "a part of a window is no episode"

@@ -16,12 +16,12 @@ PAIRS = 20_000
 def agreements(data: Dataset, task: Task) -> pd.Series:
     """For each of DISCOUNTS: the share of pairs of episodes, weighed by what they differ, that both returns rank alike.
 
-    Of one walk cut into segments (`task.continuing`), windows of the horizon are the episodes.
+    Of one walk cut into segments (`task.continuing`), whole windows of the horizon are the episodes.
     """
     reward = data.reward.double().cpu().numpy()
     if task.continuing:
-        windows = np.arange(len(reward)) // task.horizon
-        episode = np.where(windows < max(1, len(reward) // task.horizon), windows, windows.max())
+        reward = reward[: len(reward) // task.horizon * task.horizon or None]
+        episode = np.arange(len(reward)) // task.horizon
     else:
         episode = data.episode.cpu().numpy()
     first = np.r_[0, np.bincount(episode).cumsum()[:-1]]
