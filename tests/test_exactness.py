@@ -6,8 +6,7 @@ import torch
 
 from aepo.core import guidance, losses, models, networks, posterior
 from aepo.core.schedule import VPSchedule
-from aepo.exact import diagnostics, mixtures, toys
-from aepo.learners import energies
+from aepo.exact import diagnostics
 
 VP = VPSchedule()
 
@@ -191,47 +190,6 @@ def test_simulated_guidance_finds_the_guidance_of_a_gaussian():
     assert ((estimate - true).abs() < 4 * error + 0.02).all()
     point = models.ClosedForm("point", Noise(), Linear(), beta).gradient(state, noisy, torch.tensor(t))
     assert torch.allclose(point, true.expand_as(point), atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def rows():
-    return toys.make_rows(["wide"], [0.5, 1.5], [0], 2_000)
-
-
-def test_toy_q_is_standardised_and_bounded(rows):
-    q = rows.scaled_q(rows.data)
-    assert torch.allclose(q.std(1), rows.beta.flatten(), rtol=0.1)
-    assert (q >= rows.lowest).all()
-    assert (q <= rows.highest).all()
-
-
-def test_exact_toy_energy_lies_in_the_range_of_q(rows):
-    noisy = torch.randn(2, 20, 2, generator=torch.Generator().manual_seed(0))
-    for t in (0.05, 0.5, 1.0):
-        energy = toys.exact_energy(rows, noisy, torch.tensor(t))
-        assert (energy.abs() <= rows.beta * 4).all()
-    finer = mixtures.grid_energy(
-        mixtures.toy_mixture("wide"),
-        lambda a: (toys.raw_q(a) - rows.loc[1]) / rows.scale[1],
-        noisy[1].double(),
-        torch.tensor(0.5).double(),
-        VP,
-        1.5,
-    )
-    assert torch.allclose(toys.exact_energy(rows, noisy, torch.tensor(0.5))[1].double(), finer, atol=1e-5)
-
-
-def test_toy_targets_reduce_to_each_other(rows):
-    """A posterior of no width makes every Gaussian target the point estimate."""
-    settings = toys.ToySettings(width=8, behavior_steps=1, variance_times=5, samples=2_000)
-    behavior = toys.train_behavior(rows, settings)
-    behavior.variance = torch.zeros_like(behavior.variance)
-    action, t = rows.data[:, :30], torch.full((2, 30), 0.3)
-    noisy = losses.diffuse(action, torch.zeros_like(action), t, models.VP)
-    noised = energies.Pairs(action, action, noisy, t)
-    values = {m: toys.target(m, rows, behavior, noised) for m in ("aepo", "aepo-2", "aepo-cubature", "point")}
-    bounded = values.pop("point").clamp(rows.lowest, rows.highest)
-    assert all(torch.allclose(v, bounded, atol=1e-5) for v in values.values())
 
 
 def test_the_gate_is_an_option():

@@ -1,4 +1,4 @@
-"""Gaussian mixtures under the diffusion, their intermediate energies, 2-D toys, distances."""
+"""Gaussian mixtures under the diffusion, their intermediate energies, distances of samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from aepo.core.schedule import VPSchedule
 
-TOYS = ("8gaussians", "rings", "moons", "swissroll", "checkerboard", "2spirals", "pinwheel")
 MIXTURES = ("8gaussians", "wide", "ring")
 QFunction = Callable[[Tensor], Tensor]  # actions `(..., d)` -> `(...,)`
 
@@ -212,14 +211,6 @@ def guidance(energy_function: Callable[[Tensor], Tensor], noisy_action: Tensor) 
         return torch.autograd.grad(energy_function(at).sum(), at)[0]
 
 
-def resampled(
-    actions: Tensor, q_function: QFunction, beta: float, count: int, generator: Generator
-) -> tuple[Tensor, float]:
-    """`count` draws p_j ∝ exp(beta Q(a_j)), with replacement, of actions from mu; their effective size 1 / sum_j p_j^2."""
-    p = torch.softmax(beta * q_function(actions).double(), 0)
-    return actions[torch.multinomial(p, count, replacement=True, generator=generator)], 1 / p.square().sum().item()
-
-
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| of samples `(n, d)`, `(m, d)`: unbiased, so at times negative for equal laws."""
 
@@ -244,29 +235,3 @@ def toy_mixture(name: str) -> Mixture:
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).reshape(count, 2, 2)
     covariances = (rotation * torch.tensor([radial, tangential], dtype=torch.float64) ** 2) @ rotation.mT
     return Mixture(torch.full((count,), 1 / count, dtype=torch.float64), radius * rotation[..., 0], covariances)
-
-
-def toy(name: str, count: int, generator: Generator) -> Tensor:
-    """`count` float64 draws `(count, 2)` of a density of TOYS, scaled to [-1, 1]^2, or of a mixture of MIXTURES."""
-    if name in MIXTURES:
-        return toy_mixture(name).sample(count, generator)
-    if name not in TOYS:
-        raise ValueError(f"name must be one of {', '.join(TOYS)}, got {name!r}")
-    u, v = torch.rand(2, count, generator=generator, dtype=torch.float64)
-    noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
-    label = torch.randint(60, (count,), generator=generator)
-    if name == "checkerboard":
-        x = 4 * u - 2
-        return torch.stack([x, v - 2 * (label % 2) + x.floor() % 2], -1) / 2
-    sign, bump = 1 - 2 * (label % 2), 1 + 0.3 * torch.randn(count, generator=generator, dtype=torch.float64)
-    radius, angle, spread = {
-        "rings": (0.225 * (label % 4 + 1), 2 * math.pi * u, 0.02),
-        "swissroll": (0.3 * (1 + 2 * u), 1.5 * math.pi * (1 + 2 * u), 0.02),
-        "2spirals": (0.9 * u.sqrt() * sign, 3 * math.pi * u.sqrt(), 0.02),
-        "pinwheel": (0.37 * bump, label % 5 * (2 * math.pi / 5) + 0.25 * bump.exp(), 0.015),
-        "moons": (0.5 * sign, math.pi * u, 0.05),
-    }[name]
-    shape = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
-    if name == "moons":
-        shape = shape - sign.unsqueeze(-1) * torch.tensor([0.25, 0.125], dtype=torch.float64)
-    return (shape + spread * noise).clamp(-1, 1)
