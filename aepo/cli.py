@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from aepo import batch, settings
+from aepo import batch, environments, settings
 from aepo.data import datasets, describe, download, importing, storage, tasks
-from aepo.files import StudyError, sentence
+from aepo.files import StudyError, datasets_root, sentence
 from aepo.methods import CORE, METHODS
 from aepo.study import ablations as variants
 from aepo.study import campaign, runs
@@ -26,7 +26,7 @@ app = typer.Typer(help=__doc__, **options)
 data = typer.Typer(help="What data are on disk, and how they get there.", **options)
 app.add_typer(data, name="data")
 
-UMAZE = "maze2d-umaze"
+UMAZE, MOST_SEEDS = "maze2d-umaze", 1_000
 Task = Annotated[str, typer.Option(help="Task (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")]
 Suite = Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")]
 ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
@@ -34,7 +34,7 @@ Methods = Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METH
 Seeds = Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
-Cores = Annotated[int, typer.Option(help="Notebooks at a time; 0: as many as there are cores.")]
+Cores = Annotated[int, typer.Option(min=0, help="Notebooks at a time; 0: as many as there are cores.")]
 DataTask = Annotated[str, typer.Argument(help="Task (`aepo tasks` lists them), or the path of your own's YAML file.")]
 Clip = Annotated[bool, typer.Option("--clip", help="Move actions outside the action box into it.")]
 
@@ -42,6 +42,7 @@ Clip = Annotated[bool, typer.Option("--clip", help="Move actions outside the act
 def main() -> None:
     """Run the command line; a StudyError becomes one sentence and exit code 1."""
     try:
+        datasets_root()
         app()
     except StudyError as error:
         print(f"aepo: {error}", file=sys.stderr)
@@ -59,8 +60,8 @@ def _study(
     """The runs of a command's options, or of their defaults."""
     with sentence():
         found, default = tasks.choose(task, suite), settings.get(profile).seeds
-    if seeds and (not (seeds.isascii() and seeds.isdigit()) or int(seeds) < 1):
-        raise StudyError(f"seeds must be a number of seeds >= 1, got {seeds!r}")
+    if seeds and not (seeds.isascii() and seeds.isdigit() and len(seeds) < 9 and 1 <= int(seeds) <= MOST_SEEDS):
+        raise StudyError(f"seeds must be a number of seeds >= 1, at most {MOST_SEEDS}, got {seeds!r}")
     numbers, chosen = list(range(int(seeds or default))), _words(methods) or list(CORE)
     return [runs.open_run(each.argument, numbers, chosen, profile, device, runs_dir) for each in found]
 
@@ -72,11 +73,12 @@ def _for_each(works: Mapping[str, Callable[[], str]]) -> None:
         where = f"[{number}/{len(works)}] " if len(works) > 1 else ""
         try:
             print(f"{where}{work()}", flush=True)
-        except StudyError as error:
+        except Exception as error:
             if len(works) == 1:
                 raise
             failed.append(name)
-            print(f"aepo: {where}{name}: {error}", file=sys.stderr, flush=True)
+            kind = "" if isinstance(error, StudyError) else f"{type(error).__name__}: "
+            print(f"aepo: {where}{name}: {kind}{error}", file=sys.stderr, flush=True)
     if failed:
         raise StudyError(f"{len(failed)} of {len(works)} tasks failed: {', '.join(failed)}; call it again for these")
 
@@ -101,7 +103,7 @@ def reproduce(
     device: Device = "auto",
     runs_dir: RunsDir = "runs",
     cores: Cores = 0,
-    memory: Annotated[int, typer.Option(help="MB that they may take together; 0: all of the machine's.")] = 0,
+    memory: Annotated[int, typer.Option(min=0, help="MB that they may take together; 0: all of the machine's.")] = 0,
     cluster: Annotated[str, typer.Option(help="Run them on a cluster: slurm, or another folder of profiles/.")] = "",
 ) -> None:
     """Run what is left to do of the tasks: data, training, evaluation, figures; then print the table of results."""
@@ -126,6 +128,8 @@ def evaluate(
 
 
 def _evaluated(run: runs.Run) -> str:
+    if run.task.env_id:  # tried before hours of training
+        environments.make(run.task).close()
     campaign.run_task(run)
     return batch.table(run.folder)
 
@@ -144,16 +148,21 @@ def ablations(
     asked = _words(questions) or list(variants.QUESTIONS)
     if unknown := [name for name in asked if name not in variants.QUESTIONS]:
         raise StudyError(f"unknown question {', '.join(unknown)}: choose from {', '.join(variants.QUESTIONS)}")
-    for run in _study(profile, device, runs_dir, task=task, methods=methods, seeds=seeds):
-        evaluated = tuple(runs.read_manifest(run.folder).get("evaluation", {}))
-        if evaluated and not methods:
-            run = replace(run, methods=evaluated)
-        campaign.run_task(run)
-        for variant in variants.variants_of(profile, run.methods):
-            if variant.question in asked:
-                means = variants.evaluate(run, variant).groupby("method")["return"].mean().round(1)
-                print(f"{run.task.name}: {variant.name}: {means.to_dict()}", flush=True)
-        campaign.run_task(run)
+    study = _study(profile, device, runs_dir, task=task, methods=methods, seeds=seeds)
+    _for_each({run.task.name: partial(_varied, run, asked, bool(methods)) for run in study})
+
+
+def _varied(run: runs.Run, asked: Sequence[str], chosen: bool) -> str:
+    """Evaluate a run's methods, those evaluated already where none were `chosen`, and variants of the questions asked."""
+    evaluated = tuple(runs.read_manifest(run.folder).get("evaluation", {}))
+    if evaluated and not chosen:
+        run = replace(run, methods=evaluated)
+    _evaluated(run)
+    for variant in variants.variants_of(run.profile_name, run.methods):
+        if variant.question in asked:
+            means = variants.evaluate(run, variant).groupby("method")["return"].mean().round(1)
+            print(f"{run.task.name}: {variant.name}: {means.to_dict()}", flush=True)
+    return _evaluated(run)
 
 
 @app.command()
@@ -185,7 +194,8 @@ def results(
     if task:
         rows = main[main["task"] == task]
         if rows.empty:
-            raise StudyError(f"{path} has no results of {task!r} at {profile}: run `aepo evaluate --task {task}`")
+            remedy = f"run `aepo evaluate --task {task} --profile {profile}`"
+            raise StudyError(f"{path} has no results of {task!r} at {profile}: {remedy}")
         print(study_tables.readable_task_table(study_tables.task_table(rows)).to_string(index=False), end="\n\n")
     if tables:
         print(study_tables.markdown_results(path, profile), end="\n\n")
@@ -270,20 +280,18 @@ def _put_on_disk(task: tasks.Task, profile: str, clip: bool = False) -> str:
     dataset_id = task.dataset_id(profile)
     if storage.complete(dataset_id):
         print(f"{task.name}: dataset {dataset_id} is there already and is kept")
-    datasets.prepare(task, profile, settings.for_task(profile, task.settings).data)
-    if clip:
-        storage.ask_to_clip(dataset_id)
+    datasets.prepare(task, profile, settings.for_task(profile, task.settings).data, clip)
     return describe.summary(task, profile)
 
 
 @data.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(help="D4RL's HDF5 file.")],
+    file: Annotated[Path, typer.Argument(help="HDF5 file of D4RL, d3rlpy, OGBench or Minari.")],
     task: Annotated[str, typer.Option(help="Task whose data the file holds.")],
     clip: Clip = False,
     profile: ProfileName = "quick",
 ) -> None:
-    """Make a task's Minari dataset of a D4RL HDF5 file; one that is there already is kept."""
+    """Make a task's Minari dataset of an HDF5 file in D4RL's layout; that of the same file is kept."""
     found = _find(task, profile)
     importing.import_hdf5(file, found, found.dataset_id(profile), clip)
     print(describe.summary(found, profile))

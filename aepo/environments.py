@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import gymnasium_robotics
 import numpy as np
 from gymnasium.wrappers import TransformObservation
 
-from aepo.files import StudyError
+from aepo.files import StudyError, out_of_memory
 
 if TYPE_CHECKING:
     from aepo.data.tasks import Task
@@ -22,6 +24,13 @@ gym.register_envs(gymnasium_robotics)
 
 ONLY_VECTORS = "only vectors of real numbers can be used, not images and not discrete choices"
 GOAL_RADIUS = 0.45
+LARGEST = float(np.finfo(np.float32).max)  # of a number that networks can be given
+TRIED_STEPS = 1_000  # that the environment of an own task is tried for, at most
+GYMNASIUM = "reset must return (observation, info), step (observation, reward, terminated, truncated, info)"
+MODULE = "module:name-v0 imports a module that is installed or in a folder of PYTHONPATH"
+INSTALL = "it is tested with the packages of requirements.txt, which `make setup` installs"
+MEND = "mend it and call this again"
+_TRIED: set[str] = set()  # what `make` has tried in this process
 
 
 class Maze2D(gym.Env):
@@ -89,6 +98,74 @@ class KitchenSuccess(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
+class Guarded(gym.Wrapper):
+    """Any environment as the study plays it: vectors, numbers and flags that are finite, actions inside its box."""
+
+    def __init__(self, env: gym.Env, name: str, remedy: str):
+        super().__init__(env)
+        self._name, self._remedy = name, remedy
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        with guard(f"{self._name} failed in reset", self._remedy):
+            observation, info = self.env.reset(seed=seed, options=options)
+            return self._vector(observation), _with_success(info)
+
+    def step(self, action: np.ndarray):
+        box = self.action_space
+        with guard(f"{self._name} failed in step", self._remedy):
+            action = np.clip(np.asarray(action, box.dtype), box.low, box.high)  # float32 may round out of a float64 box
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            reward = _number(reward, "the reward")
+            ended = (bool(_number(flag, "terminated or truncated")) for flag in (terminated, truncated))
+            return self._vector(observation), reward, *ended, _with_success(info)
+
+    def close(self) -> None:
+        with guard(f"{self._name} failed in close", self._remedy):
+            self.env.close()
+
+    def _vector(self, value: Any) -> np.ndarray:
+        """A copy of an observation, as some environments hand out what they go on changing."""
+        array, shape = _array(value, "the observation").copy(), self.observation_space.shape
+        if array.shape != shape or array.dtype.kind not in "biuf":
+            raise ValueError(f"the observation has type {array.dtype} and shape {array.shape}, its space {shape}")
+        if not (np.abs(array) <= LARGEST).all():
+            raise ValueError("the observation holds NaN, infinity or a number beyond float32")
+        return array
+
+
+@contextlib.contextmanager
+def guard(problem: str, remedy: str) -> Iterator[None]:
+    """Whatever an environment raises becomes one sentence, but for a lack of memory, which is not its own."""
+    try:
+        yield
+    except StudyError:
+        raise
+    except (Exception, SystemExit) as error:
+        if out_of_memory(error):
+            raise
+        said = GYMNASIUM if "unpack" in str(error) else " ".join(str(error).split())[:300]
+        kind = "" if type(error) is ValueError or isinstance(error, gym.error.Error) else f"{type(error).__name__}: "
+        raise StudyError(f"{problem} ({kind}{said}): {remedy}") from error
+
+
+def _number(value: Any, name: str) -> float:
+    """One number, also as an array of one; ValueError where it is something else."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf" or not abs(array.item()) <= LARGEST:
+        raise ValueError(f"{name} is {value!r:.100}, not one finite number")
+    return array.item()
+
+
+def _with_success(info: Mapping[str, Any]) -> dict[str, Any]:
+    """`info` with a `success` of 0 or 1, or without one where it is None."""
+    if info.get("success") is None:
+        return {key: value for key, value in info.items() if key != "success"}
+    success = _number(info["success"], "info['success']")
+    if success not in (0, 1):
+        raise ValueError(f"info['success'] is {success}, neither true nor false")
+    return {**info, "success": success}
+
+
 def _flat(env: gym.Env, keys: Sequence[str], zeros: int) -> gym.Env:
     """Observations as one array: the parts `keys` of a dict in that order, and `zeros` zeros at the end."""
     parts = [env.observation_space[key] for key in keys] or [env.observation_space]
@@ -107,29 +184,59 @@ def without_file(env_id: str, **arguments: Any) -> gym.Env:
 
 
 def make(task: Task, flat: bool = True) -> gym.Env:
-    """The environment that evaluates a task; `flat=False` leaves dict observations. StudyError where it does not fit."""
+    """The environment that evaluates a task; `flat=False` leaves dict observations. StudyError where it does not fit.
+
+    That of an own task is tried with random actions first, once in a process.
+    """
     if task.env_id is None:
         why = task.note or "it names no environment"
         raise StudyError(f"task {task.name} is train-only ({why}): it has no rollouts")
+    tried = repr((task.env_id, task.env_kwargs, task.horizon, task.observation_keys))
+    if task.definition and tried not in _TRIED:
+        with contextlib.closing(_made(task, True)) as env:
+            _try(env, min(task.horizon, TRIED_STEPS))
+        _TRIED.add(tried)
+    return _made(task, flat)
+
+
+def _try(env: gym.Env, steps: int) -> None:
+    """Take random actions, which its guard looks at."""
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    for _ in range(steps):
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample().astype(np.float32))
+        if terminated or truncated:
+            env.reset()
+
+
+def _made(task: Task, flat: bool) -> gym.Env:
     where = f"the environment {task.env_id} of task {task.name}"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is out of date.*")
-            env = without_file(task.env_id, max_episode_steps=task.horizon, **task.env_kwargs)
-    except (gym.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
-        why = " ".join(str(error).split())
-        raise StudyError(f"{where} cannot be made ({why}): check env_id and env_kwargs") from None
-    if task.env_id.startswith("FrankaKitchen"):  # it hands out arrays that share memory with the simulation
-        env = KitchenSuccess(TransformObservation(env, copy.deepcopy, env.observation_space))
-    if task.observation_keys and not isinstance(env.observation_space, gym.spaces.Dict):
-        raise StudyError(f"{where} has plain observations: leave observation_keys empty")
-    size = observation_size(env.observation_space, task.observation_keys, where) + task.zeros
-    found = (size, action_box(env.action_space, where).shape[0])
+    check = f"check env_kwargs and env_id ({MODULE})" if task.definition else INSTALL
+    with guard(f"{where} cannot be made", check), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is out of date.*")
+        env = without_file(task.env_id, max_episode_steps=task.horizon, **task.env_kwargs)
+        if task.env_id.startswith("FrankaKitchen"):  # it hands out arrays that share memory with the simulation
+            env = KitchenSuccess(TransformObservation(env, copy.deepcopy, env.observation_space))
+        if task.observation_keys and not isinstance(env.observation_space, gym.spaces.Dict):
+            raise StudyError(f"{where} has plain observations: leave observation_keys empty")
+        size = observation_size(env.observation_space, task.observation_keys, where) + task.zeros
+        found = (size, action_box(env.action_space, where).shape[0])
     if task.dimensions and found != task.dimensions:
         raise StudyError(f"{where} has {found[0]} observations and {found[1]} actions, the task {task.dimensions}")
     if task.zeros or (flat and task.observation_keys):
-        return _flat(env, task.observation_keys, task.zeros)
-    return env
+        env = _flat(env, task.observation_keys, task.zeros)
+    return Guarded(env, where, MEND if task.definition else INSTALL) if env.observation_space.shape else env
+
+
+def spec(task: Task) -> gym.envs.registration.EnvSpec | None:
+    """What is stored of a task's environment beside its data; None where it has none that JSON can tell."""
+    try:
+        found = gym.spec((task.env_id or "").rpartition(":")[2])
+        found = replace(found, kwargs={**found.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon)
+        found.to_json()
+    except (gym.error.Error, TypeError, ValueError):
+        return None
+    return found
 
 
 def observation_size(space: gym.Space, keys: Sequence[str], name: str) -> int:
@@ -150,8 +257,12 @@ def action_box(space: gym.Space, name: str) -> gym.spaces.Box:
     if not isinstance(space, gym.spaces.Box):
         raise StudyError(f"{name} has the action space {space}: {ONLY_VECTORS}")
     check_vectors(space.shape, space.dtype, "actions", name)
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise StudyError(f"{name} has the unbounded action space {space}: actions are scaled by their bounds")
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = space.high.astype(np.float32) - space.low.astype(np.float32)
+    if not ((width > 0) & (width < np.inf)).all():
+        kind = "unbounded" if np.isinf(width).any() else "flat"
+        needed = "as actions are scaled by their bounds, each side needs a finite low below a finite high"
+        raise StudyError(f"{name} has the {kind} action space {space}: {needed}")
     return space
 
 
@@ -180,7 +291,11 @@ def flatten(observation: Any, keys: Sequence[str]) -> np.ndarray:
 
 
 def _array(value: Any, name: str) -> np.ndarray:
+    """A NumPy array, also of a torch tensor of any device and type; ValueError where it is none."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
     try:
         return np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name} is a list of unequal lengths: an array is needed") from None
+    except (ValueError, TypeError, RuntimeError):
+        raise ValueError(f"{name} is a list of unequal lengths, or of what is no number: an array is needed") from None

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
 USED_FILES = "AEPO_USED_FILES"  # environment variable of a notebook that `scripts/run_papermill.py` executes
 PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "safetensors")
+DATASETS = "MINARI_DATASETS_PATH"
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 REMEDY = "delete it and run its stage again"
 REMAKE = "move it away and run the notebooks again, finished stages are kept"
@@ -38,6 +39,21 @@ def project_root() -> Path:
     """The nearest folder at or above the working directory that holds the Snakefile; else the working directory."""
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "Snakefile").exists()), here)
+
+
+def datasets_root() -> Path:
+    """Minari's folder, ~/.minari/datasets or MINARI_DATASETS_PATH; from now on absolute, also for what this process starts.
+
+    One that is relative is below the project, as runs are, an empty one is none; StudyError where it can be no folder.
+    """
+    given = os.path.expanduser(os.environ.get(DATASETS) or "~/.minari/datasets")
+    path = project_root() / given
+    wrong = next((p for p in (path, *path.parents) if os.path.exists(p) and not os.path.isdir(p)), None)
+    if wrong or given.startswith("~"):
+        problem = f"{wrong} is a file" if wrong else f"there is no home folder {given.partition('/')[0]}"
+        raise StudyError(f"{DATASETS} is {os.environ.get(DATASETS)!r}, but {problem}: set it to a folder, or unset it")
+    os.environ[DATASETS] = str(path)
+    return path
 
 
 @contextmanager
@@ -149,8 +165,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             meta = dict(json.loads((file.metadata() or {}).get("aepo", "{}")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read ({error}): {REMEDY}") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no safetensors file, or a damaged one"
+        raise StudyError(f"{path} cannot be read ({reason}): {REMEDY}") from None
     if meta.get("format") != FORMAT:
         raise StudyError(f"{path} has format {meta.get('format')}, this version reads {FORMAT}: {REMEDY}")
     if meta.get("sha256") != _content_hash(tensors):
@@ -172,7 +189,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read ({error}): {REMAKE}") from None
+        reason = getattr(error, "strerror", None) or "it is not JSON"
+        raise StudyError(f"{path} cannot be read ({reason}): {REMAKE}") from None
     if not isinstance(content, dict):
         raise StudyError(f"{path} is no file of this study: {REMAKE}")
     note_use(path)
@@ -195,6 +213,11 @@ def git_commit(root: Path) -> str | None:
         return None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it tells of a lack of memory, of the machine or of its GPU."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in NO_MEMORY)
+
+
 @contextmanager
 def memory(what: str, remedy: str) -> Iterator[None]:
     """Out of memory, of the machine or of its GPU, becomes a StudyError that says where and what to try."""
@@ -203,10 +226,10 @@ def memory(what: str, remedy: str) -> Iterator[None]:
     except StudyError:
         raise
     except (MemoryError, RuntimeError, OSError) as error:
-        text = " ".join(str(error).split())
-        if not isinstance(error, MemoryError) and not any(sign in text.lower() for sign in NO_MEMORY):
+        if not out_of_memory(error):
             raise
-        raise StudyError(f"{what}: out of memory ({text[:160] or 'no block that large'}): {remedy}") from None
+        text = " ".join(str(error).split())[:160] or "no block that large"
+        raise StudyError(f"{what}: out of memory ({text}): {remedy}") from None
 
 
 def load_networks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import minari
 import numpy as np
 import torch
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from torch import Tensor
 
-from aepo import files, settings
+from aepo import environments, files, settings
 from aepo.data import reading, storage
 from aepo.data.tasks import Task
 
@@ -31,12 +29,9 @@ Cached = tuple[dict[str, Tensor], dict[str, Any]]  # by the names of `Dataset`'s
 def create(staging: Path, dataset_id: str, task: Task, episodes: Iterable[EpisodeBuffer], references, **told) -> None:
     """Write episodes, their returns of score 0 and 100 and what else is `told` as a Minari dataset, and its cache."""
     told |= dict(zip(("ref_min_score", "ref_max_score"), references, strict=True))
-    spec = gym.spec(task.env_id) if task.env_id else None
-    if spec:
-        spec = replace(spec, kwargs={**spec.kwargs, **task.env_kwargs}, max_episode_steps=task.horizon)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", module="minari")
-        minari.create_dataset_from_buffers(dataset_id, buffer=episodes, eval_env=spec, **told)
+        minari.create_dataset_from_buffers(dataset_id, buffer=episodes, eval_env=environments.spec(task), **told)
     build(staging / dataset_id, dataset_id, task)
 
 

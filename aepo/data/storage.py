@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from minari.storage.datasets_root_dir import get_dataset_path
-
 from aepo import files
 
 CLIP_MARK = "clip-actions"
@@ -24,7 +22,7 @@ CACHE_BYTES = 8  # that the cache needs for a number of a step, at most
 
 def root() -> Path:
     """Minari's folder: ~/.minari/datasets, or MINARI_DATASETS_PATH."""
-    return Path(get_dataset_path())
+    return files.datasets_root()
 
 
 def complete(dataset_id: str) -> bool:
