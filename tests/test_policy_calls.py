@@ -70,3 +70,54 @@ def test_the_farthest_states(method):
     edge = (behavior.state_mean + 1e6 * behavior.state_std * torch.tensor(far).sign())[0].numpy()
     near = np.where(np.abs(far) > 1e7, edge, far)
     assert method == "best-of-n" or np.allclose(actions, policy.act(near, torch.Generator().manual_seed(0)), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.ones(2, 4, requires_grad=True),
+        torch.full((2, 4), 1 / 3, dtype=torch.bfloat16, requires_grad=True),
+        torch.ones(2, 4, dtype=torch.float16),
+        torch.ones(2, 4, dtype=torch.int64),
+    ],
+    ids=["grad", "bfloat16", "float16", "int64"],
+)
+def test_tensors_act_as_the_array_of_their_numbers(given):
+    policy = Policy.load(EXAMPLE, "bc", device="cpu")
+    array = given.detach().double().numpy()
+    act = lambda value: policy.act(value, torch.Generator().manual_seed(0))  # noqa: E731
+    assert np.array_equal(act(given), act(array))
+    policy.observation_keys = KEYS
+    parts = {KEYS[0]: given[:, :2], KEYS[1]: given[:, 2:]}
+    assert np.array_equal(act(parts), act(array))
+
+
+@pytest.mark.parametrize(
+    "given", [torch.ones(4, dtype=torch.complex64), [torch.ones(2, requires_grad=True)] * 2, [object()] * 4]
+)
+def test_what_is_no_array_of_numbers_is_a_value_error(given):
+    with pytest.raises(ValueError, match=r"an array is needed|expected"):
+        Policy.load(EXAMPLE, "bc", device="cpu").act(given)
+
+
+@pytest.mark.parametrize("generator", [np.random.default_rng(0), 0, "cpu"])
+def test_a_generator_that_is_not_torchs_is_refused_and_the_advised_one_acts(generator):
+    policy = Policy.load(EXAMPLE, "bc", device="cpu")
+    with pytest.raises(ValueError, match=r"must be a torch\.Generator, as torch\.Generator\(\) makes, got "):
+        policy.act(np.zeros(4), generator)
+    assert policy.act(np.zeros(4), torch.Generator()).shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "beta"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, 10**400, "2", [1.0], torch.tensor(1.0)])
+def test_guidance_that_is_no_finite_number_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number, at most 1e\\+06 in size, got "):
+        Policy.load(EXAMPLE, "aepo", device="cpu", **{name: value})
+
+
+@pytest.mark.parametrize("method", ["aepo", "aepo-cubature", "aepo-net"])
+@pytest.mark.parametrize("scale", [0, np.float32(2), 1e6, -1e6])
+def test_any_finite_guidance_acts_inside_the_box(method, scale):
+    policy = Policy.load(EXAMPLE, method, guidance_scale=scale, device="cpu")
+    states = np.random.default_rng(0).normal(size=(50, 4)) * np.array([1, 1, 10, 1e4])
+    assert (np.abs(policy.act(states, torch.Generator().manual_seed(0))) <= 1).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from aepo.methods import METHODS
 from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs
 
+LARGEST = 1e6  # of a guidance scale: networks overflow far beyond
+
 
 def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -> torch.nn.Module:
     """Networks of a finished stage for the given seeds; StudyError where the file or a seed is missing."""
@@ -34,9 +37,8 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
     tensors = {key: select_seeds(v, rows, len(known)).float() for key, v in tensors.items()}
     try:
         module = _networks(stage, tensors, meta["settings"], len(seeds))
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StudyError(f"{path} does not hold the networks of {stage} ({reason}): {files.REMEDY}") from None
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+        raise StudyError(f"{path} does not hold the networks of {stage}: {files.REMEDY}") from None
     files.fill(module, tensors, path)
     return module.to(device).requires_grad_(False)
 
@@ -97,6 +99,9 @@ class Policy:
         """Load a method's policy from runs/<profile>/<task>; beta and guidance_scale are those evaluated where None."""
         if method not in METHODS:
             raise StudyError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+        for name, value in {"beta": beta, "guidance_scale": guidance_scale}.items():
+            if value is not None and not (isinstance(value, Real) and abs(value) <= LARGEST):
+                raise ValueError(f"{name} must be a finite number, at most {LARGEST:g} in size, got {value!r:.80}")
         folder = runs.find_folder(folder)
         device = runs.choose_device(device or "auto")
         evaluated = runs.read_manifest(folder).get("evaluation", {}).get(method, {})
@@ -134,6 +139,8 @@ class Policy:
         states = np.atleast_2d(states)
         if not len(states):
             return np.zeros((0, d), np.float32)
+        if not isinstance(generator, torch.Generator | None):
+            raise ValueError(f"generator must be a torch.Generator, as torch.Generator() makes, got {generator!r}")
         shape = (1, len(states), self.actor.draws, d)
         noise = torch.randn(shape, generator=generator, device=generator.device if generator else "cpu")
         action = self.actor.act(torch.from_numpy(states).to(device).unsqueeze(0), noise.to(device))[0].cpu().numpy()
