@@ -3,14 +3,12 @@
 import math
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
 from scipy.optimize import brentq
 
 from aepo.core import guidance, losses, models
 from aepo.core.networks import EnergyNet, NoiseNet, TwinQ, ValueNet, initialize
-from aepo.learners import critics
 
 S, B, N, D = 3, 5, 4, 2
 SEEDS = (0, 1, 2)
@@ -89,7 +87,7 @@ def test_expectile_loss_finds_the_known_expectile():
 
     def closure():
         optimizer.zero_grad()
-        loss = losses.expectile_loss(x - e, 0.8).mean()
+        loss, _ = losses.value_loss(lambda state: e.expand(1, len(x)), None, x.unsqueeze(0), 0.8)
         loss.backward()
         return loss
 
@@ -108,14 +106,6 @@ def test_td_loss(batch):
             q = single(batch["state"][s, b].view(1, 1, N), batch["action"][s, b].view(1, 1, D)).flatten()
             total += ((q - target) ** 2).sum().item() / B
         assert loss[s].item() == pytest.approx(total, rel=1e-10)
-
-
-def test_the_signal_of_a_critic_is_its_advantage_over_its_error_at_the_end():
-    """Two critics with errors of 2 each have td_loss 2 x 2^2; an advantage of spread 3 is 1.5 errors."""
-    log = pd.DataFrame(
-        {"seed": [0, 1, 0, 1], "step": [1, 1, 9, 9], "td_loss": [1, 1, 8, 2], "advantage_std": [1, 1, 3, 3]}
-    )
-    assert critics.signal(log).to_dict() == {0: 1.5, 1: 3.0}
 
 
 def test_twin_minimum_is_the_smaller_of_two_different_networks(batch):

@@ -39,7 +39,15 @@ def test_a_performance_profile_weighs_tasks_alike():
 
 
 def test_ranks_share_ties():
-    assert statistics.mean_ranks(np.array([[3.0, 1.0], [2.0, 1.0], [1.0, 5.0]])).tolist() == [1.75, 2.25, 2.0]
+    means = {"a": (3.0, 2.0, 1.0), "b": (1.0, 1.0, 5.0)}
+    methods = ["bc", "qgpo", "aepo"]
+    scores = pd.DataFrame(
+        {"task": task, "method": method, "seed": 0, "score": mean}
+        for task, row in means.items()
+        for method, mean in zip(methods, row, strict=True)
+    )
+    ranks = tables.summary_table(scores, methods, ["a", "b"]).set_index("method")["rank"]
+    assert ranks[methods].tolist() == [1.75, 2.25, 2.0]
 
 
 @pytest.fixture

@@ -33,17 +33,15 @@ def behavior_loss(
     return loss, {"loss": loss.detach()}
 
 
-def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
-    """Asymmetric square |expectile - 1(u < 0)| u^2 of u = target - prediction (Kostrikov et al. 2022), shape of u."""
-    weight = torch.abs(expectile - (difference < 0).to(difference))
-    return weight * difference.square()
-
-
 def value_loss(value_net: ValueNet, state: Tensor, q: Tensor, expectile: float) -> tuple[Tensor, Info]:
-    """V(s) as the expectile of Q(s, a) over recorded actions: state `(S, B, n)`, q `(S, B)`."""
+    """V(s) as the expectile of Q(s, a) over recorded actions: state `(S, B, n)`, q `(S, B)`.
+
+    The loss is |expectile - 1(u < 0)| u^2 of u = Q - V (Kostrikov et al. 2022).
+    """
     value = value_net(state)
     advantage = q - value
-    loss = expectile_loss(advantage, expectile).mean(-1)
+    weight = torch.abs(expectile - (advantage < 0).to(advantage))
+    loss = (weight * advantage.square()).mean(-1)
     info = {"value_loss": loss, "value": value.mean(-1), "advantage_std": advantage.std(-1)}
     return loss, {key: x.detach() for key, x in info.items()}
 
@@ -140,21 +138,11 @@ def awr_loss(
     return loss, {"loss": loss.detach(), "weight": weight.mean(-1)}
 
 
-def td3bc_loss(proposed: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, Info]:
-    """TD3+BC (Fujimoto and Gu 2021): |pi(s) - a|^2 - lambda Q(s, pi(s)), lambda = alpha / mean |Q|.
+def climbing_loss(cloning: Tensor, q: Tensor, weight: float) -> tuple[Tensor, Info]:
+    """cloning `(S,)` - weight mean Q / mean |Q|, the size of Q held fixed: q = Q(s, a) `(S, B)` of the policy's actions.
 
-    proposed = pi(s) and the recorded action `(S, B, d)`, q = Q(s, pi(s)) `(S, B)`.
+    With |pi(s) - a|^2 it is TD3+BC (Fujimoto and Gu 2021), with `behavior_loss` Diffusion-QL (Wang et al. 2023).
     """
-    return _climbing((proposed - action).square().mean((-2, -1)), q, alpha)
-
-
-def diffusion_ql_loss(cloning: Tensor, q: Tensor, eta: float) -> tuple[Tensor, Info]:
-    """Diffusion-QL (Wang et al. 2023): `behavior_loss` `(S,)` - eta Q / mean |Q| of sampled actions, q `(S, B)`."""
-    return _climbing(cloning, q, eta)
-
-
-def _climbing(cloning: Tensor, q: Tensor, weight: float) -> tuple[Tensor, Info]:
-    """cloning - weight mean Q / mean |Q|, the size of Q held fixed."""
     gain = weight * q.mean(-1) / q.detach().abs().mean(-1).clamp(min=1e-6)
     return cloning - gain, {"cloning": cloning.detach(), "policy_q": q.detach().mean(-1)}
 

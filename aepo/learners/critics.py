@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -124,12 +123,3 @@ def finish_critic(critic: Critic, data: Dataset) -> None:
     critic.std.copy_(advantage.std(1, keepdim=True))
     critic.lowest.copy_(advantage.amin(1, keepdim=True) / critic.std)
     critic.highest.copy_(advantage.amax(1, keepdim=True) / critic.std)
-
-
-def signal(log: pd.DataFrame) -> pd.Series:
-    """How well a critic can tell recorded actions apart, by seed: std(Q - V) over the root mean square of its TD error.
-
-    `td_loss` is the sum of the twins'. About 1 or below, what ranks actions is mostly error.
-    """
-    last = log[log["step"] == log["step"].max()].set_index("seed")
-    return last["advantage_std"] / (last["td_loss"] / 2) ** 0.5

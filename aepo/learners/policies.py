@@ -177,11 +177,12 @@ def _actor_critic(problem: Problem, module: Trained):
     def policy_loss(state: Tensor, action: Tensor, draws: Draws):
         if problem.kind == "deterministic":
             proposed = policy.mean(state)
-            return losses.td3bc_loss(proposed, action, q_of(state, proposed), settings.alpha)
+            cloning = (proposed - action).square().mean((-2, -1))
+            return losses.climbing_loss(cloning, q_of(state, proposed), settings.alpha)
         cloning, _ = losses.behavior_loss(policy.noise_net, state, action, draws["noise"], draws["t"], VP)
         noise_model, start = lambda a, t: policy.noise_net(state, a, t), draws["policy_noise"]
         proposed = sampler.solve(noise_model, start, VP, settings.chain, low=-1.0, high=1.0)  # with its gradient
-        return losses.diffusion_ql_loss(cloning, q_of(state, proposed), settings.eta)
+        return losses.climbing_loss(cloning, q_of(state, proposed), settings.eta)
 
     def loss(draws: Draws):
         state, next_state, action, *rest, floor = transitions.batch(draws)

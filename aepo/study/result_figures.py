@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from aepo.methods import DATASET, NAMES
+from aepo.methods import NAMES
 from aepo.study import statistics, tables
 from aepo.study.ablations import TIMES, VARIANTS
 from aepo.study.figures import COLORS, panels, save, use_style
@@ -19,25 +19,13 @@ from aepo.study.figures import COLORS, panels, save, use_style
 MOST_PROFILES, ALWAYS = 6, ("aepo", "bc")  # lines of the performance profiles: the best, and these
 
 
-def _bars(table: pd.DataFrame, name: str, height: float, **texts: str) -> Figure:
+def bars(table: pd.DataFrame, name: str, height: float, **texts: str) -> Figure:
     """A bar a method of a column with its interval, the first on top, each `height` inches."""
     figure, ax = plt.subplots(figsize=(6, height * len(table) + 1))
     error = np.abs(table[[f"{name}_low", f"{name}_high"]].to_numpy().T - table[name].to_numpy())
     ax.barh(table["method"], table[name], xerr=error, color=table["method"].map(COLORS), error_kw={"capsize": 3})
     ax.invert_yaxis()
     ax.set(**texts)
-    return figure
-
-
-def task_scores(table: pd.DataFrame) -> Figure:
-    """Score of each method (return, where the task has none) with its interval, of `tables.task_table`; data: a line."""
-    name = "score" if table["score"].notna().all() else "return"
-    shown, recorded = table[table["method"] != DATASET], table[table["method"] == DATASET]
-    label = "normalised score (0 and 100: the reference returns)" if name == "score" else "return"
-    figure = _bars(shown, name, 0.5, xlabel=label)
-    for value in recorded[name]:
-        figure.axes[0].axvline(value, color="0.3", ls="--", lw=1, label="recorded behavior")
-        figure.axes[0].legend(loc="lower right")
     return figure
 
 
@@ -96,7 +84,7 @@ def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
         if tasks:
             label = f"interquartile mean score over {len(tasks)} tasks x seeds, 95% stratified bootstrap"
             title = "tasks not looked at while settings were chosen" if name == "study_iqm_unseen" else ""
-            made[name] = _bars(tables.summary_table(scores, methods, tasks), "iqm", 0.32, xlabel=label, title=title)
+            made[name] = bars(tables.summary_table(scores, methods, tasks), "iqm", 0.32, xlabel=label, title=title)
     return _save_all(made, folder, "08")
 
 

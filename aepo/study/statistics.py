@@ -55,8 +55,3 @@ def improvement(scores: Scores, others: Scores) -> tuple[float, float, float]:
 def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
     """Share of runs whose score is above each threshold, all tasks weighing the same: `(thresholds,)`."""
     return np.mean([(task[:, None] > thresholds).mean(0) for task in scores], 0)
-
-
-def mean_ranks(means: np.ndarray) -> np.ndarray:
-    """Mean rank of each method over tasks, 1 the best, ties shared: means `(methods, tasks)` -> `(methods,)`."""
-    return stats.rankdata(-means, axis=0).mean(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from aepo.data.tasks import GROUPS, SEARCHED_ON
 from aepo.files import StudyError
@@ -156,7 +157,7 @@ def summary_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[
     runs = {method: scores_by_task(scores, method, tasks) for method in methods}
     means = np.array([[task.mean() for task in runs[method]] for method in methods])
     rows = []
-    for method, rank, mean in zip(methods, statistics.mean_ranks(means), means.mean(1), strict=True):
+    for method, rank, mean in zip(methods, stats.rankdata(-means, axis=0).mean(1), means.mean(1), strict=True):
         row = {"method": method, "mean": mean, "rank": rank} | _named("iqm", statistics.aggregate(runs[method]))
         for other in AGAINST:
             known = other in methods and other != method
