@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
@@ -80,7 +81,7 @@ def get(name: str) -> Task:
     """The task of that name or in that YAML file; ValueError says in one sentence what is wrong."""
     name = str(name)
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        return _read(Path(name).expanduser())
+        return _read(Path(os.path.expanduser(name)))
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=5, cutoff=0)
         those = f"choose one of {', '.join(near)}, ... (`aepo tasks` lists all {len(TASKS)})"
@@ -114,6 +115,8 @@ def choose(names: str = "", suite_name: str = "") -> list[Task]:
 
 SHARES = ("discount", "expectile", "ema_rate", "target_rate", "hindsight")  # between 0 and 1
 POSITIVE = ("beta", "learning_rate", "reward_scale", "temperature", "goal_radius", "weight_cap")
+MOST = {"depth": 100, "width": 10_000, "solver_steps": 1_000, "support_steps": 1_000, "chain": 1_000}
+HUGE = 10**9  # no other number makes sense beyond it
 CHOICES = {
     "kind": ("expectile", "softmax"), "pick": ("best", "softmax"),
     "form": (*KINDS, "clean", "support", "shift-taylor", "shift-cubature"),
@@ -130,12 +133,12 @@ def _allowed(name: str, default: Any) -> Any:
     if isinstance(default, bool) or name in ("gate", "bregman"):
         return bool | None if default is None else bool
     if isinstance(default, int):
-        return Annotated[int, Field(ge=0 if name == "seed" else 1)]
+        return Annotated[int, Field(ge=0 if name == "seed" else 1, le=MOST.get(name, HUGE))]
     if isinstance(default, Mapping):
         return dict[Literal[tuple(default)], _allowed(name, 0.0)]
     if isinstance(default, tuple):
-        return list[_allowed(name, 0.0)]
-    limits = Field(gt=0) if name in POSITIVE else Field(ge=0, le=1 if name in SHARES else None)
+        return Annotated[list[_allowed(name, 0.0)], Field(min_length=1)]
+    limits = Field(gt=0, le=HUGE) if name in POSITIVE else Field(ge=0, le=1 if name in SHARES else HUGE)
     number = Annotated[float, limits]
     return number | None if default is None else number
 
@@ -149,34 +152,65 @@ def _model(name: str, defaults: Mapping[str, Any]) -> type[pydantic.BaseModel]:
 SETTINGS = _model("settings", {stage: of for stage, of in vars(settings_table.QUICK).items() if is_dataclass(of)})
 
 
+class Plain(yaml.SafeLoader):
+    """YAML with numbers as people mean them, 0200 for 200 and 1e-3 for a thousandth, text for dates, and no key twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"the key {twice[0]!r} stands twice: leave one")
+        return super().construct_mapping(node, deep)
+
+
+_DIGITS, _FLOAT = "[-+]?[0-9][0-9_]{0,30}", r"([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF)"
+for _tag, _rule in (("int", _DIGITS), ("float", rf"[-+]?({_FLOAT})|\.(nan|NaN|NAN)")):
+    Plain.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_rule})$"), list("-+.0123456789"))
+Plain.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value.replace("_", "")))
+
+
+ARGUMENTS = pydantic.RootModel[dict[str, pydantic.JsonValue]]
+
+
 class TaskFile(pydantic.BaseModel):
     """What the YAML file of a user's own task may hold."""
 
     model_config = STRICT
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # it names a folder
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]  # it names a folder
     dataset: str
-    env_id: str | None
-    horizon: Annotated[int, Field(ge=1)]
-    env_kwargs: dict[str, Any] = {}
+    env_id: Annotated[str, Field(min_length=1)] | None
+    horizon: Annotated[int, Field(ge=1, le=10**6)]
+    env_kwargs: ARGUMENTS = ARGUMENTS({})
     observation_keys: list[str] = []
-    references: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    references: (
+        Annotated[list[Annotated[float, Field(ge=-1e12, le=1e12)]], Field(min_length=2, max_length=2)] | None
+    ) = None
     settings: SETTINGS = SETTINGS()
 
 
 def _read(path: Path) -> Task:
     """A user's own task from its YAML file; ValueError with one sentence where it is none."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text("utf-8"), Plain)
         if not isinstance(content, dict):
             raise ValueError(f"must hold keys and values: {', '.join(TaskFile.model_fields)}")
         given = TaskFile.model_validate({"name": path.stem} | content)
         if given.name in {*TASKS, "theory", "study"}:
             raise ValueError(f"the name {given.name!r} is taken: give it another `name:`")
-        if given.references and given.references[0] >= given.references[1]:
+        low, high = given.references or (0, 1)
+        if not high - low >= 1e-6 * max(abs(low), abs(high), 1e-6):
             raise ValueError(f"references must be two numbers, low before high, got {given.references}")
+        if taken := {"id", "env_id", "max_episode_steps", "disable_env_checker"} & {*given.env_kwargs.root}:
+            raise ValueError(
+                f"env_kwargs: {', '.join(sorted(taken))} is set by the study, from env_id and horizon: leave it out"
+            )
         origin = _source(given.dataset, given.name, path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"task file {path}: {_sentence(error)}") from None
     changed = given.settings.model_dump(exclude_unset=True)
     return Task(
@@ -193,14 +227,15 @@ def _sentence(error: Exception) -> str:
     """What is wrong with a file: of its values the first, with its key and what is wanted; where it is none, the keys."""
     if isinstance(error, yaml.YAMLError):
         return f"is not YAML ({' '.join(str(error).split())})"
-    if isinstance(error, (OSError, UnicodeDecodeError)):
-        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    if isinstance(error, (OSError, UnicodeDecodeError, RecursionError)):
+        kind = "nested too deeply" if isinstance(error, RecursionError) else "not UTF-8 text"
+        return f"cannot be read ({getattr(error, 'strerror', None) or f'it is {kind}'})"
     if not isinstance(error, pydantic.ValidationError):
         return str(error)
     first, model = error.errors()[0], TaskFile
     *above, key = [str(part) for part in first["loc"] if part != "[key]"]
     if first["type"] not in ("missing", "extra_forbidden"):
-        return f"{': '.join([*above, key])}: {first['msg'].replace('Input', 'it', 1)}, got {first['input']!r}"
+        return f"{': '.join([*above, key])}: {first['msg'].replace('Input', 'it', 1)}, got {first['input']!r:.100}"
     for part in above:
         model = model.model_fields[part].annotation
     where = f" in {': '.join(above)}" if above else ""
@@ -210,8 +245,8 @@ def _sentence(error: Exception) -> str:
 
 def _source(dataset: str, name: str, path: Path) -> dict[str, Any]:
     """Where an own task's data are: an HDF5 file (relative to the YAML file) or a Minari id."""
-    if dataset.endswith((".hdf5", ".h5")):
-        file = (path.resolve().parent / Path(dataset).expanduser()).resolve()
+    if dataset.lower().endswith((".hdf5", ".h5")):
+        file = (path.resolve().parent / os.path.expanduser(dataset)).resolve()
         if not file.is_file():
             raise ValueError(f"there is no dataset file {file}")
         state = file.stat()  # another file under the same name is another dataset
