@@ -6,6 +6,7 @@ aepo/study/notebooks.yaml.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,6 +31,11 @@ if workflow.is_main_process:
 METHODS_OF = {
     name: notebooks.reached(RUNS / PROFILE / name, METHODS) if config.get("partial") else METHODS for name in TASKS
 }
+
+
+def quoted(text):
+    """A word of a shell's command, without what Snakemake would fill in."""
+    return shlex.quote(str(text)).replace("{", "{{").replace("}", "}}")
 
 
 def marks(task, names):
@@ -95,5 +101,5 @@ rule notebook:
         mem_mb=lambda wildcards, attempt: notebooks.entry(wildcards.notebook).memory * attempt,
         gpu=lambda wildcards: GPU * notebooks.entry(wildcards.notebook).gpu,
     shell:
-        f"cd {str(ROOT)!r} && OMP_NUM_THREADS={{threads}} {sys.executable} scripts/run_papermill.py"
-        f" {{input[0]:q}} {{log.notebook:q}} {{output:q}} {{params.given:q}} {DEVICE} {str(RUNS)!r}"
+        f"cd {quoted(ROOT)} && OMP_NUM_THREADS={{threads}} {quoted(sys.executable)} scripts/run_papermill.py"
+        f" {{input[0]:q}} {{log.notebook:q}} {{output:q}} {{params.given:q}} {quoted(DEVICE)} {quoted(RUNS)}"
