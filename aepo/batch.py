@@ -102,7 +102,7 @@ class Part:
         for name in self.notebooks:
             path = self.folder / f"{name}.ipynb"
             open_end = _written(path) > 1e9 * since and not notebooks.mark(self.folder, name).exists()
-            if open_end and (said := _stopped(path)):
+            if open_end and (said := _stopped(_executed(path))):
                 return f"{name} {said}. Executed notebook: {short(path)}"
         return None
 
@@ -115,11 +115,17 @@ def _written(path: Path) -> int:
         return 0
 
 
-def _stopped(path: Path) -> str | None:
-    """How an executed notebook stopped short: with the error of a cell, or DID_NOT_END; None where it did not."""
+def _executed(path: Path) -> dict | None:
+    """An executed notebook; None while papermill writes it, or where it was cut off then."""
     try:
-        notebook = json.loads(path.read_text())
-    except (OSError, ValueError):  # papermill was cut off while it wrote
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _stopped(notebook: dict | None) -> str | None:
+    """How an executed notebook stopped short: with the error of a cell, or DID_NOT_END; None where it did not."""
+    if notebook is None:
         return DID_NOT_END
     for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
         if output["output_type"] == "error":
@@ -154,16 +160,17 @@ class _Changes:
     def look(self) -> Iterator[str]:
         """A few words for each change."""
         for name, (marked, executed) in self.stamps.items():
-            now = self.stamps[name] = self._stamp(name)
-            word = self.said.get(name)
+            now, word, path = self._stamp(name), self.said.get(name), self.part.folder / f"{name}.ipynb"
             if word == "done":  # Snakemake sets the time of a mark once more
                 continue
             if now[0] > marked:
                 word = "done"
             elif now[1] > executed:
+                if (notebook := _executed(path)) is None:  # looked at again
+                    continue
                 self.begun.setdefault(name, time.time())
-                text = (self.part.folder / f"{name}.ipynb").read_text(errors="replace")
-                word = "failed" if '"exception": true' in text else "started"
+                word = "started" if _stopped(notebook) in (None, DID_NOT_END) else "failed"
+            self.stamps[name] = now
             if word != self.said.get(name):
                 self.said[name] = word
                 took = f" in {_clock(time.time() - self.begun.get(name, time.time()))}" if word == "done" else ""

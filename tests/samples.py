@@ -90,3 +90,22 @@ def at(name, index, value):
 
 def forbidden(*arguments, **options):
     raise PermissionError(13, "Permission denied")
+
+
+def write_pendulum(path):
+    """Random Pendulum episodes in the layout of D4RL's files."""
+    rows = {key: [] for key in ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts")}
+    env = gym.make("Pendulum-v1", max_episode_steps=50)
+    env.action_space.seed(0)
+    for episode in range(8):
+        observation, _ = env.reset(seed=episode)
+        truncated = False
+        while not truncated:
+            action = env.action_space.sample()
+            after, reward, terminated, truncated, _ = env.step(action)
+            for key, value in zip(rows, (observation, after, action, reward, terminated, truncated), strict=True):
+                rows[key].append(value)
+            observation = after
+    with h5py.File(path, "w") as file:
+        for key, value in rows.items():
+            file[key] = np.array(value, dtype=bool if key in ("terminals", "timeouts") else np.float32)

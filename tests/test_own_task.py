@@ -1,19 +1,13 @@
 """A user's own task: its YAML file, and what is said where it is wrong."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import gymnasium as gym
-import h5py
-import numpy as np
 import pytest
 
-from aepo import Policy, environments, files, settings
+from aepo import environments, files, settings
 from aepo.data import tasks
-from aepo.study import results, runs
+from aepo.study import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "my-task.yaml"
@@ -156,43 +150,3 @@ def test_wrong_environments_are_said(tmp_path):
     ):
         with pytest.raises(files.StudyError, match=sentence):
             environments.make(tasks.get(write(tmp_path, text)))
-
-
-def write_pendulum(path):
-    """Random Pendulum episodes in the layout of D4RL's files."""
-    rows = {key: [] for key in ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts")}
-    env = gym.make("Pendulum-v1", max_episode_steps=50)
-    env.action_space.seed(0)
-    for episode in range(8):
-        observation, _ = env.reset(seed=episode)
-        truncated = False
-        while not truncated:
-            action = env.action_space.sample()
-            after, reward, terminated, truncated, _ = env.step(action)
-            for key, value in zip(rows, (observation, after, action, reward, terminated, truncated), strict=True):
-                rows[key].append(value)
-            observation = after
-    with h5py.File(path, "w") as file:
-        for key, value in rows.items():
-            file[key] = np.array(value, dtype=bool if key in ("terminals", "timeouts") else np.float32)
-
-
-def test_the_whole_study_runs_on_an_own_task(tmp_path):
-    """As a user does: a YAML file beside an HDF5 file, one command, a table; a second call finds nothing to do."""
-    write_pendulum(tmp_path / "data.hdf5")
-    path = write(
-        tmp_path, (GOOD + "references: [-1600, -150]\n").replace("mine/pendulum-v0", "data.hdf5").replace("200", "30")
-    )
-    script = [str(Path(sys.executable).parent / "aepo"), "reproduce", "--task", path, "--profile", "smoke"]
-    options = ["--methods", "bc", "--seeds", "1", "--device", "cpu", "--runs-dir", str(tmp_path / "runs")]
-    environment = os.environ | {"MINARI_DATASETS_PATH": str(tmp_path / "minari")}
-    run = lambda: subprocess.run([*script, *options], cwd=ROOT, capture_output=True, text=True, env=environment)  # noqa: E731
-    first = run()
-    assert first.returncode == 0, first.stderr
-    folder = tmp_path / "runs" / "smoke" / "mine"
-    returns = results.read_returns(folder / "returns.csv")
-    assert returns["score"].notna().all()
-    assert returns["success"].isna().all()
-    assert (tmp_path / "figures" / "smoke" / "mine" / "07_trajectories.png").exists()
-    assert Policy.load(folder, "bc").act(np.zeros(3)).shape == (1,)
-    assert "Nothing to do" in run().stdout

@@ -1,105 +1,77 @@
-"""`aepo reproduce` as a user meets it: killed, called again, its figures deleted."""
+"""`aepo reproduce` as a user meets it: the smoke study of the checkout itself, killed and called again, for nbval later."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from test_batch import dry_run
 
 ROOT = Path(__file__).parents[1]
-TASK = "smoke/maze2d-umaze"
+RUN = ROOT / "runs/smoke/maze2d-umaze"
+FIGURES = ROOT / "figures/smoke/maze2d-umaze"
+COMMAND = [str(Path(sys.executable).parent / "aepo"), "reproduce", "--profile", "smoke", "--device", "cpu"]
 
 
-def command(runs):
-    script = Path(sys.executable).parent / "aepo"
-    return [
-        str(script),
-        "reproduce",
-        "--profile",
-        "smoke",
-        "--runs-dir",
-        str(runs),
-        "--methods",
-        "bc,aepo",
-        "--seeds",
-        "1",
-        "--device",
-        "cpu",
-    ]
+def reproduce(*options):
+    return subprocess.run([*COMMAND, *options], cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
-def reproduce(runs):
-    return subprocess.run(command(runs), cwd=ROOT, capture_output=True, text=True, timeout=300)
+def planned(tmp_path):
+    """Notebooks that the next call would run."""
+    return set(dry_run(tmp_path, "task=maze2d-umaze", "device=cpu", runs_dir=ROOT / "runs")[0])
 
 
-def processes(word):
-    """Process ids whose command line holds `word`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and word in entry.joinpath("cmdline").read_text():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.usefixtures("data")
 def test_a_killed_study_is_finished_by_the_next_call(tmp_path):
-    broken = tmp_path / "broken" / "runs"
-    first = subprocess.Popen(command(broken), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list((broken / TASK / "checkpoints").glob("critic.*")):
+    for folder in (RUN, FIGURES):
+        shutil.rmtree(folder, ignore_errors=True)
+    first = subprocess.Popen(COMMAND, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 240
+    while not list((RUN / "checkpoints").glob("critic.*")):
         assert time.time() < deadline
         assert first.poll() is None
         time.sleep(0.01)
+    below = psutil.Process(first.pid).children(recursive=True)
     first.kill()
-    for pid in processes(str(broken)):
-        os.kill(pid, signal.SIGKILL)
+    for process in below:
+        os.kill(process.pid, signal.SIGKILL)
     first.wait()
-    assert not (broken / TASK / "critic.safetensors").exists()
+    assert not (RUN / "critic.safetensors").exists()
 
-    finished = reproduce(broken)
+    finished = reproduce()
     assert finished.returncode == 0, finished.stderr
+    assert "03_dataset: started" not in finished.stderr
     assert " aepo " in finished.stdout
 
-    again = reproduce(broken)
+    again = reproduce()
     assert again.returncode == 0
     assert "Nothing to do" in again.stdout
     assert "started" not in again.stderr
+    assert planned(tmp_path) == set()
 
-    (broken.parent / "figures" / TASK / "08_scores.png").unlink()
-    redrawn = reproduce(broken)
-    assert "08_results: started" in redrawn.stderr
-    assert "07_evaluation: started" not in redrawn.stderr
-    assert (broken.parent / "figures" / TASK / "08_scores.png").exists()
-
-    stamps = {path: path.stat().st_mtime_ns for path in (broken / TASK).glob("*.safetensors")}
-    figures = broken.parent / "figures" / TASK
-    drawn = sorted(path.name for path in figures.iterdir())
-    for name in drawn:
-        if name[:2] in ("07", "08", "09"):
-            (figures / name).unlink()
-    redrawn = reproduce(broken)
-    assert redrawn.returncode == 0
-    assert "07_evaluation: started" in redrawn.stderr
-    assert "05_critic: started" not in redrawn.stderr
-    assert sorted(path.name for path in figures.iterdir()) == drawn
-    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    assert not processes(str(tmp_path))
+    shutil.copytree(RUN / ".done", tmp_path / "done")  # with their times
+    for pattern, rerun in (("08_*", {"08_results"}), ("0[78]_*", {"07_evaluation", "08_results"})):
+        taken = [path.rename(tmp_path / path.name) for path in FIGURES.glob(pattern)]
+        assert planned(tmp_path) == rerun
+        for path in taken:
+            path.rename(FIGURES / path.name)
+        shutil.copytree(tmp_path / "done", RUN / ".done", dirs_exist_ok=True)
+    assert planned(tmp_path) == set()
+    assert not [process for process in below if process.is_running()]
 
 
 @pytest.mark.usefixtures("data")
 def test_a_failed_notebook_is_named_with_its_reason(tmp_path):
-    runs = tmp_path / "runs"
-    folder = runs / TASK
+    folder = tmp_path / "runs/smoke/maze2d-umaze"
     folder.mkdir(parents=True)
     (folder / "behavior.safetensors").write_bytes(b"not a safetensors file")
-    failed = reproduce(runs)
+    failed = reproduce("--runs-dir", str(tmp_path / "runs"), "--methods", "bc", "--seeds", "1")
     assert failed.returncode == 1
     last = failed.stderr.strip().splitlines()[-1]
     assert last.startswith("aepo: 04_behavior stopped with StudyError: ")
