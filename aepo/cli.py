@@ -61,7 +61,7 @@ def _study(
     with sentence():
         found, default = tasks.choose(task, suite), settings.get(profile).seeds
     if seeds and not (seeds.isascii() and seeds.isdigit() and len(seeds) < 9 and 1 <= int(seeds) <= MOST_SEEDS):
-        raise StudyError(f"seeds must be a number of seeds >= 1, at most {MOST_SEEDS}, got {seeds!r}")
+        raise StudyError(f"seeds must be a number of seeds from 1 to {MOST_SEEDS}, got {seeds!r}")
     numbers, chosen = list(range(int(seeds or default))), _words(methods) or list(CORE)
     return [runs.open_run(each.argument, numbers, chosen, profile, device, runs_dir) for each in found]
 

@@ -126,10 +126,12 @@ PARAMETERS = {
     "method twice": (REPRODUCE + f"{TASK} --methods bc,bc", "methods must be distinct, at least one"),
     "no task": (REPRODUCE + ",", "no task is named in ','"),
     "profile": (REPRODUCE + f"{TASK} --profile huge", "unknown profile 'huge': choose one of smoke, quick, full"),
-    "negative seeds": (REPRODUCE + f"{TASK} --seeds=-1", "seeds must be a number of seeds >= 1, got '-1'"),
-    "no seeds": (REPRODUCE + f"{TASK} --seeds 0", "seeds must be a number of seeds >= 1, got '0'"),
-    "words": (REPRODUCE + f"{TASK} --seeds many", "seeds must be a number of seeds >= 1, got 'many'"),
-    "odd seeds": (REPRODUCE + f"{TASK} --seeds=--5", "seeds must be a number of seeds >= 1, got '--5'"),
+    "negative seeds": (REPRODUCE + f"{TASK} --seeds=-1", "seeds must be a number of seeds from 1 to 1000, got '-1'"),
+    "no seeds": (REPRODUCE + f"{TASK} --seeds 0", "seeds must be a number of seeds from 1 to 1000, got '0'"),
+    "words": (REPRODUCE + f"{TASK} --seeds many", "seeds must be a number of seeds from 1 to 1000, got 'many'"),
+    "odd seeds": (REPRODUCE + f"{TASK} --seeds=--5", "seeds must be a number of seeds from 1 to 1000, got '--5'"),
+    "enormous": (REPRODUCE + f"{TASK} --seeds 99999999999", "seeds must be a number of seeds from 1 to 1000, got"),
+    "digits": (REPRODUCE + f"{TASK} --seeds {'9' * 99}", "seeds must be a number of seeds from 1 to 1000, got"),
     "device": (REPRODUCE + f"{TASK} --device tpu", "unknown device 'tpu': choose auto, cpu or cuda"),
     "folder": (REPRODUCE + f"{TASK} --runs-dir /proc/no", f"cannot write to the run folder /proc/no/smoke/{TASK}"),
     "file": (REPRODUCE + f"{TASK} --runs-dir /dev/null/a", f"cannot write to the run folder /dev/null/a/smoke/{TASK}"),
@@ -154,7 +156,9 @@ def test_a_bad_parameter(place, capsys, monkeypatch, line, sentence):
     assert samples.written(place) == {}
 
 
-@pytest.mark.parametrize("line", ["reproduce --speed 9", "dance", "data collect", "export"])
+@pytest.mark.parametrize(
+    "line", ["reproduce --speed 9", "dance", "data collect", "export", "theory --cores=-1", "reproduce --memory=-1"]
+)
 def test_a_wrong_call(place, capsys, monkeypatch, line):
     check(capsys, monkeypatch, place, line, "Usage: ", code=2)
 
@@ -330,6 +334,32 @@ def test_what_earlier_stages_left(place, finished, capsys, monkeypatch, spoil, l
     shutil.copytree(finished, place / "runs")
     spoil(place / NAME)
     check(capsys, monkeypatch, place, line, sentence)
+
+
+ADVISED = {  # by what is wrong: how it is undone
+    "cut": lambda f: (f / "critic.safetensors").unlink(),
+    "of others": lambda f: (f / "critic.safetensors").unlink(),
+    "one bit": lambda f: (f / "critic.safetensors").unlink(),
+    "NaN": lambda f: (f / "behavior.safetensors").unlink(),
+    "seeds lost": lambda f: (f / "behavior.safetensors").unlink(),
+    "energy": lambda f: (f / "energy-aepo-b3.safetensors").unlink(),
+    "manifest": lambda f: (f / "manifest.json").rename(f.parents[2] / "away.json"),
+    "manifest kind": lambda f: (f / "manifest.json").rename(f.parents[2] / "away.json"),
+}
+
+
+@pytest.mark.parametrize("wrong", ADVISED)
+def test_what_is_advised_ends_the_trouble(place, finished, capsys, monkeypatch, wrong):
+    """`delete it and run its stage again`, `move it away and run the notebooks again`."""
+    shutil.copytree(finished, place / "runs")
+    spoil, line, _ = LEFT[wrong]
+    spoil(place / NAME)
+    code, _, error = aepo(capsys, monkeypatch, line)
+    assert code == 1
+    assert error.rstrip().endswith((files.REMEDY, files.REMAKE))
+    ADVISED[wrong](place / NAME)
+    code, _, error = aepo(capsys, monkeypatch, line)
+    assert (code, error) == (0, "")
 
 
 def test_a_study_without_a_positive_score_is_printed(place, finished, capsys, monkeypatch):
