@@ -1,5 +1,6 @@
 """Each statistic on scores that a reader checks by hand."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,7 +36,10 @@ def test_the_probability_of_improvement_counts_pairs_and_ties():
 
 def test_a_performance_profile_weighs_tasks_alike():
     scores = [np.array([10.0]), np.array([0.0, 10.0, 20.0, 30.0])]
-    assert statistics.performance_profile(scores, np.array([-1.0, 5.0, 15.0])).tolist() == [1.0, 0.875, 0.25]
+    figure = result_figures.performance_profiles({"bc": scores})
+    share = dict(zip(*figure.axes[0].lines[0].get_data(), strict=True))
+    assert [share[threshold] for threshold in (0.0, 7.5, 15.0, 30.0)] == [0.875, 0.875, 0.25, 0.0]
+    plt.close(figure)
 
 
 def test_ranks_share_ties():

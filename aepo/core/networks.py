@@ -71,22 +71,16 @@ def time_features(t: Tensor, state: Tensor) -> Tensor:
 class NoiseNet(nn.Module):
     """eps_theta(s, a_t, t), with the velocity predicted inside: eps = alpha_t v + sigma_t a_t.
 
-    state `(S, B, n)` standardised, noisy_action `(S, B, d)`, t 0-d or `(S, B)` -> `(S, B, d)`. `harmonics` adds sin and
-    cos of pi 2^k a_t for k below it: a density with fine structure is learned in far fewer steps.
+    state `(S, B, n)` standardised, noisy_action `(S, B, d)`, t 0-d or `(S, B)` -> `(S, B, d)`.
     """
 
-    def __init__(
-        self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule, harmonics: int = 0
-    ):
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule):
         super().__init__()
-        self.vp, self.harmonics = vp, harmonics
-        inputs = state_dim + action_dim * (1 + 2 * harmonics) + TIME_FEATURES
-        self.net = MLP(seeds, inputs, action_dim, width, depth, residual=True)
+        self.vp = vp
+        self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, action_dim, width, depth, residual=True)
 
     def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
-        angles = [math.pi * 2**k * noisy_action for k in range(self.harmonics)]
-        waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
-        velocity = self.net(torch.cat([state, noisy_action, *waves, time_features(t, state)], -1))
+        velocity = self.net(torch.cat([state, noisy_action, time_features(t, state)], -1))
         t = t.unsqueeze(-1)
         return self.vp.alpha(t) * velocity + self.vp.sigma(t) * noisy_action
 

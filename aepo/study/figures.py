@@ -45,12 +45,12 @@ def panels(count: int, width: float, height: float, most: int = 6, **shared: boo
     return figure, list(axes.flat[:count])
 
 
-def losses(log: pd.DataFrame, columns: Mapping[str, str], log_scale: bool = True) -> Figure:
+def losses(log: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     """Training curves, one panel a column (name -> title), one line a seed."""
     figure, axes = panels(len(columns), 4, 3)
     for ax, (name, title) in zip(axes, columns.items(), strict=True):
         sns.lineplot(log, x="step", y=name, hue="seed", palette="colorblind", ax=ax, legend=ax is axes[0])
-        ax.set(title=title, ylabel="", yscale="log" if log_scale else "linear")
+        ax.set(title=title, ylabel="")
     return figure
 
 

@@ -50,8 +50,3 @@ def improvement(scores: Scores, others: Scores) -> tuple[float, float, float]:
 
     drawn = chance(_redrawn(scores, 0), _redrawn(others, 1))
     return float(chance(scores, others)), *_interval(drawn)
-
-
-def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
-    """Share of runs whose score is above each threshold, all tasks weighing the same: `(thresholds,)`."""
-    return np.mean([(task[:, None] > thresholds).mean(0) for task in scores], 0)
