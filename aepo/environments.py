@@ -113,14 +113,14 @@ class Guarded(gym.Wrapper):
     def step(self, action: np.ndarray):
         box = self.action_space
         with guard(f"{self._name} failed in step", self._remedy):
-            action = np.clip(np.asarray(action, box.dtype), box.low, box.high)  # float32 may round out of a float64 box
+            action = np.minimum(np.maximum(np.asarray(action, box.dtype), box.low), box.high)  # float32 may round out of it
             observation, reward, terminated, truncated, info = self.env.step(action)
             reward = _number(reward, "the reward")
             ended = (bool(_number(flag, "terminated or truncated")) for flag in (terminated, truncated))
             return self._vector(observation), reward, *ended, _with_success(info)
 
     def close(self) -> None:
-        with guard(f"{self._name} failed in close", self._remedy):
+        with contextlib.suppress(Exception):  # what was played stays played
             self.env.close()
 
     def _vector(self, value: Any) -> np.ndarray:
@@ -138,10 +138,8 @@ def guard(problem: str, remedy: str) -> Iterator[None]:
     """Whatever an environment raises becomes one sentence, but for a lack of memory, which is not its own."""
     try:
         yield
-    except StudyError:
-        raise
     except (Exception, SystemExit) as error:
-        if out_of_memory(error):
+        if isinstance(error, StudyError) or out_of_memory(error):
             raise
         said = GYMNASIUM if "unpack" in str(error) else " ".join(str(error).split())[:300]
         kind = "" if type(error) is ValueError or isinstance(error, gym.error.Error) else f"{type(error).__name__}: "
@@ -153,16 +151,17 @@ def _number(value: Any, name: str) -> float:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf" or not abs(array.item()) <= LARGEST:
         raise ValueError(f"{name} is {value!r:.100}, not one finite number")
-    return array.item()
+    return float(array.item())
 
 
 def _with_success(info: Mapping[str, Any]) -> dict[str, Any]:
-    """`info` with a `success` of 0 or 1, or without one where it is None."""
-    if info.get("success") is None:
-        return {key: value for key, value in info.items() if key != "success"}
-    success = _number(info["success"], "info['success']")
-    if success not in (0, 1):
-        raise ValueError(f"info['success'] is {success}, neither true nor false")
+    """`info` with a `success` of 0, 1 or, where it says none, NaN."""
+    if not isinstance(info, Mapping):
+        raise ValueError(f"info is {info!r:.100}, not a dict")
+    given = info.get("success")
+    success = np.nan if given is None else _number(given, "info['success']")
+    if given is not None and success not in (0, 1):
+        raise ValueError(f"info['success'] is {given}, neither true nor false")
     return {**info, "success": success}
 
 

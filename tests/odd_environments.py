@@ -25,6 +25,10 @@ class Odd(gym.Env):
             return self.x.copy()
         return (self.x.tolist() if self.kind == "list" else self.x.copy()), {}
 
+    def close(self):
+        if self.kind == "no close":
+            raise RuntimeError("it hangs on")
+
     def step(self, action):
         assert self.action_space.contains(action), f"{action!r} is outside"
         self.steps += 1

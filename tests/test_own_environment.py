@@ -51,6 +51,7 @@ REFUSED = {
     "text reward": "(the reward is '1', not one finite number)",
     "complex reward": "(the reward is 1j, not one finite number)",
     "no flag": "(terminated or truncated is None, not one finite number)",
+    "no info": "(info is None, not a dict)",
     "text success": "(info['success'] is 'yes', not one finite number)",
     "half success": "(info['success'] is 0.5, neither true nor false)",
 }
@@ -78,7 +79,7 @@ def test_only_the_environment_of_an_own_task_is_tried(tmp_path, monkeypatch):
         environments.make(task(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["list", "mutable", "reward of one", "success of one", "no success"])
+@pytest.mark.parametrize("kind", ["list", "mutable", "reward of one", "success of one", "no success", "no close"])
 def test_what_can_be_understood_is_taken(tmp_path, kind):
     copies, plain = (evaluation.Copies(task(tmp_path, f"{{kind: {name}}}"), 1) for name in (kind, "ok"))
     assert np.array_equal(copies.reset([0]), plain.reset([0]))
@@ -90,6 +91,7 @@ def test_what_can_be_understood_is_taken(tmp_path, kind):
         assert not ended
         assert np.array_equal(success, [1.0 if kind == "success of one" and step >= 20 else math.nan], equal_nan=True)
         seen.append((observation, observation.copy()))
+    copies.envs[0].close()
     assert all(np.array_equal(*pair) for pair in seen)
 
 
