@@ -113,7 +113,7 @@ class Guarded(gym.Wrapper):
     def step(self, action: np.ndarray):
         box = self.action_space
         with guard(f"{self._name} failed in step", self._remedy):
-            action = np.minimum(np.maximum(np.asarray(action, box.dtype), box.low), box.high)  # float32 may round out of it
+            action = np.minimum(np.maximum(np.asarray(action, box.dtype), box.low), box.high)  # rounded, it may be out
             observation, reward, terminated, truncated, info = self.env.step(action)
             reward = _number(reward, "the reward")
             ended = (bool(_number(flag, "terminated or truncated")) for flag in (terminated, truncated))
@@ -201,11 +201,11 @@ def make(task: Task, flat: bool = True) -> gym.Env:
 def _try(env: gym.Env, steps: int) -> None:
     """Take random actions, which its guard looks at."""
     env.action_space.seed(0)
-    env.reset(seed=0)
-    for _ in range(steps):
-        _, _, terminated, truncated, _ = env.step(env.action_space.sample().astype(np.float32))
-        if terminated or truncated:
-            env.reset()
+    ended = True
+    for step in range(steps):
+        if ended:
+            env.reset(seed=step)
+        ended = any(env.step(env.action_space.sample().astype(np.float32))[2:4])
 
 
 def _made(task: Task, flat: bool) -> gym.Env:

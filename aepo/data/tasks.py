@@ -171,9 +171,9 @@ _DIGITS, _FLOAT = "[-+]?[0-9][0-9_]{0,30}", r"([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([
 for _tag, _rule in (("int", _DIGITS), ("float", rf"[-+]?({_FLOAT})|\.(nan|NaN|NAN)")):
     Plain.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_rule})$"), list("-+.0123456789"))
 Plain.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value.replace("_", "")))
-
-
 ARGUMENTS = pydantic.RootModel[dict[str, pydantic.JsonValue]]
+REFERENCE = Annotated[float, Field(ge=-1e12, le=1e12)]
+TAKEN = {"id", "env_id", "max_episode_steps", "disable_env_checker"}  # by what makes an environment
 
 
 class TaskFile(pydantic.BaseModel):
@@ -187,9 +187,7 @@ class TaskFile(pydantic.BaseModel):
     horizon: Annotated[int, Field(ge=1, le=10**6)]
     env_kwargs: ARGUMENTS = ARGUMENTS({})
     observation_keys: list[str] = []
-    references: (
-        Annotated[list[Annotated[float, Field(ge=-1e12, le=1e12)]], Field(min_length=2, max_length=2)] | None
-    ) = None
+    references: Annotated[list[REFERENCE], Field(min_length=2, max_length=2)] | None = None
     settings: SETTINGS = SETTINGS()
 
 
@@ -205,10 +203,8 @@ def _read(path: Path) -> Task:
         low, high = given.references or (0, 1)
         if not high - low >= 1e-6 * max(abs(low), abs(high), 1e-6):
             raise ValueError(f"references must be two numbers, low before high, got {given.references}")
-        if taken := {"id", "env_id", "max_episode_steps", "disable_env_checker"} & {*given.env_kwargs.root}:
-            raise ValueError(
-                f"env_kwargs: {', '.join(sorted(taken))} is set by the study, from env_id and horizon: leave it out"
-            )
+        if taken := TAKEN & {*given.env_kwargs.root}:
+            raise ValueError(f"env_kwargs: {min(taken)} is set by the study, from env_id and horizon: leave it out")
         origin = _source(given.dataset, given.name, path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"task file {path}: {_sentence(error)}") from None
