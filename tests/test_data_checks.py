@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import h5py
@@ -68,7 +70,7 @@ def test_a_file_that_is_none(folder, monkeypatch):
         (lambda: path.write_text("state,action"), "is not an HDF5 file"),
         (lambda: (d4rl(path), truncate(path)), "bad.hdf5 is truncated"),
         (lambda: monkeypatch.setattr(h5py, "File", forbidden), "cannot be read: no permission"),
-        (lambda: (path.unlink(), path.mkdir()), "bad.hdf5 is a folder"),
+        (lambda: (path.unlink(), path.mkdir()), "bad.hdf5 is a folder, not an HDF5 file: name a file in it"),
     ):
         make()
         with pytest.raises(files.StudyError, match=sentence):
@@ -79,6 +81,9 @@ def test_a_file_that_is_none(folder, monkeypatch):
 def test_actions_are_clipped_on_request_only(folder):
     d4rl(folder / "wide.hdf5", entry("actions", ([3, 9], 1), 1.5))
     importing.import_hdf5(folder / "wide.hdf5", HOPPER, ID, clip=True)
+    kept = json.loads((storage.root() / ID / "data/metadata.json").read_text())[importing.RECORD]
+    assert kept["clip"] is True
+    assert kept["said"][-1] == "2 of 40 actions are outside the action box, by 0.5 at most, and were moved into it"
     data = datasets.load(HOPPER, "full")
     assert data.action[[3, 9], 1].tolist() == [1, 1]
     assert torch.allclose(data.action[:3], torch.from_numpy(rows()["actions"][:3]), atol=1e-6)
@@ -114,6 +119,11 @@ def empty_episode(file):
         file[f"episode_1/{key}"] = value[:1] if key == "observations" else value[:0]
 
 
+def spaces_gone(data):
+    path = data / "metadata.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if not k.endswith("_space")}))
+
+
 BAD_DATA = {
     "not HDF5": (lambda data: (data / "main_data.hdf5").write_text("no"), "main_data.hdf5 is not an HDF5 file"),
     "truncated": (lambda data: truncate(data / "main_data.hdf5"), "main_data.hdf5 is truncated"),
@@ -139,7 +149,10 @@ BAD_DATA = {
         r"state holds NaN or infinity \(1 numbers, first at step 9\)",
     ),
     "infinity": (at("episode_2/rewards", 0, np.inf), r"reward holds NaN or infinity \(1 numbers, first at step 6\)"),
-    "overflow": (at("episode_0/rewards", 0, 1e300), r"reward holds NaN or infinity \(1 numbers, first at step 0\)"),
+    "overflow": (
+        at("episode_0/rewards", 0, 1e300),
+        r"reward holds NaN or infinity \(1 numbers, first at step 0\), in episode_0/rewards, row 0: correct or remove",
+    ),
     "outside": (
         at("episode_0/actions", (2, 0), -1.25),
         "1 of 13 actions are outside .* by 0.25 at most: `aepo data get d4rl-hopper-medium-v2 --clip`",
@@ -158,6 +171,25 @@ BAD_DATA = {
         space(action=gym.spaces.Box(-1, 1, (6,))),
         "has 11 observations and 6 actions, task d4rl-hopper-medium-v2 11 and 3: it belongs to another task",
     ),
+    "no keys": (
+        lambda data: (data / "metadata.json").write_text("[]"),
+        "metadata.json holds no keys: delete the folder",
+    ),
+    "episodes as text": (meta(total_episodes="3"), "metadata.json has total_episodes '3', of a wrong type: delete"),
+    "steps as float": (meta(total_steps=13.0), "has total_steps 13.0, of a wrong type"),
+    "negative steps": (meta(total_steps=-13), "is empty: it holds no episode"),
+    "scores": (meta(ref_min_score="low", ref_max_score=1), "reference scores .'low', 1.: correct them to two numbers"),
+    "pointer": (
+        lambda data: (data / "main_data.hdf5").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "a pointer of Git LFS, whose data `git lfs pull` fetches.: delete the folder .*hopper-v0 and get the data again",
+    ),
+    "flag": (put("episode_1/truncations", [2]), "episode 1 is damaged .truncations must be 0 or 1, and is 2 in row 0"),
+    "text": (put("episode_1/rewards", ["1"]), "episode 1 is damaged .rewards is of type object, not of real numbers"),
+    "complex": (put("episode_1/rewards", [1j]), "rewards is of type complex128, not of real numbers"),
+    "link": (put("episode_1/rewards", h5py.SoftLink("/nowhere")), "episode 1 is damaged .rewards is a link to nothing"),
+    "group": (hdf5(lambda file: (file.pop("episode_1/rewards"), file.create_group("episode_1/rewards"))), "is a group"),
+    "no group": (put("episode_1", 3), "episode 1 lacks a key .its group episode_1 is missing"),
+    "no spaces": (spaces_gone, "cannot be read .they are left out, and no environment is named.: get a version whose"),
     "other box": (space(action=gym.spaces.Box(-2, 2, (3,))), "has the action space .*the environment Hopper-v4"),
 }
 
@@ -255,9 +287,21 @@ def test_of_two_processes_one_works_and_the_other_waits(folder):
         hopper()
         assert staging in (staging / ID).parents
     said, _ = other.communicate(timeout=60)
-    assert other.returncode == 0
-    assert said == f"dataset {ID} is there already and is kept: delete its folder to import it again\n"
+    assert other.returncode == 1
+    assert said == ""
     assert len(datasets.load(HOPPER, "full")) == 13
+
+
+def test_a_damaged_dataset_is_mended_by_what_is_advised(folder):
+    d4rl(folder / "f.hdf5")
+    importing.import_hdf5(folder / "f.hdf5", HOPPER, ID)
+    for spoil in (truncate, Path.unlink, lambda path: path.write_text("")):
+        spoil(storage.root() / ID / "data/main_data.hdf5")
+        with pytest.raises(files.StudyError, match=r"delete the folder .* and get the data again") as raised:
+            datasets.load(HOPPER, "full")
+        shutil.rmtree(re.search(r"delete the folder (\S+) and get", str(raised.value))[1])
+        importing.import_hdf5(folder / "f.hdf5", HOPPER, ID)
+        assert len(datasets.load(HOPPER, "full")) == 40
 
 
 def test_what_a_killed_process_left_is_cleared_away(folder):

@@ -93,9 +93,50 @@ def test_import_and_clip(aepo, folder):
     code, out, _ = aepo(*call, "--clip")
     assert code == 0
     assert "d4rl-hopper-medium-v2: aepo/d4rl/hopper-medium-v2, 40 transitions in 4 episodes" in out
-    code, out, _ = aepo(*call)
+    assert "wide.hdf5: 2 of 40 actions are outside the action box, by 0.5 at most, and were moved into it" in out
+    code, out, _ = aepo(*call, "--clip")
     assert code == 0
     assert "is there already and is kept" in out
+    (folder / "page.hdf5").write_text("<html>404</html>")
+    for other, sentence in (
+        (call, "is there already, imported with --clip: delete the folder"),
+        (("data", "import", folder / "page.hdf5", *call[3:], "--clip"), "page.hdf5 is not an HDF5 file.*a web page"),
+        (("data", "import", folder / "none.hdf5", *call[3:], "--clip"), "there is no file"),
+        (("data", "import", folder / "wide.hdf5", "--task", "maze2d-umaze"), "run `aepo data collect maze2d-umaze`"),
+    ):
+        code, out, error = aepo(*other)
+        assert (code, out, error.count("\n")) == (1, "", 1)
+        assert re.search(sentence, error)
+
+
+def test_the_advice_to_clip_an_own_task_helps(aepo, folder):
+    samples.d4rl(folder / "wide.hdf5", samples.entry("actions", ([3, 9], 1), 1.5))
+    (folder / "own.yaml").write_text("dataset: wide.hdf5\nenv_id: Hopper-v4\nhorizon: 100\n")
+    code, _, error = aepo("data", "get", folder / "own.yaml")
+    assert code == 1
+    advice = re.search("`aepo (data get .* --clip)` moves them into it", error)[1]
+    assert aepo(*advice.split())[0] == 0
+    task = tasks.get(str(folder / "own.yaml"))
+    assert any("2 of 40 actions are outside the action box" in line for line in describe.description(task, "quick"))
+
+
+def test_actions_in_a_fraction_of_the_box_are_pointed_out(aepo, folder):
+    samples.d4rl(folder / "f.hdf5", lambda found: found.update(actions=found["actions"] / 3))
+    aepo("data", "import", folder / "f.hdf5", "--task", "d4rl-hopper-medium-v2", "--clip")
+    out = aepo("data", "show", "d4rl-hopper-medium-v2")[1]
+    assert "the actions use 33% of the action box: they may be scaled to another one" in out
+    assert "no action is outside the action box: --clip moved none" in out
+
+
+def test_show_gives_returns_of_the_evaluations_length_and_of_whole_episodes(aepo, folder):
+    path = folder / "own.yaml"
+    path.write_text("dataset: long.hdf5\nenv_id: Hopper-v4\nhorizon: 10\nreferences: [0, 10]\n")
+    change = {"rewards": np.ones(40, np.float32), "terminals": np.arange(40) % 20 == 19}
+    samples.d4rl(folder / "long.hdf5", lambda found: found.update(change, timeouts=np.zeros(40, bool)))
+    assert "mean return 10" in aepo("data", "get", path)[1]
+    out = aepo("data", "show", path)[1]
+    assert "of 10 steps as in evaluation: mean 10 (score 100); of whole episodes: mean 20 (score 200)" in out
+    assert "2 of 2 episodes are longer than the evaluation's 10 steps" in out
 
 
 def test_get_with_clip_makes_downloaded_data_readable(aepo):

@@ -129,6 +129,9 @@ def test_recorded_returns_are_windows_of_the_walk(data):
     windows = datasets.recorded_returns(data, 300, continuing=True)
     assert len(windows) == len(data) // 300
     assert windows[2] == data.reward[600:900].sum()
+    first = datasets.recorded_returns(data, 40, continuing=False)
+    assert first[3] == data.reward[data.episode == 3][:40].sum()
+    assert first.sum() < data.reward.sum()
     episodes = datasets.recorded_returns(data, 300, continuing=False)
     assert episodes[3] == data.reward[data.episode == 3].sum()
 

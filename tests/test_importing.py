@@ -1,12 +1,16 @@
 """D4RL's HDF5 files become Minari datasets with the same transitions."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import h5py
 import minari
 import numpy as np
+import pytest
 import torch
 
+from aepo import files
 from aepo.data import datasets, importing, storage, tasks
 
 TASK = replace(
@@ -109,7 +113,40 @@ def test_a_step_whose_next_observation_is_not_the_next_row_ends_an_episode(folde
 def test_an_existing_dataset_is_kept(folder, capsys):
     importing.import_hdf5(write(folder / "f.hdf5", recording()), TASK, ID)
     before = datasets.load(TASK, "quick").content_hash
-    importing.import_hdf5(write(folder / "g.hdf5", recording(1)), TASK, ID)
-    assert "is there already and is kept" in capsys.readouterr().out
+    importing.import_hdf5(folder / "f.hdf5", TASK, ID)
+    assert "is there already and is kept: it was imported from this file" in capsys.readouterr().out
+    write(folder / "g.hdf5", recording(1))
+    for path, clip, sentence in (
+        ("g.hdf5", False, r"there already, imported from another file \(f.hdf5\): delete the folder \S+test-v0 first"),
+        ("f.hdf5", True, "there already, imported without --clip: delete the folder"),
+        ("none.hdf5", False, "there is no file"),
+    ):
+        with pytest.raises(files.StudyError, match=sentence):
+            importing.import_hdf5(folder / path, TASK, ID, clip)
     assert datasets.load(TASK, "quick").content_hash == before
     assert storage.complete("aepo/d4rl/test-v0")
+    shutil.rmtree(storage.root() / ID)
+    importing.import_hdf5(folder / "g.hdf5", TASK, ID)
+    assert datasets.load(TASK, "quick").content_hash != before
+
+
+def test_a_dataset_that_names_no_file_is_not_taken_for_this_one(folder):
+    importing.import_hdf5(write(folder / "f.hdf5", recording()), TASK, ID)
+    path = storage.root() / ID / "data/metadata.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != importing.RECORD}))
+    with pytest.raises(
+        files.StudyError, match=r"imported from another file .which, it does not say.: delete the folder"
+    ):
+        importing.import_hdf5(folder / "f.hdf5", TASK, ID)
+
+
+def test_only_tasks_of_files_are_imported_and_only_from_their_own(folder):
+    path = write(folder / "f.hdf5", recording())
+    for task, command in (("maze2d-umaze", "collect"), ("mujoco-hopper-expert-v0", "get")):
+        with pytest.raises(files.StudyError, match=f"not imported: run `aepo data {command} {task}`"):
+            importing.import_hdf5(path, tasks.get(task), ID)
+    with pytest.raises(
+        files.StudyError, match=r"are those of /own.hdf5: import that, or name \S+f.hdf5 as the dataset"
+    ):
+        importing.import_hdf5(path, replace(TASK, file="/own.hdf5"), ID)
+    assert not storage.complete(ID)

@@ -27,11 +27,14 @@ Cached = tuple[dict[str, Tensor], dict[str, Any]]  # by the names of `Dataset`'s
 
 
 def create(staging: Path, dataset_id: str, task: Task, episodes: Iterable[EpisodeBuffer], references, **told) -> None:
-    """Write episodes, their returns of score 0 and 100 and what else is `told` as a Minari dataset, and its cache."""
+    """Write episodes, returns of score 0 and 100, a `record` and what else is `told` as a Minari dataset, and its cache."""
+    record = told.pop("record", None)
     told |= dict(zip(("ref_min_score", "ref_max_score"), references, strict=True))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", module="minari")
-        minari.create_dataset_from_buffers(dataset_id, buffer=episodes, eval_env=environments.spec(task), **told)
+        made = minari.create_dataset_from_buffers(dataset_id, buffer=episodes, eval_env=environments.spec(task), **told)
+    if record:
+        made.storage.update_metadata(record)
     build(staging / dataset_id, dataset_id, task)
 
 

@@ -51,20 +51,26 @@ class Dataset:
         return (state - self.state_mean) / self.state_std
 
 
-def prepare(task: Task, profile: str, data: DataSettings) -> str:
-    """Download, import or collect the task's Minari dataset where it is not on disk yet, whole or not at all; its id."""
+def prepare(task: Task, profile: str, data: DataSettings, clip: bool = False) -> str:
+    """Download, import or collect the task's Minari dataset where it is not on disk yet, whole or not at all; its id.
+
+    `clip`: actions outside the box are moved into it, in a file that is imported or whenever the data are read.
+    """
     dataset_id = task.dataset_id(profile)
-    if storage.complete(dataset_id):
-        return dataset_id
-    if task.source == MINARI:
-        return download.download_dataset(task, dataset_id)
-    if task.source == LOCAL:
-        return collect.collect_dataset(task, dataset_id, data)
-    if task.file:
-        return importing.import_hdf5(task.file, task, dataset_id)
-    problem = f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study"
-    remedy = f"fetch the HDF5 file yourself, then run {command(task, profile)}{download.instead(task)}"
-    raise files.StudyError(f"{problem}: {remedy}")
+    if not storage.complete(dataset_id):
+        if task.file:
+            return importing.import_hdf5(task.file, task, dataset_id, clip)
+        if task.source == D4RL:
+            problem = f"dataset {dataset_id} is not on disk, and D4RL's files are not downloaded by the study"
+            remedy = f"fetch the HDF5 file yourself, then run {command(task, profile)}{download.instead(task)}"
+            raise files.StudyError(f"{problem}: {remedy}")
+        if task.source == MINARI:
+            download.download_dataset(task, dataset_id)
+        else:
+            collect.collect_dataset(task, dataset_id, data)
+    if clip:
+        storage.ask_to_clip(dataset_id)
+    return dataset_id
 
 
 def command(task: Task, profile: str) -> str:
@@ -84,6 +90,9 @@ def load(task: Task, profile: str) -> Dataset:
     folder = storage.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
     stored = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
+    if not all(isinstance(score, float | int | None) for score in stored):
+        problem = f"{folder / 'data' / 'metadata.json'} has the reference scores {stored}"
+        raise files.StudyError(f"{problem}: correct them to two numbers, or to null")
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
         tensors, made = cache.load_or_build(folder, dataset_id, task)
     return Dataset(
@@ -96,14 +105,16 @@ def load(task: Task, profile: str) -> Dataset:
 
 
 def recorded_returns(data: Dataset, horizon: int, continuing: bool, how: str = "sum") -> np.ndarray:
-    """Returns of the recorded episodes; of whole windows of `horizon` steps where one walk was cut up (`continuing`).
+    """Returns of the recorded episodes' first `horizon` steps, as evaluated; of whole windows of one walk (`continuing`).
 
     `how`: the "sum" of the rewards, or their "max" where a reward counts what is achieved so far.
     """
     reward = data.reward.double().cpu().numpy()
     if continuing:
         return reward[: len(reward) // horizon * horizon].reshape(-1, horizon).sum(1)
-    return getattr(pd.Series(reward).groupby(data.episode.cpu().numpy()), how)().to_numpy()
+    episode = data.episode.cpu().numpy()
+    played = pd.Series(reward).groupby(episode).head(horizon)
+    return getattr(played.groupby(episode[played.index]), how)().to_numpy()
 
 
 def collected_next(data: Dataset, discount: float, along: bool = False) -> Tensor:

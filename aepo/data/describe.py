@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from aepo.data import datasets, storage
+from aepo.data import datasets, importing, reading, storage
 from aepo.data.datasets import Dataset
 from aepo.data.tasks import Task
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 CONSTANT = 1e-6
 AT_BOUND = 0.999
+SMOOTH, JUMP = 0.3, 5.0  # deviations that a smooth dimension changes by at most, usually; times the usual step
 
 
 def summary(task: Task, profile: str) -> str:
@@ -44,21 +45,28 @@ def description(task: Task, profile: str) -> list[str]:
         ("content hash", data.content_hash),
         ("scores", _scores(data, task)),
     ]
-    rows += [("warning", text) for text in dict.fromkeys([*data.warnings, *oddities(data)])]
+    if record := reading.metadata(folder, data.dataset_id).get(importing.RECORD):
+        rows.insert(
+            2, ("imported", f"from {record['file']} (sha256 {record['sha256'][:16]}): {'; '.join(record['said'])}")
+        )
+    horizon = None if task.continuing else task.horizon
+    rows += [("warning", text) for text in dict.fromkeys([*data.warnings, *oddities(data, horizon)])]
     rows += [("note", task.note)] if task.note else []
     return [f"{name:13} {text}" for name, text in rows]
 
 
-def oddities(data: Dataset) -> list[str]:
-    """Sentences on constant observations, saturated or constant actions, equal rewards, short and unended episodes."""
+def oddities(data: Dataset, horizon: int | None = None) -> list[str]:
+    """Sentences on constant observations, saturated, constant or small actions, equal rewards, odd episodes, jumps."""
     spread = data.state.amax(0) - data.state.amin(0)
     constant = torch.nonzero(spread <= CONSTANT * data.state.abs().amax(0).clamp(min=1)).flatten().tolist()
-    still = (data.action.amax(0) - data.action.amin(0) <= CONSTANT).nonzero().flatten().tolist()
+    low, high = data.action.amin(0), data.action.amax(0)
+    still = (high - low <= CONSTANT).nonzero().flatten().tolist()
     share = (data.action.abs() >= AT_BOUND).float().mean().item()
     length = torch.bincount(data.episode)
     short = int((length == 1).sum())
     ends = torch.cat([data.episode[1:] != data.episode[:-1], torch.tensor([True])])
     inside = int(data.terminated[~ends].sum())
+    long, jumped, used = int((length > (horizon or len(data))).sum()), jumps(data), (high - low).max().item() / 2
     said = {
         f"{len(constant)} of {len(spread)} observation dimensions never change ({_shown(constant)}): the networks have not "
         "seen them vary, and an environment in which they do is another one": constant,
@@ -69,6 +77,13 @@ def oddities(data: Dataset) -> list[str]:
             data.reward == data.reward[0]
         ).all(),
         f"{short} of {len(length)} episodes have one step": short,
+        f"{long} of {len(length)} episodes are longer than the evaluation's {horizon} steps: returns are of their first "
+        f"{horizon}; where the environment ends there, two may be joined": long,
+        f"{len(jumped)} steps jump by more than {JUMP:g} times the usual (first in rows {_shown(jumped)}): episodes may be "
+        "joined there": jumped,
+        f"the actions use {100 * used:.0f}% of the action box: they may be scaled to another one": CONSTANT
+        < used
+        < 0.5,
         f"{inside} steps terminate inside an episode: what follows them is another episode's": inside,
         "some episodes neither terminate nor are truncated: they were broken off, and count as truncated": not (
             (data.terminated + data.truncated)[ends].all()
@@ -77,18 +92,33 @@ def oddities(data: Dataset) -> list[str]:
     return [sentence for sentence, holds in said.items() if holds]
 
 
+def jumps(data: Dataset) -> list[int]:
+    """Rows whose step is far above the usual in most of the dimensions that usually change little: two episodes joined."""
+    change = (data.next_state - data.state).abs() / data.state_std
+    usual = np.quantile(change[:: max(1, len(change) // 20_000)].numpy(), 0.9, axis=0)
+    smooth = np.flatnonzero((usual > CONSTANT) & (usual < SMOOTH))
+    ratio = change[:, smooth] / torch.from_numpy(usual[smooth])
+    return (ratio.median(1).values > JUMP).nonzero().flatten().tolist() if len(smooth) else []
+
+
 def _shown(numbers: list[int]) -> str:
     """The first eight."""
     return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
 
 
 def _returns(data: Dataset, task: Task) -> str:
-    returns = datasets.recorded_returns(data, task.horizon, task.continuing, task.recorded_return)
+    how = task.continuing, task.recorded_return
+    returns, whole = (datasets.recorded_returns(data, steps, *how) for steps in (task.horizon, len(data)))
     if not len(returns):
         return f"no window of {task.horizon} steps fits"
     values = np.quantile(returns, QUANTILES)
     shown = ", ".join(f"{100 * q:.0f}% {value:.4g}" for q, value in zip(QUANTILES, values, strict=True))
-    return f"{shown} (quantiles of {len(returns):,} {'windows' if task.continuing else 'episodes'})"
+    said = f"{shown} (quantiles of {len(returns):,} {'windows' if task.continuing else 'episodes'})"
+    if task.continuing or torch.bincount(data.episode).max() <= task.horizon:
+        return said
+    low, high = data.reference_scores or (np.nan, np.nan)
+    means = [f"{each.mean():.4g} (score {100 * (each.mean() - low) / (high - low):.3g})" for each in (returns, whole)]
+    return f"{said}, of {task.horizon} steps as in evaluation: mean {means[0]}; of whole episodes: mean {means[1]}"
 
 
 def _scores(data: Dataset, task: Task) -> str:

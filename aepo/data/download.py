@@ -42,8 +42,14 @@ def download_dataset(task: Task, dataset_id: str) -> str:
             if isinstance(error, StudyError) or getattr(error, "errno", None) in DISK:
                 raise  # the latter `claim` explains
             raise StudyError(_explain(error, dataset_id, task)) from error
-        reading.metadata(staging / dataset_id, dataset_id)
-        reading.open_hdf5(staging / dataset_id / "data" / "main_data.hdf5").close()
+        try:
+            reading.metadata(staging / dataset_id, dataset_id)
+            reading.open_hdf5(staging / dataset_id / "data" / "main_data.hdf5").close()
+        except StudyError as error:
+            problem = str(error).rpartition(": ")[0]
+            raise StudyError(
+                f"the download of {dataset_id} cannot be used ({problem}): try again{instead(task)}"
+            ) from None
     return dataset_id
 
 
@@ -59,10 +65,10 @@ def _check_that_the_hub_answers(dataset_id: str, task: Task) -> None:
     """StudyError at once where it does not: the hub's client would try again for half a minute."""
     try:
         get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
-    except Exception as error:
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _first_line(error)
+    except Exception:
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no connection within {CONNECT_SECONDS} s"
         problem = f"dataset {dataset_id} cannot be downloaded, {constants.ENDPOINT} does not answer ({reason})"
-        copy = f"copy the folder {dataset_id} from another machine's Minari folder to {storage.root().parent}"
+        copy = f"copy the folder {dataset_id} of another machine's Minari folder to {storage.root() / dataset_id}"
         raise StudyError(f"{problem}: connect to the network, or {copy}{instead(task)}") from None
 
 
@@ -88,7 +94,9 @@ def _explain(error: Exception, dataset_id: str, task: Task) -> str:
         return f"Minari's server has no dataset {dataset_id}: correct its name{instead(task)}"
     if isinstance(error, ValueError) and ("version" in text or "compatible" in text):
         return f"dataset {dataset_id} cannot be downloaded: {text.rstrip('.')}"
-    return f"the download of {dataset_id} failed ({type(error).__name__}: {text}): try again{instead(task)}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = f"the server answered {status}" if status else "the answer broke off, or was none of the hub's"
+    return f"the download of {dataset_id} failed ({reason}): try again{instead(task)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,10 +1,13 @@
-"""D4RL's HDF5 files as Minari datasets with the same transitions."""
+"""HDF5 files of D4RL, d3rlpy, OGBench or Minari as Minari datasets with the same transitions."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,39 +15,52 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from aepo import environments
 from aepo.data import cache, reading, storage
-from aepo.data.tasks import Task
+from aepo.data.tasks import D4RL, Task
 from aepo.files import StudyError
 from aepo.progress import Progress
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
+VECTORS = ("observations", "next_observations", "actions")
+DIALECTS = ("episode_terminals", "masks", "valids")  # d3rlpy's ends of episodes; OGBench's flags
+UNREAD = ("infos", "metadata", "qpos", "qvel", "button_states")  # known to say nothing that is needed
+RECORD = "aepo_import"  # what an imported dataset's metadata say of its file
+ROUNDING = 4  # in units of the last place of an array's largest number
 
 
 def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool = False) -> str:
-    """Make a Minari dataset of a D4RL file; returns its id. One that exists is kept. `clip` moves actions into the box.
+    """Make a Minari dataset of an HDF5 file; returns its id. One of this file is kept. `clip` moves actions into the box.
 
     Without `timeouts` (v0 files) episodes are cut at the task's horizon. With `next_observations` an episode is also cut
     where the next observation is not that of the following row. Without them the last step before a timeout has none and
     is dropped, as D4RL's qlearning_dataset does; a step that terminates is kept, its own observation stands in for it.
     """
     path = Path(path)
+    _check(task, path)
+    reading.open_hdf5(path).close()
+    record = {"file": path.name, "sha256": storage.sha256(path), "clip": clip}
     with storage.claim(dataset_id) as staging:
         if staging is None:
-            print(f"dataset {dataset_id} is there already and is kept: delete its folder to import it again")
+            _check_same(dataset_id, record)
+            print(f"dataset {dataset_id} is there already and is kept: it was imported from this file")
             return dataset_id
-        arrays = checked_arrays(path)
+        arrays = checked_arrays(path, task)
         observations, actions = arrays["observations"], arrays["actions"]
         sizes = observations.shape[1], actions.shape[1]
         box = reading.environment_box(task, sizes, str(path)) or gym.spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
+        outside = reading.outside_box(actions, box)
+        if outside and not clip:
+            file = shlex.quote(str(path))
+            call = f"get {task.argument}" if task.file else f"import {file} --task {task.argument}"
+            raise StudyError(f"{path}: {outside}: `aepo data {call} --clip` moves them into it")
+        first, last = segments(arrays, task.horizon)
+        steps = int((last - first).sum())
+        said = [*_kept(arrays, first, last, task.horizon), *reading.check_numbers(arrays, str(path))]
+        if not steps:
+            raise StudyError(f"{path}: {said[0]}, so nothing is left: correct its flags, or add next_observations")
         if clip:
             np.clip(actions, box.low, box.high, out=actions)
-        elif outside := reading.outside_box(actions, box):
-            raise StudyError(f"{path}: {outside}: import it with --clip to move them into the box")
-        first, last = segments(arrays, task.horizon)
-        more = int((~(arrays["terminals"] | arrays.get("timeouts", True))[last[:-1] - 1]).sum())
-        if more and "next_observations" in arrays:
-            print(f"{path}: {more} episodes more than its flags tell, cut where the next observation is another's")
-        steps = int((last - first).sum())
+            said.append(f"{outside}, and were moved into it" if outside else reading.NOTHING_MOVED)
         storage.reserve(staging, steps, len(first), sizes)
         with Progress("import", steps) as bar:
             cache.create(
@@ -53,36 +69,132 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
                 task,
                 _episodes(arrays, first, last, bar),
                 task.references or (None, None),
+                record={RECORD: record | {"said": said}},
                 observation_space=gym.spaces.Box(-np.inf, np.inf, sizes[:1], observations.dtype),
                 action_space=box,
                 algorithm_name="as recorded by D4RL",
                 author="D4RL",
                 description=f"{steps} of the {len(observations)} transitions of {path.name}, imported by the AEPO study.",
             )
+        print(*(f"{path}: {sentence}" for sentence in said), sep="\n")
     return dataset_id
 
 
-def checked_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a D4RL file, checked: `observations (N, n), actions (N, d), rewards (N,)`, flags as bool `(N,)`."""
+def _check(task: Task, path: Path) -> None:
+    """StudyError where the task's data are not imported, or from another file."""
+    own = f"name {path} as the dataset of a task file of your own"
+    if task.source != D4RL:
+        verb = "collect" if task.recipe else "get"
+        raise StudyError(f"the data of {task.name} are not imported: run `aepo data {verb} {task.argument}`, or {own}")
+    if task.file and path.resolve() != Path(task.file):
+        raise StudyError(f"the data of {task.name} are those of {task.file}: import that, or {own}")
+
+
+def _check_same(dataset_id: str, record: Mapping[str, Any]) -> None:
+    """StudyError where the dataset on disk was imported from another file, or clipped otherwise."""
+    folder = storage.root() / dataset_id
+    there = reading.metadata(folder, dataset_id).get(RECORD) or {}
+    origin = f"from another file ({there.get('file', 'which, it does not say')})"
+    if there.get("sha256") == record["sha256"]:
+        origin = f"{'with' if there['clip'] else 'without'} --clip"
+    if any(there.get(key) != record[key] for key in ("sha256", "clip")):
+        raise StudyError(f"dataset {dataset_id} is there already, imported {origin}: delete the folder {folder} first")
+
+
+def checked_arrays(path: Path, task: Task) -> dict[str, np.ndarray]:
+    """The arrays of a file as D4RL has them, checked: vectors `(N, .)`, rewards `(N,)`, flags as bool `(N,)`."""
+    known = (*NEEDED, *OPTIONAL, *DIALECTS)
     with reading.open_hdf5(path) as file:
-        missing = [key for key in NEEDED if key not in file]
-        if missing:
-            raise StudyError(f"{path} has no {', '.join(map(repr, missing))}: it must hold {', '.join(NEEDED)}")
-        try:
-            arrays = {key: file[key][()] for key in (*NEEDED, *OPTIONAL) if key in file}
-        except OSError as error:
-            raise StudyError(f"{path} is damaged ({storage.reason(error)}): get it again") from None
-    if len({len(array) for array in arrays.values()}) > 1:
-        shown = ", ".join(f"{key} {len(array)}" for key, array in arrays.items())
+        names, unknown = list(file), []
+        if "episode_0" not in names:
+            if missing := [key for key in NEEDED if key not in names]:
+                holds = f"it must hold {', '.join(NEEDED)}, and holds {', '.join(names[:12]) or 'nothing'}"
+                raise StudyError(f"{path} has no {', '.join(map(repr, missing))}: {holds}")
+            with _sentence(path):
+                arrays = {key: reading.numbers(file, key) for key in known if key in names}
+            others, rows = {*names} - {*known, *UNREAD}, arrays["rewards"].shape[:1]
+            unknown = [key for key in sorted(others) if (getattr(file.get(key), "shape", rows) or ())[:1] == rows]
+    if "episode_0" in names:
+        arrays = _joined(path, sum(key.startswith("episode_") for key in names), task)
+    lengths = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
+    if len({*lengths.values()}) > 1:
+        shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise StudyError(f"{path}: its arrays differ in length ({shown}), so it is damaged or of another kind")
-    if not len(arrays["rewards"]):
+    if unknown:
+        remedy = "move it into the group infos, which is not read, if it says nothing of where episodes end"
+        raise StudyError(f"{path} holds {', '.join(map(repr, unknown))}, which is not understood: {remedy}")
+    if not lengths["rewards"]:
         raise StudyError(f"{path} is empty: it holds no episode")
-    for key in ("observations", "next_observations", "actions"):
-        if key in arrays:
-            environments.check_vectors(arrays[key].shape[1:], arrays[key].dtype, key.removeprefix("next_"), str(path))
-    reading.check_finite(arrays, str(path))
-    flags = {key: arrays[key].reshape(-1).astype(bool) for key in ("terminals", "timeouts") if key in arrays}
-    return arrays | flags | {"rewards": arrays["rewards"].reshape(-1)}
+    for key, array in arrays.items():
+        kind = key.removeprefix("next_")
+        if key in VECTORS:
+            environments.check_vectors(array.shape[1:], array.dtype, kind, str(path))
+        width = arrays[kind].shape[1:] if key in VECTORS else array.shape[1:] and (1,)
+        if array.shape[1:] != width:
+            remedy = f"have it agree with {kind}, or leave it out" if key in VECTORS else "leave one number a row"
+            raise StudyError(f"{path}: {key} has the shape {array.shape}: {remedy}")
+    with _sentence(path):
+        scalars = {key: array.reshape(-1) for key, array in arrays.items() if key not in VECTORS}
+        flags = {key: reading.flags(array, key) for key, array in scalars.items() if key != "rewards"}
+        return {k: v for k, v in arrays.items() if k not in scalars} | {"rewards": scalars["rewards"]} | _ends(flags)
+
+
+@contextmanager
+def _sentence(path: Path) -> Iterator[None]:
+    """A ValueError becomes a StudyError that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise StudyError(f"{path}: {error}") from None
+
+
+def _ends(flags: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`terminals` and `timeouts` as D4RL means them: of d3rlpy's `episode_terminals`, or of OGBench's `masks`, `valids`.
+
+    OGBench's terminals end a trajectory, its masks are 0 where a step terminates; a row whose valids is 0 is a last state.
+    """
+    terminal, end = flags["terminals"], flags.get("timeouts")
+    if not any(key in flags for key in DIALECTS):
+        return flags
+    if "valids" in flags and "masks" not in flags:
+        raise ValueError(
+            "it has valids and no masks, so nothing says which steps terminate: add masks, 0 where one does"
+        )
+    if "valids" in flags and (wrong := ~flags["valids"] & ~terminal).any():
+        raise ValueError(
+            f"valids is 0 in row {np.argmax(wrong)}, which ends no trajectory: leave out such rows and valids"
+        )
+    if "masks" in flags:
+        terminal, end = ~flags["masks"], ~flags["valids"] if "valids" in flags else terminal
+    else:
+        end = flags["episode_terminals"] | flags.get("timeouts", False)
+    return {"terminals": terminal, "timeouts": end & ~terminal}
+
+
+def _joined(path: Path, count: int, task: Task) -> dict[str, np.ndarray]:
+    """The episodes of Minari's own file below each other."""
+    parts: dict[str, list] = {key: [] for key in (*NEEDED, *OPTIONAL)}
+    for episode in reading.episodes_of(path, count, task, str(path), "copy it again from where it is whole"):
+        seen, terminal = episode["observations"], episode["terminations"]
+        cut = episode["truncations"] | (np.arange(len(terminal)) == len(terminal) - 1) & ~terminal
+        rows = (seen[:-1], episode["actions"], episode["rewards"], terminal, cut, seen[1:])
+        for array, below in zip(rows, parts.values(), strict=True):
+            below.append(array)
+    return {key: np.concatenate(arrays) for key, arrays in parts.items()}
+
+
+def _kept(arrays: Mapping[str, np.ndarray], first: np.ndarray, last: np.ndarray, horizon: int) -> list[str]:
+    """How many rows were kept, and why not all; how the episodes were found where the flags do not say."""
+    rows, steps = len(arrays["rewards"]), int((last - first).sum())
+    said = [f"{steps:,} of {rows:,} rows kept, in {len(first):,} episodes"]
+    if steps < rows:
+        said[0] += f": {rows - steps:,} rows end an episode that does not terminate, and have no next observation"
+    if "next_observations" in arrays:
+        more = int((~(arrays["terminals"] | arrays.get("timeouts", True))[last[:-1] - 1]).sum())
+        said += [f"{more} episodes more than its flags tell, cut where the next observation is another's"] * (more > 0)
+    elif "timeouts" not in arrays:
+        said.append(f"it has no timeouts: episodes are cut at the horizon, {horizon} steps")
+    return said
 
 
 def segments(arrays: Mapping[str, np.ndarray], horizon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +204,10 @@ def segments(arrays: Mapping[str, np.ndarray], horizon: int) -> tuple[np.ndarray
     timeout = arrays.get("timeouts", (rows - start) % horizon == horizon - 1)
     end = terminal | timeout | (rows == rows[-1])
     if "next_observations" in arrays:
-        end[:-1] |= (arrays["next_observations"][:-1] != arrays["observations"][1:]).any(1)
+        after, observations = arrays["next_observations"][:-1], arrays["observations"]
+        coarse = max((np.finfo(a.dtype).eps for a in (after, observations) if a.dtype.kind == "f"), default=0)
+        rounding = ROUNDING * max(coarse, np.finfo(np.float32).eps) * np.abs(observations).max(0)
+        end[:-1] |= (np.abs(after - observations[1:]) > rounding).any(1)
     last = np.flatnonzero(end)
     first = np.concatenate([[0], last[:-1] + 1])
     after = last + (1 if "next_observations" in arrays else terminal[last])

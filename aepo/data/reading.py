@@ -18,29 +18,37 @@ from aepo.data import storage
 from aepo.data.tasks import Task
 from aepo.files import StudyError
 
-DELETE = "delete its folder and get it again"
 TOLERANCE = 1e-6  # of the action box's width: rounding, not a violation
+ENORMOUS = 1e6  # times what 99% of an array's numbers stay below
 STEPWISE = ("actions", "rewards", "terminations", "truncations")
+STORED = {"state": "observations", "next_state": "observations", "action": "actions", "reward": "rewards"}
+TYPES = dict.fromkeys(("minari_version", "dataset_id", "data_format", "observation_space", "action_space"), str)
+TYPES |= dict.fromkeys(("total_episodes", "total_steps"), int)
+NOTHING_MOVED = "no action is outside the action box: --clip moved none"
 REOPEN = 500  # episodes after which the file is opened anew: HDF5 keeps 20 kB a short episode until it is closed
 
 
 def metadata(folder: Path, dataset_id: str) -> dict[str, Any]:
     """A dataset's metadata, checked: of this dataset, of a Minari version that can be read."""
-    path = folder / "data" / "metadata.json"
+    path, name = folder / "data" / "metadata.json", f"dataset {dataset_id}"
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not JSON"
-        raise StudyError(f"dataset {dataset_id}: {path} cannot be read ({reason}): {DELETE}") from None
+        reason = getattr(error, "strerror", None) or _kind(path) or "it is not JSON"
+        raise StudyError(f"{name}: {path} cannot be read ({reason}): {storage.remake(folder)}") from None
+    if not isinstance(found, dict):
+        raise StudyError(f"{name}: {path} holds no keys: {storage.remake(folder)}")
+    for key, kind in TYPES.items():
+        if not isinstance(found.get(key, kind()), kind):
+            raise StudyError(f"{name}: {path} has {key} {found[key]!r}, of a wrong type: {storage.remake(folder)}")
     version, owner, kind = found.get("minari_version"), found.get("dataset_id"), found.get("data_format", "hdf5")
-    name = f"dataset {dataset_id}"
     problems = {
         f"{name} was written by Minari {version}, which Minari {minari.__version__} cannot read: get a version of it that "
         "fits, or another Minari": version not in minari.supported_dataset_versions,
         f"{folder} holds the dataset {owner}, not {dataset_id}: move it to its own folder": owner != dataset_id,
         f"{name} is stored as {kind}: only HDF5 is read, get it as that": kind != "hdf5",
-        f"{name} is empty: it holds no episode; {DELETE}": not (
-            found.get("total_episodes") and found.get("total_steps")
+        f"{name} is empty: it holds no episode; {storage.remake(folder)}": (
+            min(found.get("total_episodes", 0), found.get("total_steps", 0)) <= 0
         ),
     }
     for problem in (sentence for sentence, holds in problems.items() if holds):
@@ -67,15 +75,10 @@ def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np
     arrays = {key: np.empty(shape, np.float32) for key, shape in shapes.items()} | {
         "episode": np.empty(count, np.int64)
     }
-    at = 0
-    for i, recorded in enumerate(_episodes(folder, episodes, task.observation_keys, name)):
+    at, remedy = 0, storage.remake(folder)
+    recordings = episodes_of(folder / "data" / "main_data.hdf5", episodes, task, name, remedy, (size, width))
+    for i, recorded in enumerate(recordings):
         steps, observations = len(recorded["rewards"]), recorded["observations"]
-        wanted = dict.fromkeys(STEPWISE, (steps,)) | {"observations": (steps + 1, size), "actions": (steps, width)}
-        if not steps or wanted != {key: array.shape for key, array in recorded.items()}:
-            shown = ", ".join(f"{key} {array.shape}" for key, array in recorded.items())
-            raise StudyError(
-                f"{name}: episode {i} has length {steps}, and its arrays {shown}: they are damaged, {DELETE}"
-            )
         rows = slice(at, at + steps)
         if rows.stop > count:
             break
@@ -87,17 +90,21 @@ def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np
         at = rows.stop
     if at != count or rows.stop > count:
         holds = f"{count} steps in {episodes} episodes"
-        raise StudyError(f"{name} should hold {holds} and does not: it is damaged, {DELETE}")
-    check_finite(arrays, name)
-    reward, warnings = arrays["reward"], []
+        raise StudyError(f"{name} should hold {holds} and does not: it is damaged, {remedy}")
+
+    def where(key: str, row: int) -> str:
+        episode = arrays["episode"][row]
+        return f", in episode_{episode}/{STORED[key]}, row {row - np.searchsorted(arrays['episode'], episode)}"
+
+    warnings, reward = check_numbers(arrays, name, where), arrays["reward"]
     if count > 1 and (reward == reward[0]).all():
         warnings.append(f"all {count} rewards are {reward[0]:g}: nothing can be learned from them")
     outside = outside_box(arrays["action"], box)
     if outside and not storage.is_clipped(folder):
         raise StudyError(f"{name}: {outside}: `aepo data get {task.argument} --clip` has them moved into it")
-    if outside:
+    if storage.is_clipped(folder):
         np.clip(arrays["action"], box.low, box.high, out=arrays["action"])
-        warnings.append(f"{outside}, and are clipped")
+        warnings.append(f"{outside}, and are clipped" if outside else NOTHING_MOVED)
     return arrays, box, warnings
 
 
@@ -114,12 +121,22 @@ def environment_box(task: Task, sizes: tuple[int, int], name: str) -> gym.spaces
     return box
 
 
-def check_finite(arrays: Mapping[str, np.ndarray], name: str) -> None:
-    """No NaN, no infinity; the sentence says in which array and at which step first."""
+def check_numbers(arrays: Mapping[str, np.ndarray], name: str, where=lambda key, row: "") -> list[str]:
+    """No NaN, nothing infinite in float32: the sentence says where. A warning for each array of enormous numbers."""
+    warnings = []
     for key, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            wrong = np.argwhere(~np.isfinite(array))
-            raise StudyError(f"{name}: {key} holds NaN or infinity ({len(wrong)} numbers, first at step {wrong[0, 0]})")
+        size = np.abs(array.reshape(len(array), -1)) if array.dtype.kind == "f" else np.zeros((1, 1))
+        if (wrong := ~(size <= np.finfo(np.float32).max)).any():
+            row = int(np.argmax(wrong.any(1)))
+            first = f"{wrong.sum()} numbers, first at step {row}"
+            raise StudyError(f"{name}: {key} holds NaN or infinity ({first}){where(key, row)}: correct or remove them")
+        size = size.max(1).astype(np.float64)
+        enormous = size > min(ENORMOUS * max(1.0, np.quantile(size, 0.99, method="lower")), 1e15)
+        if enormous.any():
+            row = int(np.argmax(enormous))
+            said = f"{key} holds enormous numbers in {enormous.sum()} steps (first {size[row]:.3g} at step {row})"
+            warnings.append(f"{said}{where(key, row)}: correct or remove them, nothing can be learned beside them")
+    return warnings
 
 
 def outside_box(actions: np.ndarray, box: gym.spaces.Box) -> str:
@@ -130,49 +147,104 @@ def outside_box(actions: np.ndarray, box: gym.spaces.Box) -> str:
     return said if count else ""
 
 
+def numbers(group: h5py.Group, key: str) -> np.ndarray:
+    """An array of real numbers; ValueError where there is none: a group, text, complex numbers, a link to nowhere."""
+    try:
+        found = group[key]
+    except KeyError:
+        problem = "is a link to nothing" if key in list(group) else "is missing"
+        raise ValueError(f"{key} {problem}") from None
+    if not isinstance(found, h5py.Dataset) or found.shape is None:
+        raise ValueError(f"{key} is {'a group' if isinstance(found, h5py.Group) else 'empty'}, not an array")
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{key} is of type {found.dtype}, not of real numbers")
+    try:
+        return found[()]
+    except OSError:
+        raise ValueError(f"the bytes of {key} are damaged") from None
+
+
+def flags(values: np.ndarray, key: str) -> np.ndarray:
+    """Numbers 0 or 1 as bool `(N,)`; ValueError names the first row where it is something else."""
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"{key} must be 0 or 1, and is {values[row]:g} in row {row}")
+    return values.astype(bool)
+
+
 def _spaces(folder: Path, found: Mapping[str, Any]) -> tuple[gym.Space, gym.Space]:
     """Of observations and actions; where old metadata lack them, of the environment they name, which must be registered."""
-    open_hdf5(folder / "data" / "main_data.hdf5").close()
+    open_hdf5(folder / "data" / "main_data.hdf5", storage.remake(folder)).close()
+    why = "they are none of Gymnasium's"
     try:
         if "observation_space" not in found or "action_space" not in found:
+            why = "they are left out, and no environment is named"
             spec = json.loads(found["env_spec"])
-            known = gym.registry.get(spec["id"])
+            why, known = f"their environment {spec['id']} is none of this installation", gym.registry.get(spec["id"])
             if known is None or known.entry_point != spec["entry_point"] or spec.get("additional_wrappers"):
-                raise ValueError(f"their environment {spec['id']} is none of this installation")
+                raise ValueError(why)
         stored = MinariStorage.read(folder / "data")
-    except Exception as error:
-        raise StudyError(f"{folder} names spaces that cannot be read ({error}): {DELETE}") from None
+    except Exception:
+        remedy = "get a version whose metadata hold observation_space and action_space"
+        raise StudyError(f"{folder} names spaces that cannot be read ({why}): {remedy}") from None
     return stored.observation_space, stored.action_space
 
 
-def _episodes(folder: Path, count: int, keys: tuple[str, ...], name: str) -> Iterator[dict[str, np.ndarray]]:
-    """Each episode of Minari's file, its observations flat: only what is needed of it, which is faster than Minari."""
+def episodes_of(
+    path: Path, count: int, task: Task, name: str, remedy: str, sizes: tuple[int, int] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Each episode of Minari's file, its observations flat: only what is needed of it, which is faster than Minari.
+
+    `sizes`: of an observation and an action; those of the first episode where they are left out.
+    """
+    keys = task.observation_keys
     for start in range(0, count, REOPEN):
-        with open_hdf5(folder / "data" / "main_data.hdf5") as file:
+        with open_hdf5(path, remedy) as file:
             for i in range(start, min(start + REOPEN, count)):
                 try:
-                    episode = file[f"episode_{i}"]
-                    observed = episode["observations"]
-                    grouped = isinstance(observed, h5py.Group)
-                    parts = {key: observed[key][()] for key in keys} if grouped else observed[()]
-                    stepwise = {key: episode[key][()] for key in STEPWISE}
-                    yield stepwise | {"observations": environments.flatten(parts, keys)}
-                except (KeyError, ValueError, OSError) as error:
-                    kind = "lacks a key" if isinstance(error, KeyError) else "is damaged"
-                    reason = error if isinstance(error, ValueError) else storage.reason(error)
-                    raise StudyError(f"{name}: episode {i} {kind} ({reason}): {DELETE}") from None
+                    if not isinstance(episode := file.get(f"episode_{i}"), h5py.Group):
+                        raise ValueError(f"its group episode_{i} is missing")
+                    observed = episode.get("observations")
+                    grouped = isinstance(observed, h5py.Group) and keys
+                    parts = {k: numbers(observed, k) for k in keys} if grouped else numbers(episode, "observations")
+                    found = {key: numbers(episode, key) for key in STEPWISE}
+                    found |= {"observations": environments.flatten(parts, keys)}
+                    found |= {key: flags(found[key], key) for key in STEPWISE[2:]}
+                except ValueError as error:
+                    kind = "lacks a key" if "missing" in str(error) else "is damaged"
+                    raise StudyError(f"{name}: episode {i} {kind} ({error}): {remedy}") from None
+                steps = found["rewards"].size
+                sizes = sizes or tuple(found[key].shape[-1] for key in ("observations", "actions") if found[key].ndim)
+                wanted = dict.fromkeys(STEPWISE, (steps,))
+                wanted |= {"observations": (steps + 1, *sizes[:1]), "actions": (steps, *sizes[1:])}
+                if not steps or wanted != {key: array.shape for key, array in found.items()}:
+                    shown = ", ".join(f"{key} {array.shape}" for key, array in found.items())
+                    problem = f"has length {steps}, and its arrays {shown}: they are damaged"
+                    raise StudyError(f"{name}: episode {i} {problem}, {remedy}")
+                yield found
 
 
-def open_hdf5(path: Path) -> h5py.File:
+def open_hdf5(path: Path, remedy: str = "copy it again from where it is whole") -> h5py.File:
     """The file opened for reading; StudyError where it cannot be read, is truncated or is something else."""
     if path.is_dir():
-        raise StudyError(f"{path} is a folder, not an HDF5 file")
+        raise StudyError(f"{path} is a folder, not an HDF5 file: name a file in it")
     try:
         return h5py.File(path, "r")
     except FileNotFoundError:
-        raise StudyError(f"there is no file {path}") from None
+        raise StudyError(f"there is no file {path}: {remedy}") from None
     except PermissionError:
         raise StudyError(f"{path} cannot be read: no permission") from None
     except OSError as error:
         kind = "is truncated" if "truncated" in str(error) else "is not an HDF5 file, or a damaged one"
-        raise StudyError(f"{path} {kind} ({storage.reason(error)}): get it again") from None
+        also = _kind(path)
+        raise StudyError(f"{path} {kind}{f' ({also})' if also else ''}: {remedy}") from None
+
+
+def _kind(path: Path) -> str:
+    """What a file is in place of the data, where its first bytes tell."""
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip().lower()
+    known = {b"version https://git-lfs": "a pointer of Git LFS, whose data `git lfs pull` fetches", b"<": "a web page"}
+    known |= {b"pk": "a .zip or .npz archive, whose arrays belong into an HDF5 file"}
+    return next((said for first, said in known.items() if start.startswith(first)), "" if start else "it is empty")

@@ -30,6 +30,11 @@ def complete(dataset_id: str) -> bool:
     return (root() / dataset_id / "data" / "metadata.json").exists()
 
 
+def remake(folder: Path) -> str:
+    """What ends the trouble with a dataset that is damaged, as the end of a sentence."""
+    return f"delete the folder {folder} and get the data again"
+
+
 def is_clipped(folder: Path) -> bool:
     """Whether it was asked that this dataset's actions be moved into the action box where they are outside."""
     return (folder / CLIP_MARK).exists()
