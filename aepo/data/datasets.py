@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aepo import files
 from aepo.data import cache, collect, download, importing, reading, storage
-from aepo.data.tasks import D4RL, LOCAL, MINARI, Task
+from aepo.data.tasks import D4RL, LOCAL, MINARI, Task, in_order
 from aepo.settings import DataSettings
 
 
@@ -93,12 +93,16 @@ def load(task: Task, profile: str) -> Dataset:
     if not all(isinstance(score, float | int | None) for score in stored):
         problem = f"{folder / 'data' / 'metadata.json'} has the reference scores {stored}"
         raise files.StudyError(f"{problem}: correct them to two numbers, or to null")
+    references = task.references or (None if None in stored else stored)
+    if references and not in_order(*references):
+        problem = f"{folder / 'data' / 'metadata.json'} has the reference scores {stored}, which are not low before high"
+        raise files.StudyError(f"{problem}: correct them, or write `references: [low, high]` into a task file of your own")
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
         tensors, made = cache.load_or_build(folder, dataset_id, task)
     return Dataset(
         dataset_id=dataset_id,
         content_hash=made["content_hash"],
-        reference_scores=task.references or (None if None in stored else stored),
+        reference_scores=references,
         warnings=tuple(made["warnings"]),
         **tensors,
     )

@@ -18,7 +18,7 @@ from aepo import settings as settings_table
 from aepo.core.guidance import KINDS
 
 MINARI, D4RL, LOCAL = "minari", "d4rl", "local"
-PROFILES = ("smoke", "quick", "full")
+PROFILES = ("smoke", "quick", "study", "full")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def _task(name: str, suite: str, row: Mapping[str, Any]) -> Task:
     stem, searched = f"aepo/{name.replace('-', '/', 1)}", fields.pop("searched", {})
     ids = dict.fromkeys(PROFILES, fields.pop("dataset", stem))
     if fields["source"] == LOCAL:  # ids of our own: never official ones
-        ids = {"smoke": f"{stem}-smoke-v0", "quick": f"{stem}-v0", "full": f"{stem}-full-v0"}
+        sizes = {"smoke": "-smoke", "quick": "", "study": "", "full": "-full"}
+        ids = {profile: f"{stem}{size}-v0" for profile, size in sizes.items()}
     return Task(name, suite, dataset_ids=ids, **fields | {"settings": fields["settings"] | searched})
 
 
@@ -172,7 +173,6 @@ for _tag, _rule in (("int", _DIGITS), ("float", rf"[-+]?({_FLOAT})|\.(nan|NaN|NA
     Plain.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_rule})$"), list("-+.0123456789"))
 Plain.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value.replace("_", "")))
 ARGUMENTS = pydantic.RootModel[dict[str, pydantic.JsonValue]]
-REFERENCE = Annotated[float, Field(ge=-1e12, le=1e12)]
 TAKEN = {"id", "env_id", "max_episode_steps", "disable_env_checker"}  # by what makes an environment
 
 
@@ -187,8 +187,13 @@ class TaskFile(pydantic.BaseModel):
     horizon: Annotated[int, Field(ge=1, le=10**6)]
     env_kwargs: ARGUMENTS = ARGUMENTS({})
     observation_keys: list[str] = []
-    references: Annotated[list[REFERENCE], Field(min_length=2, max_length=2)] | None = None
+    references: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     settings: SETTINGS = SETTINGS()
+
+
+def in_order(low: float, high: float) -> bool:
+    """Whether returns of score 0 and 100 are numbers, not enormous, the one clearly before the other."""
+    return max(abs(low), abs(high)) <= 1e12 and high - low >= 1e-6 * max(abs(low), abs(high), 1e-6)
 
 
 def _read(path: Path) -> Task:
@@ -200,8 +205,7 @@ def _read(path: Path) -> Task:
         given = TaskFile.model_validate({"name": path.stem} | content)
         if given.name in {*TASKS, "theory", "study"}:
             raise ValueError(f"the name {given.name!r} is taken: give it another `name:`")
-        low, high = given.references or (0, 1)
-        if not high - low >= 1e-6 * max(abs(low), abs(high), 1e-6):
+        if given.references and not in_order(*given.references):
             raise ValueError(f"references must be two numbers, low before high, got {given.references}")
         if taken := TAKEN & {*given.env_kwargs.root}:
             raise ValueError(f"env_kwargs: {min(taken)} is set by the study, from env_id and horizon: leave it out")
