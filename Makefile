@@ -20,7 +20,7 @@ endif
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  variables: TASK=$(TASK) (or a,b,c) SUITE=maze2d PROFILE=$(PROFILE) (smoke, quick, full) METHODS=a,b SEEDS=n DEVICE=auto RUNS=runs CLUSTER=slurm"
+	@echo "  variables: TASK=$(TASK) (or a,b,c) SUITE=maze2d PROFILE=$(PROFILE) (smoke, quick, study, full) METHODS=a,b SEEDS=n DEVICE=auto RUNS=runs CLUSTER=slurm"
 
 setup: ## build .venv from the exact pins of requirements.txt
 	@AEPO_SETUP_MB=$(SETUP_MB) sh scripts/setup.sh

@@ -170,8 +170,8 @@ def changed(settings: Any, differing: Mapping[str, Any]) -> Any:
 
 QUICK = Profile()
 OTHERS = yaml.safe_load(Path(__file__).with_name("profiles.yaml").read_text())
-SMOKE, FULL = (changed(QUICK, OTHERS[name]) for name in ("smoke", "full"))
-PROFILES = {"smoke": SMOKE, "quick": QUICK, "full": FULL}
+SMOKE, STUDY, FULL = (changed(QUICK, OTHERS[name]) for name in ("smoke", "study", "full"))
+PROFILES = {"smoke": SMOKE, "quick": QUICK, "study": STUDY, "full": FULL}
 
 
 def get(profile: str) -> Profile:

@@ -125,7 +125,7 @@ PARAMETERS = {
     ),
     "method twice": (REPRODUCE + f"{TASK} --methods bc,bc", "methods must be distinct, at least one"),
     "no task": (REPRODUCE + ",", "no task is named in ','"),
-    "profile": (REPRODUCE + f"{TASK} --profile huge", "unknown profile 'huge': choose one of smoke, quick, full"),
+    "profile": (REPRODUCE + f"{TASK} --profile huge", "unknown profile 'huge': choose one of smoke, quick, study, full"),
     "negative seeds": (REPRODUCE + f"{TASK} --seeds=-1", "seeds must be a number of seeds from 1 to 1000, got '-1'"),
     "no seeds": (REPRODUCE + f"{TASK} --seeds 0", "seeds must be a number of seeds from 1 to 1000, got '0'"),
     "words": (REPRODUCE + f"{TASK} --seeds many", "seeds must be a number of seeds from 1 to 1000, got 'many'"),

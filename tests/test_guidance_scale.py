@@ -27,7 +27,7 @@ def test_exact_guidance_is_matched_by_scale_one_and_half_of_it_by_two():
         assert guidance_scale.nearest_scales(reached, target).tolist() == [scale] * len(SEEDS)
 
 
-def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch):
+def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch, capsys):
     behavior = stages.train_behavior(run, data)
     critic = stages.train_critic(run, data)
     stages.train_energy(run, data, behavior, critic, "aepo")
@@ -37,6 +37,13 @@ def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch)
     assert set(scales) <= set(guidance_scale.SCALES)
     kept = files.read_json(run.folder / "evaluation" / "scale-aepo-b3.json")
     assert len(kept["reached"]) == len(guidance_scale.SCALES)
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(guidance_scale, "SCALES", (0.5, 0.75))
+        guidance_scale.matched_scales(run, "aepo", 3.0)
+    said = "guidance scale of aepo: at an end of what is tried, 0.5 to 0.75, for seeds [0, 1]\n"
+    assert capsys.readouterr().out.endswith(said)
+    scales = guidance_scale.matched_scales(run, "aepo", 3.0)
     monkeypatch.setattr(guidance_scale, "_match", lambda *_: pytest.fail("chosen again"))
     assert guidance_scale.matched_scales(run, "aepo", 3.0) == scales
     with pytest.raises(files.StudyError, match=r"energy-aepo-b1\.safetensors is missing"):

@@ -17,7 +17,7 @@ from aepo.study import runs
 from aepo.study.policy import Acting, Actor, load_actor, load_networks
 from aepo.study.runs import Run
 
-SCALES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+SCALES = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 STATES, SAMPLES = 1_000, 64
 
 
@@ -74,4 +74,8 @@ def _match(run: Run, method: str, beta: float) -> dict[str, list]:
     support = sample_actions(behavior, state, SAMPLES, settings.solver_steps, random)
     target, reached = target_advantage(critic, state, support, beta), reached_advantage(actor, critic, state, noise)
     found = {"target": target, "reached": reached, "chosen": nearest_scales(reached, target)}
+    if clipped := [s for s, w in zip(run.seeds, found["chosen"], strict=True) if w in (SCALES[0], SCALES[-1])]:
+        print(
+            f"guidance scale of {method}: at an end of what is tried, {SCALES[0]} to {SCALES[-1]}, for seeds {clipped}"
+        )
     return {name: values.tolist() for name, values in found.items()}
