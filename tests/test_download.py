@@ -160,6 +160,8 @@ def test_without_network_it_says_so_at_once(tmp_path):
     (said,), _ = download(f"http://127.0.0.1:{port}", tmp_path, ID)
     assert "does not answer" in said["error"]
     assert "(`aepo data collect local-pointmaze-umaze`)" in said["error"]
+    assert f"of another machine's Minari folder to {tmp_path / 'minari' / ID}; the task" in said["error"]
+    assert "(no connection within 5 s)" in said["error"]
     assert said["seconds"] < 8
     (offline,), _ = download(f"http://127.0.0.1:{port}", tmp_path, ID, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in offline["error"]

@@ -52,10 +52,7 @@ class Dataset:
 
 
 def prepare(task: Task, profile: str, data: DataSettings, clip: bool = False) -> str:
-    """Download, import or collect the task's Minari dataset where it is not on disk yet, whole or not at all; its id.
-
-    `clip`: actions outside the box are moved into it, in a file that is imported or whenever the data are read.
-    """
+    """Download, import or collect the task's dataset where it is not on disk; its id. `clip` moves actions into the box."""
     dataset_id = task.dataset_id(profile)
     if not storage.complete(dataset_id):
         if task.file:
@@ -90,13 +87,14 @@ def load(task: Task, profile: str) -> Dataset:
     folder = storage.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
     stored = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
-    if not all(isinstance(score, float | int | None) for score in stored):
-        problem = f"{folder / 'data' / 'metadata.json'} has the reference scores {stored}"
-        raise files.StudyError(f"{problem}: correct them to two numbers, or to null")
     references = task.references or (None if None in stored else stored)
     if references and not in_order(*references):
-        problem = f"{folder / 'data' / 'metadata.json'} has the reference scores {stored}, which are not low before high"
-        raise files.StudyError(f"{problem}: correct them, or write `references: [low, high]` into a task file of your own")
+        problem = (
+            f"{folder / 'data' / 'metadata.json'} has the reference scores {stored}, which are not low before high"
+        )
+        raise files.StudyError(
+            f"{problem}: correct them, or write `references: [low, high]` into a task file of your own"
+        )
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
         tensors, made = cache.load_or_build(folder, dataset_id, task)
     return Dataset(

@@ -47,7 +47,7 @@ def description(task: Task, profile: str) -> list[str]:
     ]
     if record := reading.metadata(folder, data.dataset_id).get(importing.RECORD):
         rows.insert(
-            2, ("imported", f"from {record['file']} (sha256 {record['sha256'][:16]}): {'; '.join(record['said'])}")
+            2, ("imported", f"from {record['file']}, sha256 {record['sha256'][:8]}: {'; '.join(record['said'])}")
         )
     horizon = None if task.continuing else task.horizon
     rows += [("warning", text) for text in dict.fromkeys([*data.warnings, *oddities(data, horizon)])]
@@ -81,9 +81,7 @@ def oddities(data: Dataset, horizon: int | None = None) -> list[str]:
         f"{horizon}; where the environment ends there, two may be joined": long,
         f"{len(jumped)} steps jump by more than {JUMP:g} times the usual (first in rows {_shown(jumped)}): episodes may be "
         "joined there": jumped,
-        f"the actions use {100 * used:.0f}% of the action box: they may be scaled to another one": CONSTANT
-        < used
-        < 0.5,
+        f"the actions use {100 * used:.0f}% of the action box: they may be scaled to another one": 0 < used < 0.5,
         f"{inside} steps terminate inside an episode: what follows them is another episode's": inside,
         "some episodes neither terminate nor are truncated: they were broken off, and count as truncated": not (
             (data.terminated + data.truncated)[ends].all()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,12 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
     where the next observation is not that of the following row. Without them the last step before a timeout has none and
     is dropped, as D4RL's qlearning_dataset does; a step that terminates is kept, its own observation stands in for it.
     """
-    path = Path(path)
-    _check(task, path)
+    path, own = Path(path), f"name {path} as the dataset of a task file of your own"
+    if task.source != D4RL:
+        verb = "collect" if task.recipe else "get"
+        raise StudyError(f"the data of {task.name} are not imported: run `aepo data {verb} {task.argument}`, or {own}")
+    if task.file and path.resolve() != Path(task.file):
+        raise StudyError(f"the data of {task.name} are those of {task.file}: import that, or {own}")
     reading.open_hdf5(path).close()
     record = {"file": path.name, "sha256": storage.sha256(path), "clip": clip}
     with storage.claim(dataset_id) as staging:
@@ -80,16 +83,6 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
     return dataset_id
 
 
-def _check(task: Task, path: Path) -> None:
-    """StudyError where the task's data are not imported, or from another file."""
-    own = f"name {path} as the dataset of a task file of your own"
-    if task.source != D4RL:
-        verb = "collect" if task.recipe else "get"
-        raise StudyError(f"the data of {task.name} are not imported: run `aepo data {verb} {task.argument}`, or {own}")
-    if task.file and path.resolve() != Path(task.file):
-        raise StudyError(f"the data of {task.name} are those of {task.file}: import that, or {own}")
-
-
 def _check_same(dataset_id: str, record: Mapping[str, Any]) -> None:
     """StudyError where the dataset on disk was imported from another file, or clipped otherwise."""
     folder = storage.root() / dataset_id
@@ -104,46 +97,40 @@ def _check_same(dataset_id: str, record: Mapping[str, Any]) -> None:
 def checked_arrays(path: Path, task: Task) -> dict[str, np.ndarray]:
     """The arrays of a file as D4RL has them, checked: vectors `(N, .)`, rewards `(N,)`, flags as bool `(N,)`."""
     known = (*NEEDED, *OPTIONAL, *DIALECTS)
-    with reading.open_hdf5(path) as file:
-        names, unknown = list(file), []
-        if "episode_0" not in names:
-            if missing := [key for key in NEEDED if key not in names]:
+    try:
+        with reading.open_hdf5(path) as file:
+            names, unknown = list(file), []
+            if missing := [key for key in NEEDED if key not in names and "episode_0" not in names]:
                 holds = f"it must hold {', '.join(NEEDED)}, and holds {', '.join(names[:12]) or 'nothing'}"
                 raise StudyError(f"{path} has no {', '.join(map(repr, missing))}: {holds}")
-            with _sentence(path):
+            if "episode_0" not in names:
                 arrays = {key: reading.numbers(file, key) for key in known if key in names}
-            others, rows = {*names} - {*known, *UNREAD}, arrays["rewards"].shape[:1]
-            unknown = [key for key in sorted(others) if (getattr(file.get(key), "shape", rows) or ())[:1] == rows]
-    if "episode_0" in names:
-        arrays = _joined(path, sum(key.startswith("episode_") for key in names), task)
-    lengths = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
-    if len({*lengths.values()}) > 1:
-        shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise StudyError(f"{path}: its arrays differ in length ({shown}), so it is damaged or of another kind")
-    if unknown:
-        remedy = "move it into the group infos, which is not read, if it says nothing of where episodes end"
-        raise StudyError(f"{path} holds {', '.join(map(repr, unknown))}, which is not understood: {remedy}")
-    if not lengths["rewards"]:
-        raise StudyError(f"{path} is empty: it holds no episode")
-    for key, array in arrays.items():
-        kind = key.removeprefix("next_")
-        if key in VECTORS:
-            environments.check_vectors(array.shape[1:], array.dtype, kind, str(path))
-        width = arrays[kind].shape[1:] if key in VECTORS else array.shape[1:] and (1,)
-        if array.shape[1:] != width:
-            remedy = f"have it agree with {kind}, or leave it out" if key in VECTORS else "leave one number a row"
-            raise StudyError(f"{path}: {key} has the shape {array.shape}: {remedy}")
-    with _sentence(path):
+                others, rows = {*names} - {*known, *UNREAD}, arrays["rewards"].shape[:1]
+                unknown = [key for key in sorted(others) if (getattr(file.get(key), "shape", rows) or ())[:1] == rows]
+        if "episode_0" in names:
+            arrays = _joined(path, sum(key.startswith("episode_") for key in names), task)
+        lengths = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
+        if len({*lengths.values()}) > 1:
+            shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
+            raise ValueError(f"its arrays differ in length ({shown}), so it is damaged or of another kind")
+        if unknown:
+            remedy = "move it into the group infos, which is not read, if it says nothing of where episodes end"
+            raise StudyError(f"{path} holds {', '.join(map(repr, unknown))}, which is not understood: {remedy}")
+        if not lengths["rewards"]:
+            raise StudyError(f"{path} is empty: it holds no episode")
+        for key, array in arrays.items():
+            kind = key.removeprefix("next_")
+            if key in VECTORS:
+                environments.check_vectors(array.shape[1:], array.dtype, kind, str(path))
+            if array.shape[1:] != (arrays[kind].shape[1:] if key in VECTORS else array.shape[1:] and (1,)):
+                remedy = f"have it agree with {kind}, or leave it out" if key in VECTORS else "leave one number a row"
+                raise ValueError(f"{key} has the shape {array.shape}: {remedy}")
         scalars = {key: array.reshape(-1) for key, array in arrays.items() if key not in VECTORS}
         flags = {key: reading.flags(array, key) for key, array in scalars.items() if key != "rewards"}
-        return {k: v for k, v in arrays.items() if k not in scalars} | {"rewards": scalars["rewards"]} | _ends(flags)
-
-
-@contextmanager
-def _sentence(path: Path) -> Iterator[None]:
-    """A ValueError becomes a StudyError that names the file."""
-    try:
-        yield
+        vectors = {key: arrays[key] for key in VECTORS if key in arrays}
+        return vectors | {"rewards": scalars["rewards"]} | _ends(flags)
+    except OSError:
+        raise StudyError(f"{path} is damaged: {reading.WHOLE}") from None
     except ValueError as error:
         raise StudyError(f"{path}: {error}") from None
 
@@ -174,7 +161,7 @@ def _ends(flags: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _joined(path: Path, count: int, task: Task) -> dict[str, np.ndarray]:
     """The episodes of Minari's own file below each other."""
     parts: dict[str, list] = {key: [] for key in (*NEEDED, *OPTIONAL)}
-    for episode in reading.episodes_of(path, count, task, str(path), "copy it again from where it is whole"):
+    for episode in reading.episodes_of(path, count, task, str(path), reading.WHOLE):
         seen, terminal = episode["observations"], episode["terminations"]
         cut = episode["truncations"] | (np.arange(len(terminal)) == len(terminal) - 1) & ~terminal
         rows = (seen[:-1], episode["actions"], episode["rewards"], terminal, cut, seen[1:])

@@ -20,10 +20,12 @@ from aepo.files import StudyError
 
 TOLERANCE = 1e-6  # of the action box's width: rounding, not a violation
 ENORMOUS = 1e6  # times what 99% of an array's numbers stay below
+WHOLE = "give the path of a whole HDF5 file"
 STEPWISE = ("actions", "rewards", "terminations", "truncations")
 STORED = {"state": "observations", "next_state": "observations", "action": "actions", "reward": "rewards"}
 TYPES = dict.fromkeys(("minari_version", "dataset_id", "data_format", "observation_space", "action_space"), str)
 TYPES |= dict.fromkeys(("total_episodes", "total_steps"), int)
+TYPES |= dict.fromkeys(("ref_min_score", "ref_max_score"), float | int | None)
 NOTHING_MOVED = "no action is outside the action box: --clip moved none"
 REOPEN = 500  # episodes after which the file is opened anew: HDF5 keeps 20 kB a short episode until it is closed
 
@@ -38,15 +40,15 @@ def metadata(folder: Path, dataset_id: str) -> dict[str, Any]:
         raise StudyError(f"{name}: {path} cannot be read ({reason}): {storage.remake(folder)}") from None
     if not isinstance(found, dict):
         raise StudyError(f"{name}: {path} holds no keys: {storage.remake(folder)}")
-    for key, kind in TYPES.items():
-        if not isinstance(found.get(key, kind()), kind):
+    for key in TYPES.keys() & found.keys():
+        if not isinstance(found[key], TYPES[key]):
             raise StudyError(f"{name}: {path} has {key} {found[key]!r}, of a wrong type: {storage.remake(folder)}")
     version, owner, kind = found.get("minari_version"), found.get("dataset_id"), found.get("data_format", "hdf5")
     problems = {
         f"{name} was written by Minari {version}, which Minari {minari.__version__} cannot read: get a version of it that "
         "fits, or another Minari": version not in minari.supported_dataset_versions,
         f"{folder} holds the dataset {owner}, not {dataset_id}: move it to its own folder": owner != dataset_id,
-        f"{name} is stored as {kind}: only HDF5 is read, get it as that": kind != "hdf5",
+        f"{name} is stored as {kind}: only HDF5 is read, have Minari write it as that": kind != "hdf5",
         f"{name} is empty: it holds no episode; {storage.remake(folder)}": (
             min(found.get("total_episodes", 0), found.get("total_steps", 0)) <= 0
         ),
@@ -151,25 +153,22 @@ def numbers(group: h5py.Group, key: str) -> np.ndarray:
     """An array of real numbers; ValueError where there is none: a group, text, complex numbers, a link to nowhere."""
     try:
         found = group[key]
-    except KeyError:
-        problem = "is a link to nothing" if key in list(group) else "is missing"
-        raise ValueError(f"{key} {problem}") from None
-    if not isinstance(found, h5py.Dataset) or found.shape is None:
-        raise ValueError(f"{key} is {'a group' if isinstance(found, h5py.Group) else 'empty'}, not an array")
-    if found.dtype.kind not in "biuf":
-        raise ValueError(f"{key} is of type {found.dtype}, not of real numbers")
-    try:
+        if not isinstance(found, h5py.Dataset) or found.shape is None:
+            raise ValueError(f"{key} is {'a group' if isinstance(found, h5py.Group) else 'empty'}, not an array")
+        if found.dtype.kind not in "biuf":
+            raise ValueError(f"{key} is of type {found.dtype}, not of real numbers")
         return found[()]
+    except KeyError:
+        raise ValueError(f"{key} is {'a link to nothing' if key in list(group) else 'missing'}") from None
     except OSError:
         raise ValueError(f"the bytes of {key} are damaged") from None
 
 
 def flags(values: np.ndarray, key: str) -> np.ndarray:
     """Numbers 0 or 1 as bool `(N,)`; ValueError names the first row where it is something else."""
-    wrong = (values != 0) & (values != 1)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(f"{key} must be 0 or 1, and is {values[row]:g} in row {row}")
+    wrong = np.flatnonzero((values != 0) & (values != 1))
+    if len(wrong):
+        raise ValueError(f"{key} must be 0 or 1, and is {values.flat[wrong[0]]:g} in row {wrong[0]}")
     return values.astype(bool)
 
 
@@ -194,10 +193,7 @@ def _spaces(folder: Path, found: Mapping[str, Any]) -> tuple[gym.Space, gym.Spac
 def episodes_of(
     path: Path, count: int, task: Task, name: str, remedy: str, sizes: tuple[int, int] | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Each episode of Minari's file, its observations flat: only what is needed of it, which is faster than Minari.
-
-    `sizes`: of an observation and an action; those of the first episode where they are left out.
-    """
+    """Each episode of Minari's file, flat, of these `sizes` or the first's: only what is needed, faster than Minari."""
     keys = task.observation_keys
     for start in range(0, count, REOPEN):
         with open_hdf5(path, remedy) as file:
@@ -211,7 +207,7 @@ def episodes_of(
                     found = {key: numbers(episode, key) for key in STEPWISE}
                     found |= {"observations": environments.flatten(parts, keys)}
                     found |= {key: flags(found[key], key) for key in STEPWISE[2:]}
-                except ValueError as error:
+                except (ValueError, OSError) as error:
                     kind = "lacks a key" if "missing" in str(error) else "is damaged"
                     raise StudyError(f"{name}: episode {i} {kind} ({error}): {remedy}") from None
                 steps = found["rewards"].size
@@ -225,7 +221,7 @@ def episodes_of(
                 yield found
 
 
-def open_hdf5(path: Path, remedy: str = "copy it again from where it is whole") -> h5py.File:
+def open_hdf5(path: Path, remedy: str = WHOLE) -> h5py.File:
     """The file opened for reading; StudyError where it cannot be read, is truncated or is something else."""
     if path.is_dir():
         raise StudyError(f"{path} is a folder, not an HDF5 file: name a file in it")
