@@ -58,6 +58,7 @@ LONGEST = (
     "test_survival",
     "test_own_task",
     "test_batch",
+    "test_paths",
 )  # begun first, so that no core waits for one
 
 
