@@ -100,6 +100,7 @@ rule notebook:
     resources:
         mem_mb=lambda wildcards, attempt: notebooks.entry(wildcards.notebook).memory * attempt,
         gpu=lambda wildcards: GPU * notebooks.entry(wildcards.notebook).gpu,
+        attempt=lambda wildcards, attempt: attempt,
     shell:
         f"cd {quoted(ROOT)} && OMP_NUM_THREADS={{threads}} {quoted(sys.executable)} scripts/run_papermill.py"
-        f" {{input[0]:q}} {{log.notebook:q}} {{output:q}} {{params.given:q}} {quoted(DEVICE)} {quoted(RUNS)}"
+        f" {{input[0]:q}} {{log.notebook:q}} {{output:q}} {{params.given:q}} {quoted(DEVICE)} {quoted(RUNS)} {{resources.attempt}}"
