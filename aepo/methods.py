@@ -15,9 +15,9 @@ class Method:
 
     `energy`: what its network learns: a closed form of the energy (`guidance.KINDS`), "support", "clean" (beta Q of the
     recorded action), "contrastive"; or of the shift, "shift-taylor", "shift-cubature". `bregman`: by the Bregman loss, whose
-    optimum is log E[exp(target)]. `gate`: its guidance vanishes at pure noise. `shift`: guided by a closed form of the shift
-    ("taylor", "cubature"), no network. `policy`: what its own network learns (`policies.MODELS`). `best`: of several samples
-    it takes the best by Q.
+    optimum is log E[exp(target)]. `gate`: its guidance vanishes at pure noise, by alpha_t or "jacobian" (`EnergyNet`).
+    `shift`: guided by a closed form of the shift ("taylor", "cubature"), no network. `policy`: what its own network learns
+    (`policies.MODELS`). `best`: of several samples it takes the best by Q.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Method:
     source: str
     energy: str | None = None
     bregman: bool = False
-    gate: bool = True
+    gate: bool | str = True
     shift: str | None = None
     policy: str | None = None
     best: bool = False

@@ -77,9 +77,10 @@ class EnergySettings(Training):
 
     `support`: behavior samples a state (in `support_steps` solver steps) for `support_states` states; `groups`: states in
     a batch of the contrastive loss. Switches, for ablations; None: the method's own. `form`: what is learned, or of a method
-    without a network the closed form; `differentiated`: the gradient of its energy in place of the shift. `gate` by alpha_t,
-    `bregman` loss. `clamp`: closed forms stay within beta times the range of recorded advantages. `beyond`: shift networks
-    are trained beyond the data too, at states moved by `jitter` standard deviations and at actions anywhere in the box.
+    without a network the closed form; `differentiated`: the gradient of its energy in place of the shift. `gate`: false,
+    true for alpha_t, or "jacobian"; `bregman` loss. `clamp`: closed forms stay within beta times the range of recorded
+    advantages. `beyond`: shift networks are trained beyond the data too, at states moved by `jitter` standard deviations and
+    at actions anywhere in the box.
     """
 
     steps: int = 4_000
@@ -89,7 +90,7 @@ class EnergySettings(Training):
     support_steps: int = 10
     groups: int = 64
     form: str | None = None
-    gate: bool | None = None
+    gate: bool | str | None = None
     bregman: bool | None = None
     clamp: bool = True
     differentiated: bool = False

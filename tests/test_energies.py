@@ -5,7 +5,7 @@ from dataclasses import replace
 import gaussian
 import pytest
 import torch
-from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, LinearCritic
+from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, VP, LinearCritic
 
 from aepo import settings
 from aepo.learners import energies, support, training
@@ -111,3 +111,23 @@ def test_a_closed_form_is_learned_where_a_few_states_are_extreme(problem):
     sample = Actor(behavior, None, net.requires_grad_(False), 1.0, 15, 1).act(torch.zeros(len(SEEDS), 4_000, 1), noise)
     for row in sample:
         assert torch.allclose(row.mean(0), MEAN + VARIANCE * SLOPE, atol=0.03), row.mean(0)
+
+
+def test_the_jacobian_gate_learns_a_gaussian_at_small_and_large_t(problem):
+    """The guidance is beta alpha c_t / sigma^2 slope at every t: what multiplies it in the network is a constant.
+
+    Near pure noise its target is nearly constant in a_t, and an ungated network is wrong there by a factor of 50.
+    """
+    data, behavior = problem
+    chosen = settings.EnergySettings(width=64, depth=2, steps=800, batch=256, target_batches=4, gate="jacobian")
+    entry = energies.applied(METHODS["aepo"], chosen)
+    learner, net = energies.energy_learner(energies.Problem(data, behavior, LinearCritic(), entry, 1.0, chosen), SEEDS)
+    training.fit(learner, chosen.steps, 2e-3, 400)
+    noise = torch.randn(len(SEEDS), 2_000, 2, generator=torch.Generator().manual_seed(3))
+    for moment, most in ((0.02, 0.1), (0.2, 0.2), (0.95, 0.7), (1.0, 0.7)):
+        t = torch.tensor(moment)
+        alpha, sigma = VP.alpha(t), VP.sigma(t)
+        exact = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * SLOPE
+        found = net.gradient(torch.zeros(len(SEEDS), 2_000, 1), alpha * data.action[:2_000] + sigma * noise, t)
+        error = (found - exact).square().sum(-1).mean(-1).sqrt() / exact.norm()
+        assert (error < most).all(), (moment, error)

@@ -177,6 +177,27 @@ def test_the_gate_is_an_option():
     assert torch.allclose(gated.gradient(state, action, t), VP.alpha(t)[..., None] * free.gradient(state, action, t))
 
 
+@pytest.mark.parametrize("moment", [1e-3, 0.1, 0.6, 1.0])
+def test_the_jacobian_gate_is_that_of_the_posterior_mean_of_a_gaussian(moment):
+    """alpha c_t / sigma^2, which for N(0, S) is dm/da_t = alpha S / (alpha^2 S + sigma^2): exact where the table has t."""
+    times, spread = posterior.variance_times(1_000, dtype=torch.float64), 0.2
+    snr = (VP.alpha(times) / VP.sigma(times)) ** 2
+    net = networks.EnergyNet(2, 1, 2, 8, 2, VP, "jacobian", 1_000).double()
+    net.variance.copy_(spread / (1 + snr * spread))
+    networks.initialize(net, (0, 1), "x")
+    free = networks.EnergyNet(2, 1, 2, 8, 2, VP, False).double()
+    free.load_state_dict({key: value for key, value in net.state_dict().items() if key != "variance"})
+    g = torch.Generator().manual_seed(0)
+    state, action = torch.zeros(2, 3, 1).double(), torch.randn(2, 3, 2, generator=g).double()
+    t = times[(times - moment).abs().argmin()]
+    alpha, sigma = VP.alpha(t), VP.sigma(t)
+    expected = alpha * posterior.isotropic_variance(net.variance, t) / sigma**2
+    assert torch.allclose(expected, alpha * spread / (alpha**2 * spread + sigma**2), rtol=1e-9)
+    for moments in (t, t.expand(2, 3)):
+        ratio = net.gradient(state, action, moments) / free.gradient(state, action, moments)
+        assert torch.allclose(ratio, expected.unsqueeze(-1).expand_as(ratio), rtol=1e-12)
+
+
 def test_zero_covariance_is_the_point_estimate():
     mean = normal(4, 2)
     energy = guidance.taylor_energy(mean[:, 0], torch.ones_like(mean), torch.zeros(4, dtype=torch.float64), 2.0)

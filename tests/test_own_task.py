@@ -87,7 +87,7 @@ BAD = [
         "settings: critic: discount: it should be a valid number, got 'high'",
     ),
     (GOOD + "settings: {critic: {kind: sac}}\n", "critic: kind: it should be 'expectile' or 'softmax', got 'sac'"),
-    (GOOD + "settings: {energy: {gate: 2}}\n", "energy: gate: it should be a valid boolean, got 2"),
+    (GOOD + "settings: {energy: {gate: 2}}\n", "energy: gate: it should be False, True or 'jacobian', got 2"),
     (GOOD + "settings: {critic: {steps: 1.5}}\n", "settings: critic: steps: it should be a valid integer, got 1.5"),
     (
         GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n",
@@ -109,7 +109,7 @@ BAD = [
 def test_every_switch_can_be_set(tmp_path):
     switches = {
         "critic": {"kind": "softmax"}, "evaluation": {"pick": "softmax"},
-        "energy": {"form": "taylor-2", "gate": True, "bregman": False, "clamp": False, "differentiated": True},
+        "energy": {"form": "taylor-2", "gate": "jacobian", "bregman": False, "clamp": False, "differentiated": True},
     }  # fmt: skip
     task = tasks.get(write(tmp_path, GOOD + f"settings: {json.dumps(switches)}\n"))
     profile = settings.for_task("quick", task.settings)

@@ -258,9 +258,9 @@ def test_a_stack_computes_what_its_networks_compute_alone(seeds, outputs, kind):
     torch.testing.assert_close(*curved)
 
 
-@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("gate", [True, False, "jacobian"])
 def test_the_energy_gradient_without_a_graph_is_that_of_autograd(gate):
-    net = networks.EnergyNet(2, 4, 3, 24, 3, VP, gate)
+    net = networks.EnergyNet(2, 4, 3, 24, 3, VP, gate, 9)
     net = networks.initialize(net, range(2), "test").double()
     net.scale.copy_(torch.tensor([[2.0], [3.0]]))
     state, action = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)

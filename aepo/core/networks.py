@@ -114,18 +114,20 @@ class ValueNet(nn.Module):
 
 
 class EnergyNet(nn.Module):
-    """Gated intermediate energy E(s, a_t, t) = loc + scale (c(s, t) + alpha_t h(s, a_t, t)), `(S, B)`.
+    """Gated intermediate energy E(s, a_t, t) = loc + scale (c(s, t) + gate_t h(s, a_t, t)), `(S, B)`.
 
-    The gate alpha_t makes the guidance vanish at pure noise, where a free network has the wrong size; c takes
-    what does not depend on the action. `gate=False` leaves alpha_t out. `loc` and `scale` `(S, 1)` standardise the
-    regression target.
+    The gate, alpha_t (True) or "jacobian", alpha_t c_t / sigma_t^2, that of a Gaussian's posterior mean (from `variance`, as
+    `ShiftNet` has it), makes the guidance vanish at pure noise, where a free network (False) has the wrong size; c takes
+    what does not depend on the action. `loc` and `scale` `(S, 1)` standardise the regression target.
     """
 
     def __init__(
-        self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule, gate: bool = True
+        self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, vp: VPSchedule, gate=True, times=1
     ):
         super().__init__()
         self.vp, self.gate = vp, gate
+        if gate == "jacobian":
+            self.register_buffer("variance", torch.ones(seeds, times))
         self.offset = MLP(seeds, state_dim + TIME_FEATURES, 1, width // 2, 2)
         self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, 1, width, depth, residual=True)
         self.register_buffer("loc", torch.zeros(seeds, 1))
@@ -133,7 +135,12 @@ class EnergyNet(nn.Module):
 
     def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         h = self.net(torch.cat([state, noisy_action, time_features(t, state)], -1)).squeeze(-1)
-        return self._offset(state, t) + self.scale * (self.vp.alpha(t) * h if self.gate else h)
+        return self._offset(state, t) + self.scale * (self._gate(t) * h if self.gate else h)
+
+    def _gate(self, t: Tensor) -> Tensor:
+        """The factor of the part that guides: t 0-d or `(S, B)`."""
+        alpha = self.vp.alpha(t)
+        return alpha if self.gate is True else alpha * isotropic_variance(self.variance, t) / self.vp.sigma(t) ** 2
 
     def _offset(self, state: Tensor, t: Tensor) -> Tensor:
         return self.loc + self.scale * self.offset(torch.cat([state, time_features(t, state)], -1)).squeeze(-1)
@@ -148,7 +155,7 @@ class EnergyNet(nn.Module):
         """grad_{a_t} E, `(S, B, d)`, without a graph."""
         n, d = state.shape[-1], noisy_action.shape[-1]
         inputs = torch.cat([state, noisy_action, time_features(t, state)], -1)
-        size = self.scale * self.vp.alpha(t) if self.gate else self.scale
+        size = self.scale * self._gate(t) if self.gate else self.scale
         return size.unsqueeze(-1) * fast.input_gradient(self.net, inputs, slice(n, n + d))
 
 

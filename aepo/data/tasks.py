@@ -120,7 +120,7 @@ MOST = {"depth": 100, "width": 10_000, "solver_steps": 1_000, "support_steps": 1
 HUGE = 10**9  # no other number makes sense beyond it
 CHOICES = {
     "kind": ("expectile", "softmax"), "pick": ("best", "softmax"),
-    "form": (*KINDS, "clean", "support", "shift-taylor", "shift-cubature"),
+    "form": (*KINDS, "clean", "support", "shift-taylor", "shift-cubature"), "gate": (False, True, "jacobian"),
 }  # fmt: skip
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -131,7 +131,7 @@ def _allowed(name: str, default: Any) -> Any:
         return _model(name, vars(default))
     if name in CHOICES:
         return Literal[CHOICES[name]] if default else Literal[CHOICES[name]] | None
-    if isinstance(default, bool) or name in ("gate", "bregman"):
+    if isinstance(default, bool) or name == "bregman":
         return bool | None if default is None else bool
     if isinstance(default, int):
         return Annotated[int, Field(ge=0 if name == "seed" else 1, le=MOST.get(name, HUGE))]

@@ -99,8 +99,10 @@ def energy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "energy
     if kind.startswith("shift-"):
         net, make = ShiftNet(*sizes, problem.behavior.variance.shape[-1]), _shift
     else:
-        net = EnergyNet(*sizes, VP, problem.method.gate)
+        net = EnergyNet(*sizes, VP, problem.method.gate, problem.behavior.variance.shape[-1])
         make = _contrastive if kind == "contrastive" else _regression
+    if hasattr(net, "variance"):
+        net.variance.copy_(problem.behavior.variance)
     draw, pairs, loss = make(problem, initialize(net.to(problem.state), seeds, "energy"), seeds)
 
     def diagnose(draws: Draws) -> dict[str, Tensor]:
@@ -203,7 +205,6 @@ def _shift(problem: Problem, net: ShiftNet, seeds: tuple[int, ...]):
     settings, data, state, batch = problem.settings, problem.data, problem.state, problem.settings.batch
     n, d, form = state.shape[1], data.action.shape[1], problem.method.energy.removeprefix("shift-")
     closed = ClosedShift(form, problem.behavior, problem.critic, problem.beta)
-    net.variance.copy_(problem.behavior.variance)
     number = torch.arange(batch, device=state.device).unsqueeze(-1)
     moved, free = number < batch // 2, number % 2 == 0
 

@@ -68,7 +68,8 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
         return ShiftNet(count, n, d, *sizes(EnergySettings), tensors["variance"].shape[-1])
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
-    return EnergyNet(count, n, d, *sizes(EnergySettings), VP, settings["gate"])
+    times = tensors["variance"].shape[-1] if settings["gate"] == "jacobian" else 1
+    return EnergyNet(count, n, d, *sizes(EnergySettings), VP, settings["gate"], times)
 
 
 def load_actor(folder: Path, method: str, seeds: Sequence[int], how: Acting, device: str) -> Actor:
