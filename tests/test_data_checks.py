@@ -178,7 +178,10 @@ BAD_DATA = {
     "episodes as text": (meta(total_episodes="3"), "metadata.json has total_episodes '3', of a wrong type: delete"),
     "steps as float": (meta(total_steps=13.0), "has total_steps 13.0, of a wrong type"),
     "negative steps": (meta(total_steps=-13), "is empty: it holds no episode"),
-    "scores": (meta(ref_min_score="low", ref_max_score=1), "has ref_min_score 'low', of a wrong type: delete the folder"),
+    "scores": (
+        meta(ref_min_score="low", ref_max_score=1),
+        "has ref_min_score 'low', of a wrong type: delete the folder",
+    ),
     "pointer": (
         lambda data: (data / "main_data.hdf5").write_text("version https://git-lfs.github.com/spec/v1\n"),
         "a pointer of Git LFS, whose data `git lfs pull` fetches.: delete the folder .*hopper-v0 and get the data again",

@@ -68,7 +68,7 @@ def _check_that_the_hub_answers(dataset_id: str, task: Task) -> None:
     except Exception:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no connection within {CONNECT_SECONDS} s"
         problem = f"dataset {dataset_id} cannot be downloaded, {constants.ENDPOINT} does not answer ({reason})"
-        copy = f"copy the folder {dataset_id} of another machine's Minari folder to {storage.root() / dataset_id}"
+        copy = f"copy the folder {dataset_id} of another machine's Minari folder to {storage.root().parent / dataset_id}"
         raise StudyError(f"{problem}: connect to the network, or {copy}{instead(task)}") from None
 
 
