@@ -14,6 +14,7 @@ import torch
 
 from aepo import environments, files, settings
 from aepo.data import collect, datasets, tasks, waypoint
+from aepo.study import results
 
 TASK = tasks.get("maze2d-umaze")
 
@@ -151,3 +152,12 @@ def test_the_return_floor_is_what_followed_and_nothing_where_too_little_is_known
     positive = replace(negative, reward=-negative.reward)
     assert datasets.return_floor(positive, 0.5).tolist() == [2.0, 2.0, 8.0, 8.0]
     assert datasets.return_floor(negative, 0.01).tolist() == pytest.approx([-1.02, -2.0, -4.08, -8.0])
+
+
+def test_recorded_episodes_stand_in_tables_over_the_evaluations_length(run, data):
+    """Longer ones count up to there, in return and length."""
+    short = replace(run, task=replace(run.task, horizon=50, continuing=False))
+    rows = results.recorded_rows(short, data)
+    first = [data.reward[data.episode == e][:50].sum().item() for e in range(int(data.episode[-1]) + 1)]
+    assert rows["return"].tolist() == pytest.approx(first)
+    assert rows["length"].max() == 50

@@ -55,7 +55,8 @@ def curve_rows(run: Run, method: str) -> pd.DataFrame:
 def recorded_rows(run: Run, data: Dataset) -> pd.DataFrame:
     """The episodes of the recorded behavior as rows of returns.csv without their score."""
     returns = recorded_returns(data, run.task.horizon, run.task.continuing, run.task.recorded_return)
-    length = run.task.horizon if run.task.continuing else torch.bincount(data.episode.cpu()).numpy()
+    whole = torch.bincount(data.episode.cpu()).clamp(max=run.task.horizon).numpy()
+    length = run.task.horizon if run.task.continuing else whole
     # In a maze whose reward is 1 at the goal and 0 elsewhere, the return says whether an episode reached it.
     sparse = "Maze" in (run.task.env_id or "") and set(data.reward.unique().tolist()) <= {0.0, 1.0}
     success = (returns > 0).astype(float) if sparse else np.full(len(returns), np.nan)
