@@ -33,6 +33,12 @@ def test_the_example_is_a_task(tmp_path):
     assert tasks.get(run.task.argument) == task
 
 
+def test_the_example_of_other_peoples_data_is_a_task(tmp_path):
+    (tmp_path / "pendulum_v1.1.0.h5").write_bytes(b"")
+    task = tasks.get(write(tmp_path, (ROOT / "examples" / "pendulum-replay.yaml").read_text()))
+    assert (task.env_id, task.horizon, task.references) == ("Pendulum-v1", 200, (-1250, -150))
+
+
 def test_the_least_a_file_must_say(tmp_path):
     task = tasks.get(write(tmp_path, GOOD))
     assert (task.name, task.references, task.observation_keys) == ("mine", None, ())
