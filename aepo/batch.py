@@ -1,7 +1,5 @@
 """`make reproduce`: Snakemake runs the notebooks; what they are doing is told from their files."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

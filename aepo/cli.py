@@ -1,7 +1,5 @@
 """The console script `aepo`: run the study, print results, export a policy, put data on disk (`aepo data`)."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Errors, atomic files, locks, checked tensors, and what made them."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import functools

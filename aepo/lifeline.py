@@ -1,7 +1,5 @@
 """Processes that do not outlive the one that started them, however it ends: SIGKILL cannot be caught, a closed pipe can."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

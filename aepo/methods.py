@@ -1,7 +1,5 @@
 """The methods of methods.yaml. docs/methods.md says what each source leaves open and what was chosen."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

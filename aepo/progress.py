@@ -1,11 +1,10 @@
 """Visible progress: one line in a terminal or a notebook, and one small file a stage for `make`."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 from tqdm.std import tqdm
 
@@ -60,7 +59,7 @@ class Progress:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:

@@ -1,7 +1,5 @@
 """Settings of every stage: one frozen dataclass each, profiles of them, per task only where it must be."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

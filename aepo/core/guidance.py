@@ -5,8 +5,6 @@ Exactly, for any Q: grad_{a_t} E = alpha/sigma^2 (E_tilted[a_0] - E[a_0]), tilte
 sampler is the posterior mean plus the shift.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

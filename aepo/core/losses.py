@@ -4,8 +4,6 @@ A loss is a mean over the batch; the sum over seeds is what is differentiated, s
 of its own separate run.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Gaussian approximation N(m, C) of the diffusion posterior mu_{0|t}(a | a_t, s)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

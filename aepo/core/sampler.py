@@ -1,7 +1,5 @@
 """Guided samplers for a VP diffusion: free functions over `(noise_model, energy_gradient)`, no hidden state."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import lru_cache, wraps

@@ -1,7 +1,5 @@
 """Variance-preserving noise schedule: alpha_t, sigma_t and time grids (Song et al. 2021, arXiv 2011.13456)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Verified at every load: the checksum of the cache, and size and time of modifica
 differ, the SHA-256 of the files. A change that leaves size and time as they were is not noticed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,7 @@
 """A task's transitions as tensors: made where they are missing, read through Minari, checked, scaled."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -38,7 +37,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.reward)
 
-    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Dataset:
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Self:
         """The same data on a device, floating-point tensors in `dtype`."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {

@@ -1,7 +1,5 @@
 """What `aepo data show` prints of a dataset, and what is odd about one."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

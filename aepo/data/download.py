@@ -1,7 +1,5 @@
 """Minari's own datasets, downloaded into Minari's folder: whole and checked, or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io
@@ -68,8 +66,9 @@ def _check_that_the_hub_answers(dataset_id: str, task: Task) -> None:
     except Exception:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no connection within {CONNECT_SECONDS} s"
         problem = f"dataset {dataset_id} cannot be downloaded, {constants.ENDPOINT} does not answer ({reason})"
-        copy = f"copy the folder {dataset_id} of another machine's Minari folder to {storage.root().parent / dataset_id}"
-        raise StudyError(f"{problem}: connect to the network, or {copy}{instead(task)}") from None
+        copy = f"copy the folder {dataset_id} of another machine's Minari folder to"
+        remedy = f"connect to the network, or {copy} {storage.root().parent / dataset_id}{instead(task)}"
+        raise StudyError(f"{problem}: {remedy}") from None
 
 
 def _compare(staging: Path, owner: str, dataset_id: str) -> None:

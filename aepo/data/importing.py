@@ -1,7 +1,5 @@
 """HDF5 files of D4RL, d3rlpy, OGBench or Minari as Minari datasets with the same transitions."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Iterator, Mapping

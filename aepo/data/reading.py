@@ -1,7 +1,5 @@
 """A Minari dataset's transitions as arrays, read episode by episode; each violation of a check is one sentence."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where Minari's datasets lie, and how a new one is put there in one piece."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """What tasks there are: the table in tasks.yaml, and a user's own task read from a YAML file."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -1,7 +1,5 @@
 """The way-point controller of the point mazes: walks between random goals, as D4RL's Maze2D and Minari's PointMaze do."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

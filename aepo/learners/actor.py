@@ -1,10 +1,8 @@
 """From a state to an action: what makes samples, what guides them, and how one of several is taken."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -35,7 +33,7 @@ class Acting:
     differentiated: bool = False
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> Acting:
+    def of(cls, entry: Mapping[str, Any]) -> Self:
         """What an entry says of it, among other things."""
         return cls(**{field.name: entry[field.name] for field in fields(cls) if field.name in entry})
 

@@ -1,7 +1,5 @@
 """The behavior stage: a diffusion model of the recorded actions, and the variance of its posterior."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

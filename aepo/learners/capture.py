@@ -1,7 +1,5 @@
 """Functions of tensors as CUDA graphs: captured once a shape and replayed; where capture fails they run as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

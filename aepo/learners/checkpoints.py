@@ -1,7 +1,5 @@
 """Checkpoints of a training, from which it goes on with the same bytes."""
 
-from __future__ import annotations
-
 import glob
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The shared critics: expectile (IQL), and the in-support softmax of QGPO; what their targets are made of."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

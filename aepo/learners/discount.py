@@ -1,7 +1,5 @@
 """The discount by a rule that sees no score: the least one that ranks recorded episodes as their returns do."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """Random numbers of trainings: each seed's from a generator of its own, so that no seed depends on its neighbours."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

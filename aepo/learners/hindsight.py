@@ -1,7 +1,5 @@
 """Hindsight goals: transitions of a goal-reaching walk as if the goal had been where it came by later."""
 
-from __future__ import annotations
-
 import math
 
 import torch

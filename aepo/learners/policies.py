@@ -1,7 +1,5 @@
 """Policies that are networks of their own, the baselines': models and learners."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

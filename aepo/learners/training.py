@@ -1,7 +1,5 @@
 """The one training loop: chunks of steps, draws made a chunk at a time, logs and checkpoints between chunks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

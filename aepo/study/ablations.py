@@ -1,7 +1,5 @@
 """Variants of a run: some settings changed, everything that they do not touch shared with the run; one table."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """A task's trainings and evaluations in one process, without notebooks and figures: for many tasks on few cores."""
 
-from __future__ import annotations
-
 from aepo.data import datasets
 from aepo.methods import METHODS
 from aepo.study import results, runs, stages

@@ -1,7 +1,5 @@
 """Evaluating methods: episodes in copies of the environment, kept in evaluation/<name>.safetensors with what made them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The study's style, and figures of networks and policies: each takes what it shows and returns a matplotlib Figure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The guidance scale by a rule that needs no environment: guided actions as good, by Q, as those of the target policy."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """What each notebook needs before it runs and while it runs, and the marks of those that ran to their end."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,11 +1,10 @@
 """Trained networks and the sampler as a policy: `Policy.load(folder, method).act(observations)`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -96,7 +95,7 @@ class Policy:
         beta: float | None = None,
         guidance_scale: float | None = None,
         device: str | None = None,
-    ) -> Policy:
+    ) -> Self:
         """Load a method's policy from runs/<profile>/<task>; beta and guidance_scale are those evaluated where None."""
         if method not in METHODS:
             raise StudyError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")

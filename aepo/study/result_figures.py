@@ -1,7 +1,5 @@
 """Figures of results: of one task, and of the study with its variants, drawn from returns.csv or results.csv alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where a run's files lie, the manifest of what made them, and one seed of them as a folder of its own."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

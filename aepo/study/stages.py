@@ -1,7 +1,5 @@
 """The trained stages: behavior, critic, energy. Each loads its artefact where it fits, else trains what is missing."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Bootstraps: of one task (seeds, then episodes), and over many tasks (Agarwal et al. 2021, arXiv 2108.13264)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The tables of results, drawn from returns.csv or results.csv alone: `*_table` computes, `markdown_*` is for people."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`aepo verify`: recompute what can be recomputed of a run, and say what does not match."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

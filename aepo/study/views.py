@@ -1,7 +1,5 @@
 """Planes to draw states in: a task's maze, or the first two principal components of its data."""
 
-from __future__ import annotations
-
 import contextlib
 
 import gymnasium as gym
