@@ -138,21 +138,19 @@ def _ends(flags: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     OGBench's terminals end a trajectory, its masks are 0 where a step terminates; a row whose valids is 0 is a last state.
     """
-    terminal, end = flags["terminals"], flags.get("timeouts")
-    if not any(key in flags for key in DIALECTS):
-        return flags
-    if "valids" in flags and "masks" not in flags:
-        raise ValueError(
-            "it has valids and no masks, so nothing says which steps terminate: add masks, 0 where one does"
-        )
-    if "valids" in flags and (wrong := ~flags["valids"] & ~terminal).any():
-        raise ValueError(
-            f"valids is 0 in row {np.argmax(wrong)}, which ends no trajectory: leave out such rows and valids"
-        )
+    terminal, last = flags["terminals"], ~flags.get("valids", ~flags["terminals"])
     if "masks" in flags:
-        terminal, end = ~flags["masks"], ~flags["valids"] if "valids" in flags else terminal
-    else:
+        if (wrong := last & ~terminal).any():
+            row = f"valids is 0 in row {np.argmax(wrong)}, which ends no trajectory"
+            raise ValueError(f"{row}: leave out such rows and valids")
+        terminal, end = ~flags["masks"], last
+    elif "valids" in flags:
+        problem = "it has valids and no masks, so nothing says which steps terminate"
+        raise ValueError(f"{problem}: add masks, 0 where one does")
+    elif "episode_terminals" in flags:
         end = flags["episode_terminals"] | flags.get("timeouts", False)
+    else:
+        return flags
     return {"terminals": terminal, "timeouts": end & ~terminal}
 
 

@@ -30,26 +30,25 @@ REOPEN = 500  # episodes after which the file is opened anew: HDF5 keeps 20 kB a
 
 def metadata(folder: Path, dataset_id: str) -> dict[str, Any]:
     """A dataset's metadata, checked: of this dataset, of a Minari version that can be read."""
-    path, name = folder / "data" / "metadata.json", f"dataset {dataset_id}"
+    path, name, remedy = folder / "data" / "metadata.json", f"dataset {dataset_id}", storage.remake(folder)
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or _kind(path) or "it is not JSON"
-        raise StudyError(f"{name}: {path} cannot be read ({reason}): {storage.remake(folder)}") from None
+        raise StudyError(f"{name}: {path} cannot be read ({reason}): {remedy}") from None
     if not isinstance(found, dict):
-        raise StudyError(f"{name}: {path} holds no keys: {storage.remake(folder)}")
+        raise StudyError(f"{name}: {path} holds no keys: {remedy}")
     for key in TYPES.keys() & found.keys():
         if not isinstance(found[key], TYPES[key]):
-            raise StudyError(f"{name}: {path} has {key} {found[key]!r}, of a wrong type: {storage.remake(folder)}")
+            raise StudyError(f"{name}: {path} has {key} {found[key]!r}, of a wrong type: {remedy}")
     version, owner, kind = found.get("minari_version"), found.get("dataset_id"), found.get("data_format", "hdf5")
+    fewest = min(found.get("total_episodes", 0), found.get("total_steps", 0))
     problems = {
         f"{name} was written by Minari {version}, which Minari {minari.__version__} cannot read: get a version of it that "
         "fits, or another Minari": version not in minari.supported_dataset_versions,
         f"{folder} holds the dataset {owner}, not {dataset_id}: move it to its own folder": owner != dataset_id,
         f"{name} is stored as {kind}: only HDF5 is read, have Minari write it as that": kind != "hdf5",
-        f"{name} is empty: it holds no episode; {storage.remake(folder)}": (
-            min(found.get("total_episodes", 0), found.get("total_steps", 0)) <= 0
-        ),
+        f"{name} is empty: it holds no episode; {remedy}": fewest <= 0,
     }
     for problem in (sentence for sentence, holds in problems.items() if holds):
         raise StudyError(problem)
@@ -72,9 +71,8 @@ def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np
         raise StudyError(f"{name} has the action space {box}, {other}: it belongs to another version of it")
     shapes = {"state": (count, size), "next_state": (count, size), "action": (count, width)}
     shapes |= dict.fromkeys(("reward", "terminated", "truncated"), (count,))
-    arrays = {key: np.empty(shape, np.float32) for key, shape in shapes.items()} | {
-        "episode": np.empty(count, np.int64)
-    }
+    arrays = {key: np.empty(shape, np.float32) for key, shape in shapes.items()}
+    arrays["episode"] = np.empty(count, np.int64)
     at, remedy = 0, storage.remake(folder)
     recordings = episodes_of(folder / "data" / "main_data.hdf5", episodes, task, name, remedy, (size, width))
     for i, recorded in enumerate(recordings):

@@ -49,10 +49,6 @@ class Task:
         """What `get` and `make reproduce TASK=` take for this task: its name, or the path of its YAML file."""
         return self.definition or self.name
 
-    def dataset_id(self, profile: str) -> str:
-        """The Minari id at a profile."""
-        return self.dataset_ids[profile]
-
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
@@ -112,34 +108,28 @@ def choose(names: str = "", suite_name: str = "") -> list[Task]:
 
 # ---- a user's own task
 
-SHARES = ("discount", "expectile", "ema_rate", "target_rate", "hindsight")  # between 0 and 1
-POSITIVE = ("beta", "learning_rate", "reward_scale", "temperature", "goal_radius", "weight_cap")
-MOST = {"depth": 100, "width": 10_000, "solver_steps": 1_000, "support_steps": 1_000, "chain": 1_000}
-HUGE = 10**9  # no other number makes sense beyond it
-CHOICES = {
-    "kind": ("expectile", "softmax"), "pick": ("best", "softmax"),
-    "form": (*KINDS, "clean", "support", "shift-taylor", "shift-cubature"), "gate": (False, True, "jacobian"),
-}  # fmt: skip
+LIMITS = yaml.load(Path(__file__).with_name("limits.yaml").read_text(), LOADER)
+LIMITS["form"] = [*KINDS, *LIMITS["form"]]
+HUGE = 10**9
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _allowed(name: str, default: Any) -> Any:
-    """The type of a setting, as pydantic takes it: that of its default, with the limits that its name sets."""
+    """The type of a setting, as pydantic takes it: that of its default, with the limits of its name."""
+    limits, whole = LIMITS.get(name, {}), isinstance(default, int)
     if is_dataclass(default):
         return _model(name, vars(default))
-    if name in CHOICES:
-        return Literal[CHOICES[name]] if default else Literal[CHOICES[name]] | None
-    if isinstance(default, bool) or name == "bregman":
-        return bool | None if default is None else bool
-    if isinstance(default, int):
-        return Annotated[int, Field(ge=0 if name == "seed" else 1, le=MOST.get(name, HUGE))]
+    if isinstance(default, bool):
+        return bool
     if isinstance(default, Mapping):
         return dict[Literal[tuple(default)], _allowed(name, 0.0)]
     if isinstance(default, tuple):
         return Annotated[list[_allowed(name, 0.0)], Field(min_length=1)]
-    limits = Field(gt=0, le=HUGE) if name in POSITIVE else Field(ge=0, le=1 if name in SHARES else HUGE)
-    number = Annotated[float, limits]
-    return number | None if default is None else number
+    if isinstance(limits, list):
+        kind = Literal[tuple(limits)]
+    else:
+        kind = Annotated[int if whole else float, Field(**{"ge": int(whole), "le": HUGE} | limits)]
+    return kind | None if default is None else kind
 
 
 def _model(name: str, defaults: Mapping[str, Any]) -> type[pydantic.BaseModel]:

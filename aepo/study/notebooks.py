@@ -24,7 +24,6 @@ class Notebook:
     gpu: bool = True
 
 
-BEFORE_ENERGY = ("04_behavior", "05_critic")
 TABLE = yaml.safe_load(Path(__file__).with_name("notebooks.yaml").read_text())
 NOTEBOOKS = {name: Notebook(**row) for name, row in TABLE.items()}
 THEORY, PERFORMANCE = ("01_closed_form_guidance", "02_exact_toys"), ("10_performance",)  # they need no task
@@ -66,7 +65,7 @@ def parameters(name: str, task: str, seeds: Sequence[int], chosen: Sequence[str]
 def settings_hash(task: Task | None, profile: str) -> str:
     """Hash of a task's settings and of which data it has: its notebooks run again when it changes."""
     own = settings.for_task(profile, task.settings if task else {})
-    return settings.digest([settings.as_dict(own), task.dataset_id(profile) if task else None])
+    return settings.digest([settings.as_dict(own), task.dataset_ids[profile] if task else None])
 
 
 def mark(folder: Path, name: str) -> Path:
@@ -89,5 +88,5 @@ def reached(folder: Path, chosen: Iterable[str]) -> list[str]:
 
 def can_go_on(folder: Path, chosen: Iterable[str]) -> bool:
     """Whether a run that has not ended has what its evaluation needs for some of its methods."""
-    shared = all(mark(folder, name).exists() for name in BEFORE_ENERGY)
+    shared = all(mark(folder, name).exists() for name in ("04_behavior", "05_critic"))
     return shared and not mark(folder, "08_results").exists() and bool(reached(folder, chosen))
