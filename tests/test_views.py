@@ -100,14 +100,14 @@ def test_oddities_are_said_and_nothing_else():
     state[:, 2] = 3.0
     action = torch.where(plain.action > 0.5, 1.0, plain.action)
     action[:, 1] = 0.25
-    odd = replace(plain, state=state, action=action, reward=torch.ones(len(plain)))
+    odd = replace(plain, state=state, action=action, warnings=("all 120 rewards are 1",))
     odd = replace(odd, terminated=(torch.arange(len(plain)) == 3).float(), truncated=torch.zeros(len(plain)))
     said = "\n".join(describe.oddities(odd))
     for part in (
         "1 of 5 observation dimensions never change (2)",
         "action dimensions 1 never change",
         "at a bound of the box",
-        "all 120 rewards are 1: nothing can be learned",
+        "all 120 rewards are 1",
         "1 steps terminate inside an episode",
         "neither terminate nor are truncated",
     ):

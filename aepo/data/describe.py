@@ -30,6 +30,9 @@ def description(task: Task, profile: str) -> list[str]:
     lengths, ended, cut = torch.bincount(data.episode), int(data.terminated.sum()), int(data.truncated.sum())
     parts = f" ({', '.join(task.observation_keys)})" if task.observation_keys else ""
     bounds = [dict.fromkeys(f"{v:g}" for v in bound.tolist()) for bound in (data.action_low, data.action_high)]
+    scores = f"none ({task.scores})" if data.reference_scores is None else "none: train-only"
+    if data.reference_scores and task.env_id:
+        scores = f"0 at {data.reference_scores[0]:.6g}, 100 at {data.reference_scores[1]:.6g}: {task.scores}"
     rows = [
         ("task", f"{task.name} (suite {task.suite}), environment {task.env_id or 'none: train-only'}"),
         ("dataset", f"{data.dataset_id}, source {task.source}, in {folder}"),
@@ -41,20 +44,19 @@ def description(task: Task, profile: str) -> list[str]:
         ("state", f"{data.state.shape[1]} numbers, {data.state.min():.4g} to {data.state.max():.4g}{parts}"),
         ("action", f"{data.action.shape[1]} numbers, {' to '.join(map(', '.join, bounds))}"),
         ("content hash", data.content_hash),
-        ("scores", _scores(data, task)),
+        ("scores", scores),
     ]
     if record := reading.metadata(folder, data.dataset_id).get(importing.RECORD):
-        rows.insert(
-            2, ("imported", f"from {record['file']}, sha256 {record['sha256'][:8]}: {'; '.join(record['said'])}")
-        )
+        said = f"from {record['file']}, sha256 {record['sha256'][:8]}: {'; '.join(record['said'])}"
+        rows.insert(2, ("imported", said))
     horizon = None if task.continuing else task.horizon
-    rows += [("warning", text) for text in dict.fromkeys([*data.warnings, *oddities(data, horizon)])]
+    rows += [("warning", text) for text in oddities(data, horizon)]
     rows += [("note", task.note)] if task.note else []
     return [f"{name:13} {text}" for name, text in rows]
 
 
 def oddities(data: Dataset, horizon: int | None = None) -> list[str]:
-    """Sentences on constant observations, saturated, constant or small actions, equal rewards, odd episodes, jumps."""
+    """The data's warnings; sentences on constant observations, saturated, constant or small actions, odd episodes, jumps."""
     spread = data.state.amax(0) - data.state.amin(0)
     constant = torch.nonzero(spread <= CONSTANT * data.state.abs().amax(0).clamp(min=1)).flatten().tolist()
     low, high = data.action.amin(0), data.action.amax(0)
@@ -63,7 +65,7 @@ def oddities(data: Dataset, horizon: int | None = None) -> list[str]:
     length = torch.bincount(data.episode)
     short = int((length == 1).sum())
     ends = torch.cat([data.episode[1:] != data.episode[:-1], torch.tensor([True])])
-    inside = int(data.terminated[~ends].sum())
+    inside, broken = int(data.terminated[~ends].sum()), not (data.terminated + data.truncated)[ends].all()
     long, jumped, used = int((length > (horizon or len(data))).sum()), jumps(data), (high - low).max().item() / 2
     said = {
         f"{len(constant)} of {len(spread)} observation dimensions never change ({_shown(constant)}): the networks have not "
@@ -71,9 +73,6 @@ def oddities(data: Dataset, horizon: int | None = None) -> list[str]:
         f"action dimensions {_shown(still)} never change: nothing says what they do": still,
         f"{100 * share:.0f}% of the actions' components are at a bound of the box: the behavior pushes as hard as it can, "
         "and its density has mass on the box's faces": share > 0.05,
-        f"all {len(data)} rewards are {data.reward[0].item():g}: nothing can be learned from them": (
-            data.reward == data.reward[0]
-        ).all(),
         f"{short} of {len(length)} episodes have one step": short,
         f"{long} of {len(length)} episodes are longer than the evaluation's {horizon} steps: returns are of their first "
         f"{horizon}; where the environment ends there, two may be joined": long,
@@ -81,11 +80,9 @@ def oddities(data: Dataset, horizon: int | None = None) -> list[str]:
         "joined there": jumped,
         f"the actions use {100 * used:.0f}% of the action box: they may be scaled to another one": 0 < used < 0.5,
         f"{inside} steps terminate inside an episode: what follows them is another episode's": inside,
-        "some episodes neither terminate nor are truncated: they were broken off, and count as truncated": not (
-            (data.terminated + data.truncated)[ends].all()
-        ),
+        "some episodes neither terminate nor are truncated: they were broken off, and count as truncated": broken,
     }
-    return [sentence for sentence, holds in said.items() if holds]
+    return [*data.warnings, *(sentence for sentence, holds in said.items() if holds)]
 
 
 def jumps(data: Dataset) -> list[int]:
@@ -115,9 +112,3 @@ def _returns(data: Dataset, task: Task) -> str:
     low, high = data.reference_scores or (np.nan, np.nan)
     means = [f"{each.mean():.4g} (score {100 * (each.mean() - low) / (high - low):.3g})" for each in (returns, whole)]
     return f"{said}, of {task.horizon} steps as in evaluation: mean {means[0]}; of whole episodes: mean {means[1]}"
-
-
-def _scores(data: Dataset, task: Task) -> str:
-    if data.reference_scores is None or task.env_id is None:
-        return f"none ({task.scores})" if data.reference_scores is None else "none: train-only"
-    return f"0 at {data.reference_scores[0]:.6g}, 100 at {data.reference_scores[1]:.6g}: {task.scores}"
