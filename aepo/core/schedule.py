@@ -44,13 +44,13 @@ class VPSchedule:
         slope = self.beta_max - self.beta_min
         return -2 * log_alpha / (half + torch.sqrt(half**2 - slope * log_alpha))
 
-    def grid(self, steps: int, grid: str = "logsnr", t_start: float = 1.0, t_end: float = T_MIN) -> Tensor:
-        """`steps + 1` decreasing times from t_start to t_end in float64, uniform in log-SNR, t or sqrt(t)."""
+    def grid(self, steps: int, grid: str = "logsnr", t_start: float = 1.0) -> Tensor:
+        """`steps + 1` decreasing times from t_start to T_MIN in float64, uniform in log-SNR, t or sqrt(t)."""
         if grid not in GRIDS:
             raise ValueError(f"grid must be one of {', '.join(GRIDS)}, got {grid!r}")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        ends = torch.tensor([t_start, t_end], dtype=torch.float64)
+        ends = torch.tensor([t_start, T_MIN], dtype=torch.float64)
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         scales = {"logsnr": (self.logsnr, self.time), "uniform": (torch.clone, torch.clone)}
         forth, back = scales.get(grid, (torch.sqrt, torch.square))
@@ -71,10 +71,10 @@ def clip(value: Tensor, low: Limit, high: Limit) -> Tensor:
     return value if low is None and high is None else value.clamp(low, high)
 
 
-def expand_time(value: Tensor, like: Tensor, name: str = "t") -> Tensor:
+def expand_time(value: Tensor, like: Tensor) -> Tensor:
     """Append axes to `value` (0-d, or the leading axes of `like`) until it broadcasts over `like`."""
     if value.ndim > like.ndim:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, more axes than {tuple(like.shape)}")
+        raise ValueError(f"t has shape {tuple(value.shape)}, more axes than {tuple(like.shape)}")
     if value.ndim == 0:
         return value
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))

@@ -27,11 +27,9 @@ class Transitions:
             raise StudyError(f"critic: hindsight is a share of a batch: give 0 to 1, not {self.share}")
         n, d = data.state.shape[1], data.action.shape[1]
         self.sizes = [n, n, d, 3]
-        floor = (
-            scale * return_floor(data, settings.discount) if self.floored else torch.full_like(data.reward, -torch.inf)
-        )
+        floor = return_floor(data, settings.discount) if self.floored else torch.full_like(data.reward, -torch.inf)
         states = [data.standardize(data.state), data.standardize(data.next_state)]
-        numbers = torch.stack([scale * data.reward, data.terminated, floor], 1)
+        numbers = torch.stack([scale * data.reward, data.terminated, scale * floor], 1)
         self.packed = torch.cat([*states, data.action, numbers], 1)
         self.hindsight = Hindsight(data, settings.discount, settings.goal_radius, scale) if self.share else None
 

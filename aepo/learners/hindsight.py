@@ -30,11 +30,10 @@ class Hindsight:
         reward = self._reward(self.position[paid], data.state[paid, -GOAL_SIZE:])
         explained = (reward - data.reward[paid]).abs().le(0.05).float().mean() if paid.any() else 1.0
         if explained < EXPLAINED:
-            what = "exp(-distance)" if self.dense else f"1 within {radius} of it"
-            raise StudyError(
-                "critic: hindsight needs states that begin with a position (x, y) and end with the goal (x, y), and rewards "
-                f"that are {what}; here that holds of {100 * explained:.0f}% of the rewards above 0: set hindsight to 0"
-            )
+            what = f"rewards that are {'exp(-distance)' if self.dense else f'1 within {radius} of it'}"
+            needs = f"states that begin with a position (x, y) and end with the goal (x, y), and {what}"
+            holds = f"here that holds of {100 * explained:.0f}% of the rewards above 0"
+            raise StudyError(f"critic: hindsight needs {needs}; {holds}: set hindsight to 0")
 
     def _reward(self, position: Tensor, goal: Tensor) -> Tensor:
         """The environment's reward at positions `(..., 2)` for goals `(..., 2)`."""

@@ -168,10 +168,9 @@ def fit(
                 bad = [str(s) for s, values in zip(learner.seeds, row, strict=True) if not torch.isfinite(values).all()]
                 whose, kept = f" of seed {', '.join(bad)}" if bad else "", store.paths() if store else []
                 last = f"; the last good checkpoint is kept, {kept[-1]}" if kept else ""
-                raise files.StudyError(
-                    f"{learner.name}: the loss{whose} is not finite between steps {start} and {stop}{last}: "
-                    "try a smaller learning_rate, and look at the data (notebook 03_dataset)"
-                )
+                problem = f"the loss{whose} is not finite between steps {start} and {stop}{last}"
+                remedy = "try a smaller learning_rate, and look at the data (notebook 03_dataset)"
+                raise files.StudyError(f"{learner.name}: {problem}: {remedy}")
             log.append(row)
             if store:
                 store.save(index + 1, log, columns)
