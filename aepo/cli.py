@@ -14,8 +14,8 @@ from aepo.data import datasets, describe, download, importing, storage, tasks
 from aepo.files import StudyError, datasets_root, sentence
 from aepo.methods import CORE, METHODS
 from aepo.study import ablations as variants
-from aepo.study import campaign, runs
 from aepo.study import results as episodes
+from aepo.study import runs, stages
 from aepo.study import tables as study_tables
 from aepo.study import verify as checks
 
@@ -126,9 +126,17 @@ def evaluate(
 
 
 def _evaluated(run: runs.Run) -> str:
+    """What notebooks 03 to 08 compute for the run: networks, returns.csv, the rows of results.csv; its table."""
     if run.task.env_id:  # tried before hours of training
         environments.make(run.task).close()
-    campaign.run_task(run)
+    datasets.prepare(run.task, run.profile_name, run.profile.data)
+    data = datasets.load(run.task, run.profile_name)
+    runs.record_data(run.folder, data)
+    behavior = stages.train_behavior(run, data)
+    for method in run.methods:
+        stages.train_method(run, data, behavior, method)
+    episodes.write_returns(run, data)
+    episodes.merge_results(run)
     return batch.table(run.folder)
 
 
@@ -275,7 +283,7 @@ def get(task: DataTask, profile: ProfileName = "quick", clip: Clip = False) -> N
 
 def _put_on_disk(task: tasks.Task, profile: str, clip: bool = False) -> str:
     """Download or collect a task's data where they are not there; what they are, in one line."""
-    dataset_id = task.dataset_id(profile)
+    dataset_id = task.dataset_ids[profile]
     if storage.complete(dataset_id):
         print(f"{task.name}: dataset {dataset_id} is there already and is kept")
     datasets.prepare(task, profile, settings.for_task(profile, task.settings).data, clip)
@@ -291,7 +299,7 @@ def import_file(
 ) -> None:
     """Make a task's Minari dataset of an HDF5 file in D4RL's layout; that of the same file is kept."""
     found = _find(task, profile)
-    importing.import_hdf5(file, found, found.dataset_id(profile), clip)
+    importing.import_hdf5(file, found, found.dataset_ids[profile], clip)
     print(describe.summary(found, profile))
 
 
@@ -308,11 +316,10 @@ def collect(
         settings.get(profile)
         named = [tasks.get(task)] if task else tasks.suite(suite)
     chosen = [each for each in named if each.recipe]
-    if not chosen and task:
-        remedy = f"run {datasets.command(named[0], 'quick')}{download.instead(named[0])}"
-        raise StudyError(f"task {named[0].name} has no recipe, its data are not made here: {remedy}")
     if not chosen:
-        raise StudyError(f"the data of suite {suite} are not collected here: `aepo data get TASK` downloads them")
+        own = f"run {datasets.command(named[0], profile)}{download.instead(named[0])}"
+        whose, remedy = (named[0].name, own) if task else (f"suite {suite}", "`aepo data get TASK` downloads them")
+        raise StudyError(f"the data of {whose} are not collected here: {remedy}")
     _for_each({each.name: partial(_put_on_disk, each, profile) for each in chosen})
 
 

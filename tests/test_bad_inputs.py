@@ -227,7 +227,7 @@ DATA = {
 @pytest.mark.parametrize(("spoil", "sentence"), DATA.values(), ids=DATA)
 def test_bad_data(place, capsys, monkeypatch, spoil, sentence):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "minari"))
-    spoil(samples.hopper(dataset_id=tasks.get(HOPPER).dataset_id("smoke")) / "data")
+    spoil(samples.hopper(dataset_id=tasks.get(HOPPER).dataset_ids["smoke"]) / "data")
     before = samples.written(place)
     check(capsys, monkeypatch, place, REPRODUCE + HOPPER, sentence)
     assert samples.written(place) == before

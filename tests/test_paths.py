@@ -44,7 +44,7 @@ def test_a_notebook_runs_where_every_path_has_spaces_apostrophes_and_umlauts(che
     assert runs.read_manifest(results / "smoke" / "mine")["data"]
     monkeypatch.chdir(checkout)
     assert storage.root() == checkout / "the d'ä ta"
-    assert storage.complete(tasks.get(path).dataset_id("smoke"))
+    assert storage.complete(tasks.get(path).dataset_ids["smoke"])
 
 
 # ---- where data lie
@@ -95,7 +95,7 @@ def test_without_a_checkout_it_is_below_the_working_folder(place, monkeypatch):
             cli.main()
         assert not stopped.value.code
     assert {path.name for path in (place / "my data" / "aepo" / "own").iterdir()} == {
-        tasks.get("./mine.yaml").dataset_id("smoke").split("/")[-1]
+        tasks.get("./mine.yaml").dataset_ids["smoke"].split("/")[-1]
     }
 
 

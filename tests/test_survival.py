@@ -81,7 +81,7 @@ SPOILED = {
 
 @pytest.mark.parametrize(("spoil", "said"), SPOILED.values(), ids=SPOILED)
 def test_a_bad_checkpoint_is_passed_over_for_the_one_before(run, data, tiny, capsys, spoil, said):
-    folder = run.checkpoints()
+    folder = run.folder / "checkpoints"
     whole = trained(run, data, tiny, checkpoints=folder)
     assert [path.name[9:-12] for path in sorted(folder.iterdir())] == ["000003", "000004"]
     spoil(folder / "behavior.000004.safetensors")
@@ -94,7 +94,7 @@ def test_a_bad_checkpoint_is_passed_over_for_the_one_before(run, data, tiny, cap
 
 
 def test_a_checkpoint_of_other_settings_is_not_used_and_said(run, data, tiny, capsys):
-    folder = run.checkpoints()
+    folder = run.folder / "checkpoints"
     trained(run, data, tiny, checkpoints=folder, meta={"settings_hash": "a"})
     log = trained(run, data, tiny, checkpoints=folder, meta={"settings_hash": "b"})
     assert (
@@ -115,7 +115,7 @@ def test_checkpoints_of_a_longer_name_are_left_alone(tmp_path):
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(run, data, tiny):
-    folder, steps = run.checkpoints(), 0
+    folder, steps = run.folder / "checkpoints", 0
     learner, _ = behavior_stage.behavior_learner(data, (0, 1), tiny.behavior)
 
     def after_step():
@@ -137,7 +137,7 @@ def test_what_a_kill_between_two_files_left_is_mended(run, data, tiny):
     """An artefact without its entry in the manifest, with checkpoints beside it; a log that already has the new seed."""
     stages.train_behavior(run, data)
     (run.folder / "manifest.json").unlink()
-    left = run.checkpoints() / "behavior.000002.safetensors"
+    left = run.folder / "checkpoints" / "behavior.000002.safetensors"
     left.touch()
     stages.train_behavior(run, data)
     assert runs.read_manifest(run.folder)["stages"]["behavior"]["seeds"] == [0, 1]

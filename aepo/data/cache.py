@@ -59,11 +59,8 @@ def build(folder: Path, dataset_id: str, task: Task) -> Cached:
         print(f"dataset {dataset_id}: {warning}")
     action = arrays["action"]
     np.clip(2 * (action - box.low) / (box.high - box.low) - 1, -1, 1, out=action)
-    std = arrays["state"].std(0)
-    arrays |= {
-        "state_mean": arrays["state"].mean(0),
-        "state_std": np.where(std < CONSTANT, 1.0, std).astype(np.float32),
-    }
+    arrays["state_mean"], std = arrays["state"].mean(0), arrays["state"].std(0)
+    arrays["state_std"] = np.where(std < CONSTANT, 1.0, std).astype(np.float32)
     arrays |= {"action_low": box.low.astype(np.float32), "action_high": box.high.astype(np.float32)}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:

@@ -40,9 +40,7 @@ class Dataset:
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Self:
         """The same data on a device, floating-point tensors in `dtype`."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {
-            name: value.to(device, dtype if value.is_floating_point() else None) for name, value in tensors.items()
-        }
+        moved = {key: x.to(device, dtype if x.is_floating_point() else None) for key, x in tensors.items()}
         return replace(self, **moved)
 
     def standardize(self, state: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ class Dataset:
 
 def prepare(task: Task, profile: str, data: DataSettings, clip: bool = False) -> str:
     """Download, import or collect the task's dataset where it is not on disk; its id. `clip` moves actions into the box."""
-    dataset_id = task.dataset_id(profile)
+    dataset_id = task.dataset_ids[profile]
     if not storage.complete(dataset_id):
         if task.file:
             return importing.import_hdf5(task.file, task, dataset_id, clip)
@@ -79,7 +77,7 @@ def command(task: Task, profile: str) -> str:
 
 def load(task: Task, profile: str) -> Dataset:
     """The task's dataset as float32 tensors on the CPU, memory-mapped from the cache that the first load makes."""
-    dataset_id = task.dataset_id(profile)
+    dataset_id = task.dataset_ids[profile]
     if not storage.complete(dataset_id):
         remedy = f"run notebook 03_dataset first, or {command(task, profile)}"
         raise files.StudyError(f"dataset {dataset_id} is not on disk: {remedy}")
@@ -88,12 +86,9 @@ def load(task: Task, profile: str) -> Dataset:
     stored = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
     references = task.references or (None if None in stored else stored)
     if references and not in_order(*references):
-        problem = (
-            f"{folder / 'data' / 'metadata.json'} has the reference scores {stored}, which are not low before high"
-        )
-        raise files.StudyError(
-            f"{problem}: correct them, or write `references: [low, high]` into a task file of your own"
-        )
+        problem = f"{folder}/data/metadata.json has the reference scores {stored}, which are not low before high"
+        remedy = "correct them, or write `references: [low, high]` into a task file of your own"
+        raise files.StudyError(f"{problem}: {remedy}")
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
         tensors, made = cache.load_or_build(folder, dataset_id, task)
     return Dataset(

@@ -44,10 +44,8 @@ def download_dataset(task: Task, dataset_id: str) -> str:
             reading.metadata(staging / dataset_id, dataset_id)
             reading.open_hdf5(staging / dataset_id / "data" / "main_data.hdf5").close()
         except StudyError as error:
-            problem = str(error).rpartition(": ")[0]
-            raise StudyError(
-                f"the download of {dataset_id} cannot be used ({problem}): try again{instead(task)}"
-            ) from None
+            problem, again = str(error).rpartition(": ")[0], f"try again{instead(task)}"
+            raise StudyError(f"the download of {dataset_id} cannot be used ({problem}): {again}") from None
     return dataset_id
 
 
@@ -88,7 +86,7 @@ def _compare(staging: Path, owner: str, dataset_id: str) -> None:
 
 def _explain(error: Exception, dataset_id: str, task: Task) -> str:
     """One sentence with the next step for what Minari or the hub's client raised."""
-    text = _first_line(error)
+    text = next(iter(str(error).strip().splitlines()), "")
     if isinstance(error, ValueError) and "Couldn't find any version" in text:
         return f"Minari's server has no dataset {dataset_id}: correct its name{instead(task)}"
     if isinstance(error, ValueError) and ("version" in text or "compatible" in text):
@@ -96,7 +94,3 @@ def _explain(error: Exception, dataset_id: str, task: Task) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     reason = f"the server answered {status}" if status else "the answer broke off, or was none of the hub's"
     return f"the download of {dataset_id} failed ({reason}): try again{instead(task)}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

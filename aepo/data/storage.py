@@ -12,15 +12,11 @@ from pathlib import Path
 from unittest import mock
 
 from aepo import files
+from aepo.files import datasets_root as root
 
 CLIP_MARK = "clip-actions"
 EPISODE_BYTES = 16_384  # that HDF5 needs for an episode beside its numbers
 CACHE_BYTES = 8  # that the cache needs for a number of a step, at most
-
-
-def root() -> Path:
-    """Minari's folder: ~/.minari/datasets, or MINARI_DATASETS_PATH."""
-    return files.datasets_root()
 
 
 def complete(dataset_id: str) -> bool:

@@ -15,7 +15,7 @@ from aepo.files import StudyError
 from aepo.learners.energies import SUPPORTED
 from aepo.learners.policies import RENEWED
 from aepo.methods import METHODS
-from aepo.study import campaign, results, runs, stages
+from aepo.study import results, runs, stages
 from aepo.study.runs import Run
 
 TOUCHES = {  # by the stage whose settings change: which stages are made again, by how their names begin
@@ -116,7 +116,7 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
         _share(run, own, f"evaluation/{method}.safetensors")
     behavior, rows = stages.train_behavior(own, data), []
     for method in own.methods:
-        campaign.train(own, data, behavior, method)
+        stages.train_method(own, data, behavior, method)
         rows.append(results.evaluated_rows(own, method, variant.name))
     frame = results.with_scores(pd.concat(rows, ignore_index=True), run, data)
     table = run.folder / "evaluation" / f"ablation-{own.folder.name}.csv"

@@ -49,10 +49,6 @@ class Run:
         """Path of a stage's training log."""
         return self.folder / "metrics" / f"{stage}.parquet"
 
-    def checkpoints(self) -> Path:
-        """Folder of unfinished trainings."""
-        return self.folder / "checkpoints"
-
 
 def energy_stage(method: str, beta: float) -> str:
     """Name of the stage of a method's energy network at inverse temperature beta: energy-<method>-b<beta>."""
@@ -97,8 +93,7 @@ def open_run(
 
 def resolve(runs_dir: str | Path) -> Path:
     """The runs folder: as given where absolute, else below the project."""
-    given = Path(runs_dir).expanduser()
-    return given if given.is_absolute() else project_root() / given
+    return project_root() / Path(runs_dir).expanduser()
 
 
 def results_path(runs_dir: Path, profile: str) -> Path:
@@ -187,11 +182,8 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
         tensors, meta = files.load_networks(path)
         if seed not in (seeds := meta["seeds"]):
             raise StudyError(f"{folder} holds seeds {seeds}, not {seed}")
-        chosen = {
-            key: select_seeds(t, [seeds.index(seed)], len(seeds))
-            for key, t in tensors.items()
-            if not key.startswith("q_target.")
-        }
+        acting = {key: t for key, t in tensors.items() if not key.startswith("q_target.")}
+        chosen = {key: select_seeds(t, [seeds.index(seed)], len(seeds)) for key, t in acting.items()}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         files.write_artifact(target / f"{stage}.safetensors", chosen, meta)
     kept = {name: entry | {"seeds": [seed]} for name, entry in manifest["stages"].items() if name in used}

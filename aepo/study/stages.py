@@ -53,7 +53,7 @@ def _stage(
             started = time.time()
             learner, module = build(missing)
             if learner:
-                where = run.checkpoints(), meta, run.folder / "progress"
+                where = run.folder / "checkpoints", meta, run.folder / "progress"
                 log = fit(learner, settings.steps, settings.learning_rate, run.profile.chunk, *where)
             if finish:
                 finish(module, missing)
@@ -71,7 +71,7 @@ def _stage(
             files.write_artifact(run.artifact(name), trained, {**meta, "seeds": list(seeds)})  # last: it is complete
         elif name not in runs.read_manifest(run.folder).get("stages", {}):
             runs.update_manifest(run.folder, "stages", name, entry | {"seeds": list(seeds)})
-        clear_checkpoints(run.checkpoints(), name)
+        clear_checkpoints(run.folder / "checkpoints", name)
 
 
 def _stored(run: Run, name: str, content: dict[str, Any], digest: str) -> tuple[dict[str, Tensor], tuple[int, ...]]:
@@ -222,3 +222,12 @@ def train_energy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
         where = f"beta c_t |H v| is above 1 at up to {100 * curved:.0f}% of noised actions"
         print(f"{name}: {where}: first order is not to be trusted there (notebook 09 shows where)")
     return load_networks(run.folder, name, run.seeds, run.device)
+
+
+def train_method(run: Run, data: Dataset, behavior: Behavior, method: str) -> None:
+    """Train what a method needs beyond the behavior model, or find it done."""
+    critic = train_critic(run, data, behavior)
+    if METHODS[method].energy:
+        train_energy(run, data, behavior, critic, method)
+    if METHODS[method].policy:
+        train_policy(run, data, behavior, critic, method)
