@@ -229,9 +229,8 @@ class Work:
         """Snakemake's command line for some of its runs; StudyError outside of a checkout."""
         root, first = files.project_root(), study[0]
         if not (root / "Snakefile").exists():
-            raise StudyError(
-                f"there is no Snakefile at or above {Path.cwd()}: call this inside a checkout of the study"
-            )
+            remedy = "call this inside a checkout of the study"
+            raise StudyError(f"there is no Snakefile at or above {Path.cwd()}: {remedy}")
         values = {
             "task": ",".join(run.task.argument for run in study),
             "profile": first.profile_name,

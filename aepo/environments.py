@@ -242,12 +242,10 @@ def observation_size(space: gym.Space, keys: Sequence[str], name: str) -> int:
     """Numbers in an observation: of a box all, of a dict those of the parts `keys`; StudyError where it has others."""
     if isinstance(space, gym.spaces.Dict):
         if not keys or not set(keys) <= set(space):
+            parts, taken = ", ".join(space), ", ".join(keys) or "plain arrays"
             vectors = any(len(part.shape or ()) == 1 for part in space.values())
-            raise StudyError(
-                f"{name} has dict observations with the parts {', '.join(space)}, its task takes "
-                f"{', '.join(keys) or 'plain arrays'}: "
-                + ("name the parts to take in the task's observation_keys" if vectors else ONLY_VECTORS)
-            )
+            remedy = "name the parts to take in the task's observation_keys" if vectors else ONLY_VECTORS
+            raise StudyError(f"{name} has dict observations with the parts {parts}, its task takes {taken}: {remedy}")
         return sum(observation_size(space[key], (), name) for key in keys)
     check_vectors(space.shape, space.dtype, "observations", name)
     return space.shape[0]

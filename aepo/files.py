@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 FORMAT = 2  # of what a stage writes; part of its settings hash, so that files of another format are made again
 USED_FILES = "AEPO_USED_FILES"  # environment variable of a notebook that `scripts/run_papermill.py` executes
@@ -221,10 +221,8 @@ def memory(what: str, remedy: str) -> Iterator[None]:
     """Out of memory, of the machine or of its GPU, becomes a StudyError that says where and what to try."""
     try:
         yield
-    except StudyError:
-        raise
     except (MemoryError, RuntimeError, OSError) as error:
-        if not out_of_memory(error):
+        if isinstance(error, StudyError) or not out_of_memory(error):
             raise
         text = " ".join(str(error).split())[:160] or "no block that large"
         raise StudyError(f"{what}: out of memory ({text}): {remedy}") from None
@@ -242,11 +240,3 @@ def load_networks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not torch.isfinite(tensor).all():
             raise StudyError(f"{path}: {name} holds NaN or infinity: {REMEDY}")
     return tensors, meta
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors into a module; StudyError names those that are missing, too many, or of another shape."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise StudyError(f"{path}: {' '.join(str(error).split())[:300]}: {REMEDY}") from None

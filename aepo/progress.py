@@ -4,7 +4,6 @@ import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import Self
 
 from tqdm.std import tqdm
 
@@ -25,11 +24,11 @@ class _NotebookLine:
         pass
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """Counts `total` units of a stage; `folder/<stage>.txt` tells other processes where it stands."""
 
-    def __init__(self, stage: str, total: int, unit: str = "step", folder: Path | None = None, initial: int = 0):
-        look = {"desc": stage, "unit": unit, "unit_scale": True, "mininterval": 0.5}
+    def __init__(self, stage: str, total: int, folder: Path | None = None, initial: int = 0):
+        look = {"desc": stage, "unit": "step", "unit_scale": True, "mininterval": 0.5}
         if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
             look |= {"file": _NotebookLine(), "ncols": 100}
         self._bar = tqdm(total=total, initial=initial, **look)
@@ -58,9 +57,6 @@ class Progress:
         self._bar.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception) -> None:
         self.close()

@@ -12,8 +12,10 @@ import yaml
 from aepo.methods import METHODS
 
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
-LOW_NOISE = tuple(name for name in GUIDED if not METHODS[name].best)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
+LOW_NOISE = {"bc-low-noise", *(name for name in GUIDED if not METHODS[name].best)}
+NOISE_SCALES = {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS}
+GUIDANCE_SCALES = {name: None if METHODS[name].scaled else 1.0 for name in GUIDED}
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,9 @@ class EvaluationSettings:
     solver_steps: int = 10
     candidates: int = 16
     pick: str = "best"
-    noise_scale: Mapping[str, float] = field(
-        default_factory=lambda: {name: 0.25 if name in (*LOW_NOISE, "bc-low-noise") else 1.0 for name in METHODS}
-    )
+    noise_scale: Mapping[str, float] = field(default_factory=NOISE_SCALES.copy)
     beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0))
-    guidance_scale: Mapping[str, float | None] = field(
-        default_factory=lambda: {name: None if METHODS[name].scaled else 1.0 for name in GUIDED}
-    )
+    guidance_scale: Mapping[str, float | None] = field(default_factory=GUIDANCE_SCALES.copy)
     scale_factor: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 1.0))
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     curve_episodes: int = 10

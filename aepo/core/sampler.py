@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -76,7 +75,4 @@ def solve(
     return clip(x, low, high)
 
 
-@wraps(solve)
-@torch.no_grad()
-def sample(*args: Any, **kwargs: Any) -> Tensor:
-    return solve(*args, **kwargs)
+sample = torch.no_grad()(solve)

@@ -156,25 +156,21 @@ def _made_with(run: Run, method: str) -> dict[str, Any]:
         "differentiated": run.profile.energy.differentiated and METHODS[method].shift is not None,
         "pick": settings.pick,
         "networks": checksums(run, method, beta),
-        "env_id": task.env_id,
-        "env_kwargs": dict(task.env_kwargs),
-        "observation_keys": list(task.observation_keys),
-        "horizon": task.horizon,
+        **{key: getattr(task, key) for key in ("env_id", "env_kwargs", "observation_keys", "horizon")},
     }
 
 
 def _kept_or_played(run: Run, name: str, method: str, seeds: Sequence[int], content: Mapping[str, Any]) -> Rollouts:
     """Rollouts kept under `name` with the same content, else played as it says, a row a seed, and kept."""
     digest, path = settings_table.digest(content), run.folder / "evaluation" / f"{name}.safetensors"
+    label = f"evaluate {name}"
     with files.lock(run.folder, f"evaluation-{name}"):
         started, rollouts = time.time(), _stored(path, digest)
         played = rollouts is None
         if played:
-            with files.memory(f"evaluate {name}", FEWER):
+            with files.memory(label, FEWER):
                 actor = load_actor(run.folder, method, seeds, Acting.of(content), run.device)
-                rollouts = play(
-                    actor, run.task, seeds, content["episodes"], f"evaluate {name}", run.folder / "progress"
-                )
+                rollouts = play(actor, run.task, seeds, content["episodes"], label, run.folder / "progress")
         if name == method:  # before the rollouts, whose file marks the end
             _note(run, method, content, **({"seconds": round(time.time() - started, 1)} if played else {}))
         if played:

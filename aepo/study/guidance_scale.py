@@ -72,8 +72,7 @@ def _match(run: Run, method: str, beta: float) -> dict[str, list]:
     support = sample_actions(behavior, state, SAMPLES, settings.solver_steps, random)
     target, reached = target_advantage(critic, state, support, beta), reached_advantage(actor, critic, state, noise)
     found = {"target": target, "reached": reached, "chosen": nearest_scales(reached, target)}
-    if clipped := [s for s, w in zip(run.seeds, found["chosen"], strict=True) if w in (SCALES[0], SCALES[-1])]:
-        print(
-            f"guidance scale of {method}: at an end of what is tried, {SCALES[0]} to {SCALES[-1]}, for seeds {clipped}"
-        )
+    low, high = SCALES[0], SCALES[-1]
+    if clipped := [seed for seed, scale in zip(run.seeds, found["chosen"], strict=True) if scale in (low, high)]:
+        print(f"guidance scale of {method}: at an end of what is tried, {low} to {high}, for seeds {clipped}")
     return {name: values.tolist() for name, values in found.items()}

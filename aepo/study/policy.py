@@ -38,7 +38,10 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
         module = _networks(stage, tensors, meta["settings"], len(seeds))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
         raise StudyError(f"{path} does not hold the networks of {stage}: {files.REMEDY}") from None
-    files.fill(module, tensors, path)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:  # it names what is missing, too much, or of another shape
+        raise StudyError(f"{path}: {' '.join(str(error).split())[:300]}: {files.REMEDY}") from None
     return module.to(device).requires_grad_(False)
 
 
@@ -106,9 +109,8 @@ class Policy:
         device = runs.choose_device(device or "auto")
         evaluated = runs.read_manifest(folder).get("evaluation", {}).get(method, {})
         if not evaluated:
-            raise StudyError(
-                f"{folder}/manifest.json has no evaluation of {method!r}: run notebook 07_evaluation first"
-            )
+            where = f"{folder}/manifest.json"
+            raise StudyError(f"{where} has no evaluation of {method!r}: run notebook 07_evaluation first")
         how = Acting.of(evaluated)
         if guidance_scale is None:
             guidance_scale = how.guidance_scale

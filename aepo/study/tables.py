@@ -18,7 +18,6 @@ from aepo.study.results import read_results
 LOOKED_AT = GROUPS["local-small"]
 NONE = (np.nan,) * 3  # no value, no interval
 AGAINST = ("qgpo", "iql", "best-of-n")
-INTERVALS = ("iqm", *(f"p_{other}" for other in AGAINST))  # columns with intervals of the summary
 MARK = "<!-- below: what `aepo results` prints -->"
 PUBLISHED = Path(__file__).with_name("published.csv")  # scores that papers report on D4RL: notebook 08
 
@@ -166,9 +165,9 @@ def summary_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[
 
 def markdown_summary(table: pd.DataFrame) -> str:
     """`summary_table` for people."""
-    rows = []
+    rows, columns = [], ("iqm", *(f"p_{other}" for other in AGAINST))
     for row in table.to_dict("records"):
-        iqm, *chances = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in INTERVALS)
+        iqm, *chances = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in columns)
         shown = [f"`{row['method']}`", _interval(*iqm), f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
         rows.append(shown + [_interval(*chance, 2) for chance in chances])
     return markdown_table(["method", "IQM [95%]", "mean", "mean rank", *(f"P(> `{other}`)" for other in AGAINST)], rows)
