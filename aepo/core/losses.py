@@ -82,7 +82,7 @@ def energy_loss(
 def shift_loss(
     shift_net: ShiftNet, state: Tensor, noisy_action: Tensor, t: Tensor, target: Tensor
 ) -> tuple[Tensor, Info]:
-    """mean |v - target|^2, target = shift / (scale sqrt(c_t)) `(S, B, d)`; 1: no better than 0. Also by thirds of t."""
+    """mean |v - target|^2, target = shift / `ShiftNet.size` `(S, B, d)`; 1: no better than 0. Also by thirds of t."""
     error = (shift_net(state, noisy_action, t) - target).square().mean(-1)
     info = {"loss": error.mean(-1)}
     for name, low, high in (("early", 2 / 3, 1.01), ("middle", 1 / 3, 2 / 3), ("late", 0.0, 1 / 3)):

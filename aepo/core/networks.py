@@ -202,16 +202,18 @@ def join_seeds(first: Tensor, second: Tensor, seeds_first: int, seeds_second: in
 
 
 class ShiftNet(nn.Module):
-    """Guidance in units of the clean action, shift = scale sqrt(c_t) v(s, a_t, t): `(S, B, d)`.
+    """Guidance in units of the clean action, shift = scale c_t^power v(s, a_t, t): `(S, B, d)`.
 
     `variance` `(S, T)`: the behavior model's c_t (`posterior.fit_isotropic`), kept here so that the network stands alone;
-    `scale` `(S, 1)` standardises the regression target shift / sqrt(c_t), which stays bounded at all t.
+    `scale` `(S, 1)` standardises the regression target shift / c_t^power: for 1, to first order beta grad Q(m); for 1/2,
+    which hides the small t, bounded.
     """
 
-    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, variance_times: int):
+    def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, times: int, power=1.0):
         super().__init__()
+        self.power = power
         self.net = VelocityNet(seeds, state_dim, action_dim, width, depth)
-        self.register_buffer("variance", torch.ones(seeds, variance_times))
+        self.register_buffer("variance", torch.ones(seeds, times))
         self.register_buffer("scale", torch.ones(seeds, 1))
 
     def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
@@ -219,8 +221,8 @@ class ShiftNet(nn.Module):
         return self.net(state, noisy_action, t)
 
     def size(self, t: Tensor) -> Tensor:
-        """scale sqrt(c_t) `(S, B)` or `(S, 1)`, t `(S, B)` or 0-d."""
-        return self.scale * isotropic_variance(self.variance, t).sqrt()
+        """scale c_t^power `(S, B)` or `(S, 1)`, t `(S, B)` or 0-d."""
+        return self.scale * isotropic_variance(self.variance, t) ** self.power
 
     @torch.no_grad()
     def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor | None = None) -> Tensor:

@@ -67,7 +67,8 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     if settings["energy"].startswith("shift-"):
         d = tensors["net.net.out.weight"].shape[-1]
         n = tensors["net.net.layers.0.weight"].shape[1] - d - TIME_FEATURES
-        return ShiftNet(count, n, d, *sizes(EnergySettings), tensors["variance"].shape[-1])
+        power = settings.get("power", 0.5)  # what was stored before had sqrt(c_t)
+        return ShiftNet(count, n, d, *sizes(EnergySettings), tensors["variance"].shape[-1], power)
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
     times = tensors["variance"].shape[-1] if settings["gate"] == "jacobian" else 1

@@ -212,6 +212,7 @@ def train_energy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     name = runs.energy_stage(method, beta)
     made_of = {stage: _settings_hash(run, stage) for stage in ("behavior", "critic")}
     made_of |= {"energy": entry.energy, "gate": entry.gate, "bregman": entry.bregman, "beta": beta}
+    made_of |= {"power": 1.0} if entry.energy.startswith("shift-") else {}  # of `ShiftNet`
     support = train_support(run, data, behavior) if entry.energy in SUPPORTED else None
     problem = Guidance(data, behavior, critic, entry, beta, settings, support, run.profile.critic.hindsight > 0)
 
