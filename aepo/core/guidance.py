@@ -74,10 +74,9 @@ def _kind(covariance: Tensor, gradient: Tensor) -> int:
         lead = zip(covariance.shape[: covariance.ndim - kind], gradient.shape[:-1], strict=True)
         fits = all(c in (1, g) or g == 1 for c, g in lead)
     if not fits:
-        raise ValueError(
-            f"covariance has shape {tuple(covariance.shape)}; with a gradient or mean of shape {tuple(gradient.shape)} "
-            f"expected (...,) isotropic, (..., {d}) diagonal or (..., {d}, {d}) full; leading axes may be 1 but not missing"
-        )
+        given = f"covariance has shape {tuple(covariance.shape)}; with a gradient or mean of shape"
+        kinds = f"(...,) isotropic, (..., {d}) diagonal or (..., {d}, {d}) full"
+        raise ValueError(f"{given} {tuple(gradient.shape)} expected {kinds}; leading axes may be 1 but not missing")
     return kind
 
 
@@ -134,9 +133,8 @@ def taylor_energy(
     else:
         matrix = _factor(covariance, kind)
         if kind < 2:
-            matrix = torch.diag_embed(
-                matrix if kind else matrix.unsqueeze(-1).expand(*matrix.shape, gradient.shape[-1])
-            )
+            diagonal = matrix if kind else matrix.unsqueeze(-1).expand(*matrix.shape, gradient.shape[-1])
+            matrix = torch.diag_embed(diagonal)
         slope = (matrix.mT @ gradient.unsqueeze(-1)).squeeze(-1)
         energy = beta * q + _quadratic_correction(slope, beta * matrix.mT @ hessian @ matrix, beta, curvature)
     return _clamp(energy, beta, bounds)
@@ -218,10 +216,8 @@ def _log_likelihood(
     if check:
         check_time(t)
         if q_values.shape[-1] != support.shape[-2] or support.shape[-1] != noisy_action.shape[-1]:
-            raise ValueError(
-                f"support has shape {tuple(support.shape)}; q_values {tuple(q_values.shape)} and noisy_action "
-                f"{tuple(noisy_action.shape)} need (..., M, d)"
-            )
+            others = f"q_values {tuple(q_values.shape)} and noisy_action {tuple(noisy_action.shape)}"
+            raise ValueError(f"support has shape {tuple(support.shape)}; {others} need (..., M, d)")
     alpha, sigma = (expand_time(v, noisy_action) for v in (vp.alpha(t), vp.sigma(t)))
     distance = noisy_action.unsqueeze(-2) - (alpha.unsqueeze(-1) if alpha.ndim else alpha) * support
     return -distance.square().sum(-1) / (2 * sigma**2)

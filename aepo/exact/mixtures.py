@@ -54,9 +54,8 @@ class Mixture:
         count, d = self.means.shape
         if self.weights.shape != (count,) or self.covariances.shape != (count, d, d):
             shapes = [tuple(x.shape) for x in (self.weights, self.means, self.covariances)]
-            raise ValueError(
-                f"weights, means and covariances have the shapes {shapes}, expected (K,), (K, d), (K, d, d)"
-            )
+            expected = "(K,), (K, d), (K, d, d)"
+            raise ValueError(f"weights, means and covariances have the shapes {shapes}, expected {expected}")
         if not (self.weights > 0).all() or abs(self.weights.sum().item() - 1) > 1e-5:
             raise ValueError(f"weights must be positive and sum to 1, got {self.weights.tolist()}")
 

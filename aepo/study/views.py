@@ -80,10 +80,7 @@ class Plane:
         axes.grid(False)
 
 
-View = MazeMap | Plane
-
-
-def view(task: Task, data: Dataset) -> View:
+def view(task: Task, data: Dataset) -> MazeMap | Plane:
     """Where to draw a task's states: its maze, or the plane of two principal components."""
     if task.env_id is None:
         return Plane(data)
