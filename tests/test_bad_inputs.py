@@ -125,7 +125,10 @@ PARAMETERS = {
     ),
     "method twice": (REPRODUCE + f"{TASK} --methods bc,bc", "methods must be distinct, at least one"),
     "no task": (REPRODUCE + ",", "no task is named in ','"),
-    "profile": (REPRODUCE + f"{TASK} --profile huge", "unknown profile 'huge': choose one of smoke, quick, study, full"),
+    "profile": (
+        REPRODUCE + f"{TASK} --profile huge",
+        "unknown profile 'huge': choose one of smoke, quick, study, full",
+    ),
     "negative seeds": (REPRODUCE + f"{TASK} --seeds=-1", "seeds must be a number of seeds from 1 to 1000, got '-1'"),
     "no seeds": (REPRODUCE + f"{TASK} --seeds 0", "seeds must be a number of seeds from 1 to 1000, got '0'"),
     "words": (REPRODUCE + f"{TASK} --seeds many", "seeds must be a number of seeds from 1 to 1000, got 'many'"),
@@ -322,7 +325,7 @@ LEFT = {
     "policy": (
         edit(lambda t: t.popitem(), "policy-iql-b3"),
         STUDY,
-        "policy-iql-b3.safetensors: Error(s) in loading state_dict",
+        "policy-iql-b3.safetensors does not hold the networks of policy-iql-b3 (Error(s) in loading state_dict",
     ),
     "scale": (put("evaluation/scale-aepo-b3.json", POISON), STUDY, "scale-aepo-b3.json cannot be read"),
     "scale kind": (put("evaluation/scale-aepo-b3.json", "[]"), STUDY, "scale-aepo-b3.json is no file of this study"),

@@ -239,7 +239,7 @@ def test_a_mark_has_actions_clipped_and_the_data_stay_as_they_are(folder):
     storage.ask_to_clip(ID)
     data = datasets.load(HOPPER, "full")
     assert data.action[2, 0] == -1
-    assert data.warnings == ("1 of 13 actions are outside the action box, by 0.25 at most, and are clipped",)
+    assert data.warnings == ("1 of 13 actions are outside the action box, by 0.25 at most, and were moved into it",)
     assert before.items() <= written(folder).items()
 
 

@@ -145,7 +145,7 @@ def test_get_with_clip_makes_downloaded_data_readable(aepo):
     samples.at("episode_0/actions", (2, 0), -1.25)(stored_folder / "data")
     code, _, error = aepo("data", "show", task.name)
     assert code == 1
-    assert f"`aepo data get {task.name} --clip` has them moved into it" in error
+    assert f"`aepo data get {task.name} --clip` moves them into it" in error
     code, out, _ = aepo("data", "get", task.name, "--clip")
     assert code == 0
     assert "13 transitions in 3 episodes" in out

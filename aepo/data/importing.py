@@ -32,12 +32,11 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
     where the next observation is not that of the following row. Without them the last step before a timeout has none and
     is dropped, as D4RL's qlearning_dataset does; a step that terminates is kept, its own observation stands in for it.
     """
-    path, own = Path(path), f"name {path} as the dataset of a task file of your own"
-    if task.source != D4RL:
-        verb = "collect" if task.recipe else "get"
-        raise StudyError(f"the data of {task.name} are not imported: run `aepo data {verb} {task.argument}`, or {own}")
-    if task.file and path.resolve() != Path(task.file):
-        raise StudyError(f"the data of {task.name} are those of {task.file}: import that, or {own}")
+    path = Path(path)
+    if task.source != D4RL or (task.file and path.resolve() != Path(task.file)):
+        remedy = f"run `aepo data {'collect' if task.recipe else 'get'} {task.argument}`"
+        own = "name it as the dataset of a task file of your own"
+        raise StudyError(f"from {path} the data of {task.name} are not imported: {remedy}, or {own}")
     reading.open_hdf5(path).close()
     record = {"file": path.name, "sha256": storage.sha256(path), "clip": clip}
     with storage.claim(dataset_id) as staging:
@@ -49,19 +48,13 @@ def import_hdf5(path: str | os.PathLike, task: Task, dataset_id: str, clip: bool
         observations, actions = arrays["observations"], arrays["actions"]
         sizes = observations.shape[1], actions.shape[1]
         box = reading.environment_box(task, sizes, str(path)) or gym.spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
-        outside = reading.outside_box(actions, box)
-        if outside and not clip:
-            file = shlex.quote(str(path))
-            call = f"get {task.argument}" if task.file else f"import {file} --task {task.argument}"
-            raise StudyError(f"{path}: {outside}: `aepo data {call} --clip` moves them into it")
         first, last = segments(arrays, task.horizon)
         steps = int((last - first).sum())
         said = [*_kept(arrays, first, last, task.horizon), *reading.check_numbers(arrays, str(path))]
         if not steps:
             raise StudyError(f"{path}: {said[0]}, so nothing is left: correct its flags, or add next_observations")
-        if clip:
-            np.clip(actions, box.low, box.high, out=actions)
-            said.append(f"{outside}, and were moved into it" if outside else reading.NOTHING_MOVED)
+        call = f"get {task.argument}" if task.file else f"import {shlex.quote(str(path))} --task {task.argument}"
+        said += reading.into_box(actions, box, clip, str(path), call)
         storage.reserve(staging, steps, len(first), sizes)
         with Progress("import", steps) as bar:
             cache.create(

@@ -24,7 +24,6 @@ STORED = {"state": "observations", "next_state": "observations", "action": "acti
 TYPES = dict.fromkeys(("minari_version", "dataset_id", "data_format", "observation_space", "action_space"), str)
 TYPES |= dict.fromkeys(("total_episodes", "total_steps"), int)
 TYPES |= dict.fromkeys(("ref_min_score", "ref_max_score"), float | int | None)
-NOTHING_MOVED = "no action is outside the action box: --clip moved none"
 REOPEN = 500  # episodes after which the file is opened anew: HDF5 keeps 20 kB a short episode until it is closed
 
 
@@ -97,12 +96,7 @@ def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np
     warnings, reward = check_numbers(arrays, name, where), arrays["reward"]
     if count > 1 and (reward == reward[0]).all():
         warnings.append(f"all {count} rewards are {reward[0]:g}: nothing can be learned from them")
-    outside = outside_box(arrays["action"], box)
-    if outside and not storage.is_clipped(folder):
-        raise StudyError(f"{name}: {outside}: `aepo data get {task.argument} --clip` has them moved into it")
-    if storage.is_clipped(folder):
-        np.clip(arrays["action"], box.low, box.high, out=arrays["action"])
-        warnings.append(f"{outside}, and are clipped" if outside else NOTHING_MOVED)
+    warnings += into_box(arrays["action"], box, storage.is_clipped(folder), name, f"get {task.argument}")
     return arrays, box, warnings
 
 
@@ -137,12 +131,17 @@ def check_numbers(arrays: Mapping[str, np.ndarray], name: str, where=lambda key,
     return warnings
 
 
-def outside_box(actions: np.ndarray, box: gym.spaces.Box) -> str:
-    """How many actions `(N, d)` leave the box, and by how much at most; "" where none does but for rounding."""
+def into_box(actions: np.ndarray, box: gym.spaces.Box, clip: bool, name: str, call: str) -> list[str]:
+    """Move actions `(N, d)` into the box and say how many were outside; StudyError without `clip`, which `call` gives."""
     excess = np.maximum(box.low - actions, actions - box.high)
     count = (excess > TOLERANCE * (box.high - box.low)).any(1).sum()
-    said = f"{count} of {len(actions)} actions are outside the action box, by {excess.max():.3g} at most"
-    return said if count else ""
+    outside = f"{count} of {len(actions)} actions are outside the action box, by {excess.max():.3g} at most"
+    if count and not clip:
+        raise StudyError(f"{name}: {outside}: `aepo data {call} --clip` moves them into it")
+    if not clip:
+        return []
+    np.clip(actions, box.low, box.high, out=actions)
+    return [f"{outside}, and were moved into it" if count else "no action is outside the action box: --clip moved none"]
 
 
 def numbers(group: h5py.Group, key: str) -> np.ndarray:

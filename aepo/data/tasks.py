@@ -126,7 +126,7 @@ def _allowed(name: str, default: Any) -> Any:
     if isinstance(default, tuple):
         return Annotated[list[_allowed(name, 0.0)], Field(min_length=1)]
     if isinstance(limits, list):
-        kind = Literal[tuple(limits)]
+        kind = bool if limits == [False, True] else Literal[tuple(limits)]
     else:
         kind = Annotated[int if whole else float, Field(**{"ge": int(whole), "le": HUGE} | limits)]
     return kind | None if default is None else kind

@@ -18,7 +18,6 @@ from aepo.files import StudyError
 from aepo.learners.actor import Acting, Actor, make_actor
 from aepo.learners.policies import Trained
 from aepo.methods import METHODS
-from aepo.settings import BehaviorSettings, CriticSettings, EnergySettings, PolicySettings
 from aepo.study import runs
 
 LARGEST = 1e6  # of a guidance scale: networks overflow far beyond
@@ -36,43 +35,37 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
     tensors = {key: select_seeds(v, rows, len(known)).float() for key, v in tensors.items()}
     try:
         module = _networks(stage, tensors, meta["settings"], len(seeds))
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
-        raise StudyError(f"{path} does not hold the networks of {stage}: {files.REMEDY}") from None
-    try:
         module.load_state_dict(tensors)
-    except RuntimeError as error:  # it names what is missing, too much, or of another shape
-        raise StudyError(f"{path}: {' '.join(str(error).split())[:300]}: {files.REMEDY}") from None
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        problem = f"does not hold the networks of {stage} ({' '.join(str(error).split())[:300]})"
+        raise StudyError(f"{path} {problem}: {files.REMEDY}") from None
     return module.to(device).requires_grad_(False)
 
 
 def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int) -> torch.nn.Module:
     """A stage's networks of `count` seeds, of the sizes of stored tensors and settings."""
-
-    def sizes(kind: type, own: dict = settings) -> tuple[int, int]:
-        return tuple(own.get(key, getattr(kind, key)) for key in ("width", "depth"))
-
     for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
         if key.startswith("q."):
             tensors.setdefault(key.replace("q.", "q_target.", 1), value)
-    own = "average." if stage.startswith("policy-") else ""
+    own, size = "average." if stage.startswith("policy-") else "", (settings["width"], settings["depth"])
     if own or stage == "behavior":
         n, d = (tensors[own + name].shape[-1] for name in ("state_mean", "low"))
         if own:
-            its_critic = sizes(CriticSettings, settings["critic_settings"])
-            return Trained(settings["kind"], count, (n, d, *sizes(PolicySettings)), (n, d, *its_critic))
-        return Behavior(count, n, d, *sizes(BehaviorSettings), tensors["variance"].shape[-1])
+            its_critic = settings["critic_settings"]
+            return Trained(settings["kind"], count, (n, d, *size), (n, d, its_critic["width"], its_critic["depth"]))
+        return Behavior(count, n, d, *size, tensors["variance"].shape[-1])
     if stage == "critic":
         n = tensors["value.net.layers.0.weight"].shape[1]
-        return Critic(count, n, tensors["q.net.layers.0.weight"].shape[1] - n, *sizes(CriticSettings))
+        return Critic(count, n, tensors["q.net.layers.0.weight"].shape[1] - n, *size)
     if settings["energy"].startswith("shift-"):
         d = tensors["net.net.out.weight"].shape[-1]
         n = tensors["net.net.layers.0.weight"].shape[1] - d - TIME_FEATURES
         power = settings.get("power", 0.5)  # what was stored before had sqrt(c_t)
-        return ShiftNet(count, n, d, *sizes(EnergySettings), tensors["variance"].shape[-1], power)
+        return ShiftNet(count, n, d, *size, tensors["variance"].shape[-1], power)
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
     times = tensors["variance"].shape[-1] if settings["gate"] == "jacobian" else 1
-    return EnergyNet(count, n, d, *sizes(EnergySettings), VP, settings["gate"], times)
+    return EnergyNet(count, n, d, *size, VP, settings["gate"], times)
 
 
 def load_actor(folder: Path, method: str, seeds: Sequence[int], how: Acting, device: str) -> Actor:
