@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aepo.core import guidance, posterior, sampler
+from aepo.core import guidance, networks, posterior, sampler
 from aepo.core.schedule import VPSchedule
 from aepo.exact import mixtures
 
@@ -128,3 +128,14 @@ def test_the_guided_prediction_is_the_tilted_mean():
     m = posterior.mean(noisy, data.noise(noisy, t, VP), t, VP)
     guided = m + guidance.taylor_shift(slope.expand(6, 2), data.posterior(noisy, t, VP).covariance, 1.0)
     assert torch.allclose(guided, data.tilted(slope, 1.0).posterior(noisy, t, VP).mean, atol=1e-10)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_a_shift_network_is_its_size_times_what_it_regresses(power):
+    """shift = scale c_t^power v; 1/2 is what networks stored before had."""
+    net = networks.initialize(networks.ShiftNet(2, 1, 2, 8, 2, 33, power), (0, 1), "x").double()
+    net.variance.copy_(torch.linspace(1e-4, 0.3, 33).double().expand(2, -1))
+    net.scale.copy_(torch.tensor([[2.0], [3.0]]))
+    state, noisy, t = normal(2, 5, 1), normal(2, 5, 2), torch.tensor([[0.1, 0.3, 0.5, 0.7, 0.9]] * 2).double()
+    size = net.scale * posterior.isotropic_variance(net.variance, t) ** power
+    assert torch.equal(net.shift(state, noisy, t), size.unsqueeze(-1) * net(state, noisy, t))
