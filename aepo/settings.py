@@ -132,7 +132,7 @@ class EvaluationSettings:
     candidates: int = 16
     pick: str = "best"
     noise_scale: Mapping[str, float] = field(default_factory=NOISE_SCALES.copy)
-    beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0))
+    beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0) | {"iql": 1.5})
     guidance_scale: Mapping[str, float | None] = field(default_factory=GUIDANCE_SCALES.copy)
     scale_factor: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 1.0))
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
