@@ -1,10 +1,11 @@
-"""Train the behavior policies of the local MuJoCo datasets with soft actor-critic, and keep a few of their actors.
+"""Train the behavior policies of the local MuJoCo datasets with PPO or SAC, and keep a few of their actors.
 
 python scripts/train_behaviors.py hopper               # trains, then writes aepo/data/actors/hopper
 python scripts/train_behaviors.py hopper --finish      # writes it from the checkpoints there are, without training
 
-Called again after an interruption it goes on from the last saved state (weights, optimizers, replay buffer; the
-random numbers and the running episode start anew, so that bytes differ from those of an unbroken training).
+Called again after an interruption it goes on from the last saved state (weights, optimizer, PPO's running mean and
+variance of the observations, SAC's replay buffer; the random numbers and the running episodes start anew, so that bytes
+differ from those of an unbroken training).
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,75 +27,99 @@ import gymnasium as gym
 import numpy as np
 import torch
 from safetensors.numpy import save
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tqdm import tqdm
 
 from aepo import files
 from aepo.data import tasks
 from aepo.data.collect import SquashedGaussian
 
-CURVE_EPISODES, KEPT_EPISODES = 10, 20
-SAVE_SECONDS = 600
-EARLY, FINER = 0.1, 5  # checkpoints are that much denser in the first tenth of the training, where returns rise fast
-CANDIDATES = 4
-MIXED = (0.05, 0.25, 0.5, 0.75, 1.0)
-FRACTIONS = {"medium": 0.45, "simple": 0.2}
+CURVE_EPISODES, CHOSEN_EPISODES, KEPT_EPISODES = 10, 40, 20
+SAVE_SECONDS = 300
+CANDIDATES = 10
+EARLY, FINER = 0.1, 6  # checkpoints are that much denser in the first tenth of the training, where returns rise fast
+MIXED = 10  # checkpoints
+FRACTIONS = {"medium": 0.42, "simple": 0.17}
 D4RL_EXPERT = {task.name.split("-")[1]: task.references[1] for task in tasks.suite("mujoco") if task.references}
-DEFAULTS = {  # of Stable-Baselines3, but for the fused Adam
-    "layers": 2,
-    "optimizer": "fused Adam",
-    "gradient_steps": 1,
-    "tau": 0.005,
-    "ent_coef": "auto",
-    "target_entropy": "auto",
-    "n_critics": 2,
-}
 PACKAGES = ("stable-baselines3", "torch", "numpy", "gymnasium", "mujoco")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Soft actor-critic for one environment; what is not here is Stable-Baselines3's default."""
+    """Of one environment's training, for every algorithm; what is not here is Stable-Baselines3's default."""
 
     env_id: str
     steps: int
-    learning_rate: float = 3e-4
+    interval: int  # steps between two checkpoints
     gamma: float = 0.99
+    gamma_end: float | None = None  # of PPO: its horizon 1 / (1 - gamma) grows to that of this one, geometrically
+    algorithm: str = "PPO"
+    environments: int = 16
     width: int = 128
-    batch_size: int = 256
-    learning_starts: int = 5_000
-    train_freq: int = 1
-    checkpoints: int = 40
+    arguments: Mapping = field(default_factory=lambda: PPO_ARGUMENTS)
 
 
+PPO_ARGUMENTS = {"n_steps": 256, "batch_size": 512, "n_epochs": 10, "target_kl": 0.03}
+SAC_ARGUMENTS = {"learning_rate": 7e-4, "batch_size": 256, "learning_starts": 10_000, "gradient_steps": 2}
+LEARNING_RATE = 3e-4  # of PPO: falls linearly to a tenth
+LOG_STD = -0.5  # of PPO's actions before the tanh, at its start
 SETTINGS = {
-    "invertedpendulum": Settings(
-        "InvertedPendulum-v5", 12_000, 1e-3, batch_size=128, learning_starts=500, checkpoints=240
+    "invertedpendulum": Settings("InvertedPendulum-v5", 400_000, 4_096),
+    "reacher": Settings("Reacher-v5", 1_000_000, 40_960, gamma=0.95),
+    "inverteddoublependulum": Settings("InvertedDoublePendulum-v5", 1_000_000, 20_480),
+    "pusher": Settings("Pusher-v5", 2_000_000, 40_960, gamma=0.95),
+    "swimmer": Settings("Swimmer-v5", 3_000_000, 40_960, gamma=0.9999, arguments=PPO_ARGUMENTS | {"gae_lambda": 0.99}),
+    "hopper": Settings("Hopper-v5", 5_000_000, 49_152, gamma_end=0.999),
+    "halfcheetah": Settings(
+        "HalfCheetah-v5", 1_000_000, 20_000, algorithm="SAC", environments=4, arguments=SAC_ARGUMENTS
     ),
-    "reacher": Settings("Reacher-v5", 50_000, 1e-3, batch_size=128, learning_starts=1_000, checkpoints=100),
-    "inverteddoublependulum": Settings(
-        "InvertedDoublePendulum-v5", 40_000, 1e-3, batch_size=128, learning_starts=1_000, train_freq=2, checkpoints=80
-    ),
-    "hopper": Settings("Hopper-v5", 250_000, 7e-4, batch_size=128, train_freq=2, checkpoints=100),
-    "pusher": Settings("Pusher-v5", 80_000, 7e-4, batch_size=128, train_freq=2, checkpoints=80),
-    "swimmer": Settings("Swimmer-v5", 150_000, 7e-4, gamma=0.9999, batch_size=128, train_freq=2, checkpoints=75),
-    "halfcheetah": Settings("HalfCheetah-v5", 280_000, 1e-3, checkpoints=40),
-    "walker2d": Settings("Walker2d-v5", 300_000, 7e-4, batch_size=128, train_freq=2, checkpoints=100),
-    "ant": Settings("Ant-v5", 200_000, 5e-4, checkpoints=40),
+    "walker2d": Settings("Walker2d-v5", 6_000_000, 98_304, gamma_end=0.999),
+    "ant": Settings("Ant-v5", 6_000_000, 98_304),
 }
+ENV_KWARGS = {"Ant-v5": {"include_cfrc_ext_in_observation": False}}
 
 
-def actor_tensors(model: SAC) -> dict[str, np.ndarray]:
-    """The actor of a model as named arrays: layers.<i>, mu, log_std (weight, bias) and the action box low, high."""
-    actor = model.policy.actor
-    linear = [layer for layer in actor.latent_pi if isinstance(layer, torch.nn.Linear)]
-    named = {f"layers.{i}": layer for i, layer in enumerate(linear)} | {"mu": actor.mu, "log_std": actor.log_std}
-    arrays = {"low": model.action_space.low, "high": model.action_space.high}
-    for name, layer in named.items():
-        arrays[f"{name}.weight"] = layer.weight.detach().numpy()
-        arrays[f"{name}.bias"] = layer.bias.detach().numpy()
-    return arrays
+def make(env_id: str) -> gym.Env:
+    """The environment as its task plays it."""
+    return gym.make(env_id, disable_env_checker=True, **ENV_KWARGS.get(env_id, {}))
+
+
+def squashed(env_id: str) -> gym.Env:
+    """The same, for actions before the tanh: PPO's Gaussian is then the one that `SquashedGaussian` samples."""
+    env = make(env_id)
+    low, high = env.action_space.low, env.action_space.high
+    wide = gym.spaces.Box(-10, 10, env.action_space.shape, np.float32)
+    return gym.wrappers.TransformAction(env, lambda latent: low + 0.5 * (np.tanh(latent) + 1) * (high - low), wide)
+
+
+def actor_tensors(model: BaseAlgorithm, env_id: str) -> dict[str, np.ndarray]:
+    """The actor as named arrays: layers.<i>, mu, log_std (weight, bias) and the action box low, high.
+
+    PPO's running normalization of observations is folded into the first layer (its clip at 10 deviations is left out).
+    """
+    space = make(env_id).action_space
+    sac = isinstance(model, SAC)
+    hidden, mu = (
+        (model.actor.latent_pi, model.actor.mu)
+        if sac
+        else (model.policy.mlp_extractor.policy_net, model.policy.action_net)
+    )
+    named = {
+        f"layers.{i}": layer for i, layer in enumerate(each for each in hidden if isinstance(each, torch.nn.Linear))
+    }
+    named |= {"mu": mu} | ({"log_std": model.actor.log_std} if sac else {})
+    arrays = {f"{name}.weight": layer.weight.detach().numpy().astype(np.float64) for name, layer in named.items()}
+    arrays |= {f"{name}.bias": layer.bias.detach().numpy().astype(np.float64) for name, layer in named.items()}
+    if not sac:
+        seen = model.get_vec_normalize_env()
+        arrays["layers.0.weight"] = arrays["layers.0.weight"] / np.sqrt(seen.obs_rms.var + seen.epsilon)
+        arrays["layers.0.bias"] = arrays["layers.0.bias"] - arrays["layers.0.weight"] @ seen.obs_rms.mean
+        arrays["log_std.weight"] = np.zeros_like(arrays["mu.weight"])
+        arrays["log_std.bias"] = model.policy.log_std.detach().numpy()
+    return arrays | {"low": space.low, "high": space.high}
 
 
 def save_actor(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -107,13 +131,13 @@ def save_actor(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def episode_returns(
     env_id: str, actor: SquashedGaussian | None, episodes: int, seed: int, stochastic: bool = True
-) -> np.ndarray:
-    """Returns `(episodes,)` of whole episodes, stepped side by side; without an actor of the random policy."""
-    envs = [gym.make(env_id, disable_env_checker=True) for _ in range(episodes)]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and lengths `(episodes,)` of whole episodes, stepped side by side; without an actor of the random policy."""
+    envs = [make(env_id) for _ in range(episodes)]
     rng = np.random.default_rng([seed, int(stochastic)])
     space = envs[0].action_space
     states = np.array([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
-    returns, running = np.zeros(episodes), np.arange(episodes)
+    returns, lengths, running = np.zeros(episodes), np.zeros(episodes, dtype=int), np.arange(episodes)
     while len(running):
         if actor is None:
             actions = rng.uniform(space.low, space.high, (len(running), *space.shape)).astype(np.float32)
@@ -123,63 +147,103 @@ def episode_returns(
         for row, i in enumerate(running):
             states[i], reward, terminated, truncated, _ = envs[i].step(actions[row])
             returns[i] += reward
+            lengths[i] += 1
             ended[row] = terminated or truncated
         running = running[~ended]
     for env in envs:
         env.close()
-    return returns
+    return returns, lengths
 
 
-def measure(env_id: str, path: Path, episodes: int, seed: int) -> dict[str, float]:
-    """Mean and standard deviation of the return of a stored actor, with sampled and with deterministic actions."""
+def measure(env_id: str, path: Path, episodes: int, seed: int, modes: tuple[str, ...]) -> dict[str, float]:
+    """Mean and deviation of the return of a stored actor, and reward a step, with sampled or deterministic actions."""
     actor, row = SquashedGaussian.load(path), {}
-    for name, stochastic in (("stochastic", True), ("deterministic", False)):
-        returns = episode_returns(env_id, actor, episodes, seed, stochastic)
-        row |= {f"{name}_mean": round(float(returns.mean()), 3), f"{name}_std": round(float(returns.std()), 3)}
+    for mode in modes:
+        returns, lengths = episode_returns(env_id, actor, episodes, seed, mode == "stochastic")
+        row |= {f"{mode}_mean": round(float(returns.mean()), 3), f"{mode}_std": round(float(returns.std()), 3)}
+        row[f"{mode}_per_step"] = round(float(returns.sum() / lengths.sum()), 4)
     return row
 
 
 class Checkpoints(BaseCallback):
-    """Stores and measures the actor along the training, and saves the whole state every few minutes."""
+    """Between two updates: stores and measures the actor every `interval` steps, and saves the whole state."""
 
     def __init__(self, settings: Settings, seed: int, folder: Path, log: dict, minutes: float):
         super().__init__()
         self.deadline = time.monotonic() + 60 * minutes
         self.settings, self.seed, self.folder, self.log = settings, seed, folder, log
-        self.interval = settings.steps // settings.checkpoints
         self.bar = tqdm(total=settings.steps, initial=log["steps"], desc=settings.env_id, unit="step", mininterval=10)
         self.clock = self.saved = time.monotonic()
+        self.late = False
 
     def _on_step(self) -> bool:
+        return not self.late
+
+    def _on_rollout_start(self) -> None:
         self.bar.update(self.num_timesteps - self.bar.n)
-        early = self.num_timesteps <= EARLY * self.settings.steps and self.num_timesteps % (self.interval // FINER) == 0
-        if early or self.num_timesteps % self.interval == 0:
-            path = self.folder / f"{self.num_timesteps}.safetensors"
-            save_actor(path, actor_tensors(self.model))
-            row = measure(self.settings.env_id, path, CURVE_EPISODES, 10_000 + 1_000 * self.seed)
-            self.log["curve"].append({"steps": self.num_timesteps} | row)
-            self.bar.set_postfix_str(f"return {row['stochastic_mean']:.1f} / {row['deterministic_mean']:.1f}")
-            now = time.monotonic()
-            self.log["steps"], self.log["seconds"] = self.num_timesteps, self.log["seconds"] + now - self.clock
-            self.clock = now
-            files.write_json(self.folder / "log.json", self.log)
-            late = now > self.deadline
-            if late or now - self.saved > SAVE_SECONDS or self.num_timesteps >= self.settings.steps:
-                self.save()
-            return not late
-        return True
+        if self.settings.gamma_end:
+            first, last = 1 - self.settings.gamma, 1 - self.settings.gamma_end
+            self.model.gamma = 1 - first * (last / first) ** (self.num_timesteps / self.settings.steps)
+            self.model.rollout_buffer.gamma = self.model.gamma
+        last = self.log["curve"][-1]["steps"] if self.log["curve"] else -self.settings.interval
+        finer = FINER if self.num_timesteps < EARLY * self.settings.steps else 1
+        if self.num_timesteps - last < self.settings.interval // finer and self.num_timesteps < self.settings.steps:
+            return
+        path = self.folder / f"{self.num_timesteps}.safetensors"
+        save_actor(path, actor_tensors(self.model, self.settings.env_id))
+        row = measure(self.settings.env_id, path, CURVE_EPISODES, 10_000 + 1_000 * self.seed, ("stochastic",))
+        self.log["curve"].append({"steps": self.num_timesteps} | row)
+        self.bar.set_postfix_str(f"return {row['stochastic_mean']:.1f}")
+        now = time.monotonic()
+        self.log["steps"], self.log["seconds"] = self.num_timesteps, self.log["seconds"] + now - self.clock
+        self.clock, self.late = now, now > self.deadline
+        if self.late or now - self.saved > SAVE_SECONDS or self.num_timesteps >= self.settings.steps:
+            self.save()
+
+    _on_training_end = _on_rollout_start
 
     def save(self) -> None:
-        """Replace the folder `state` by a new one with model, replay buffer and log."""
+        """Replace the folder `state` by a new one with the model, what it cannot do without, and the log."""
         fresh, state = self.folder / "state.new", self.folder / "state"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         self.model.save(fresh / "model.zip")
-        self.model.save_replay_buffer(fresh / "buffer.pkl")
+        if isinstance(self.model, SAC):
+            self.model.save_replay_buffer(fresh / "buffer.pkl")
+        else:
+            self.model.get_vec_normalize_env().save(fresh / "normalization.pkl")
         files.write_json(fresh / "log.json", self.log)
         shutil.rmtree(state, ignore_errors=True)
         fresh.rename(state)
+        files.write_json(self.folder / "log.json", self.log)
         self.saved = time.monotonic()
+
+
+def new_model(settings: Settings, seed: int) -> BaseAlgorithm:
+    """An untrained model with its environments."""
+    network = {"net_arch": [settings.width] * 2}
+    more = {"gamma": settings.gamma, "seed": seed, "device": "cpu", **settings.arguments}
+    if settings.algorithm == "SAC":
+        env = DummyVecEnv([lambda: make(settings.env_id)] * settings.environments)
+        network |= {"optimizer_kwargs": {"fused": True}}
+        return SAC("MlpPolicy", env, policy_kwargs=network, buffer_size=settings.steps, **more)
+    env = VecNormalize(DummyVecEnv([lambda: squashed(settings.env_id)] * settings.environments), gamma=settings.gamma)
+    network |= {"activation_fn": torch.nn.ReLU, "log_std_init": LOG_STD}
+    return PPO("MlpPolicy", env, lambda left: LEARNING_RATE * (0.1 + 0.9 * left), policy_kwargs=network, **more)
+
+
+def saved_model(settings: Settings, state: Path, seed: int) -> BaseAlgorithm:
+    """The model of the folder `state`, as `Checkpoints.save` left it."""
+    if settings.algorithm == "SAC":
+        env = DummyVecEnv([lambda: make(settings.env_id)] * settings.environments)
+        model = SAC.load(state / "model.zip", env=env, device="cpu")
+        model.load_replay_buffer(state / "buffer.pkl")
+    else:
+        env = DummyVecEnv([lambda: squashed(settings.env_id)] * settings.environments)
+        env = VecNormalize.load(str(state / "normalization.pkl"), env)
+        model = PPO.load(state / "model.zip", env=env, device="cpu")
+    model.set_random_seed(seed)
+    return model
 
 
 def train(settings: Settings, seed: int, folder: Path, minutes: float) -> None:
@@ -189,60 +253,52 @@ def train(settings: Settings, seed: int, folder: Path, minutes: float) -> None:
     state = folder / "state"
     if (state / "log.json").exists():
         log = json.loads((state / "log.json").read_text())
-        model = SAC.load(state / "model.zip", env=gym.make(settings.env_id), device="cpu")
-        model.load_replay_buffer(state / "buffer.pkl")
-        model.set_random_seed(seed + log["steps"])
         log["resumed_at"].append(log["steps"])
         log["settings"] = asdict(settings) | {"seed": seed}
+        model = saved_model(settings, state, seed + log["steps"])
     else:
         log = {"steps": 0, "seconds": 0.0, "resumed_at": [], "settings": asdict(settings) | {"seed": seed}, "curve": []}
-        model = SAC(
-            "MlpPolicy",
-            gym.make(settings.env_id),
-            learning_rate=settings.learning_rate,
-            gamma=settings.gamma,
-            batch_size=settings.batch_size,
-            buffer_size=settings.steps,
-            learning_starts=settings.learning_starts,
-            train_freq=settings.train_freq,
-            policy_kwargs={"net_arch": [settings.width] * 2, "optimizer_kwargs": {"fused": True}},
-            seed=seed,
-            device="cpu",
-        )
+        model = new_model(settings, seed)
     if log["steps"] < settings.steps:
         callback = Checkpoints(settings, seed, folder, log, minutes)
         model.learn(settings.steps - log["steps"], callback=callback, reset_num_timesteps=log["steps"] == 0)
         callback.bar.close()
 
 
-def choose_tiers(env_id: str, curve: list[dict], random_return: float, folder: Path, seed: int) -> dict[str, Any]:
-    """Checkpoints (steps) of each tier. For each single one the candidates nearest on the curve are measured again."""
-    steps, returns = [row["steps"] for row in curve], np.array([row["stochastic_mean"] for row in curve])
-
-    def best(target: float, *taken: int) -> int:
-        near = [i for i in np.argsort(np.abs(returns - target), kind="stable") if steps[i] not in taken][:CANDIDATES]
-        for i in near:
-            if steps[i] not in again:
-                again[steps[i]] = measure(
-                    env_id, folder / f"{steps[i]}.safetensors", KEPT_EPISODES, 15_000 + 1_000 * seed
-                )
-        return min((steps[i] for i in near), key=lambda step: abs(again[step]["stochastic_mean"] - target))
-
+def choose_tiers(env_id: str, curve: list[dict], random_return: float, top: float, folder: Path, seed: int) -> dict:
+    """Checkpoints (steps) of each tier; of the candidates nearest on the curve, each measured again, the nearest."""
     again: dict[int, dict] = {}
-    expert = best(returns.max() + 1e6)
-    top = again[expert]["stochastic_mean"]
-    simple, medium = (random_return + FRACTIONS[tier] * (top - random_return) for tier in ("simple", "medium"))
-    simple = best(simple, expert)
-    tiers = {"expert": expert, "simple": simple, "medium": best(medium, expert, simple)}
-    mixed = [steps[int(np.abs(np.array(steps) - share * steps[-1]).argmin())] for share in MIXED]
-    return tiers | {"mixed": mixed}
+
+    def best(rows: list[dict], target: float) -> dict:
+        for row in sorted(rows, key=lambda row: abs(row["stochastic_mean"] - target))[:CANDIDATES]:
+            path = folder / f"{row['steps']}.safetensors"
+            again.setdefault(
+                row["steps"], measure(env_id, path, CHOSEN_EPISODES, 15_000 + 1_000 * seed, ("stochastic",))
+            )
+        seen = [{"steps": row["steps"]} | again[row["steps"]] for row in rows if row["steps"] in again]
+        return min(seen, key=lambda row: abs(row["stochastic_mean"] - target))
+
+    expert = best(curve, 1e9)
+    slower = [row for row in curve if row["stochastic_per_step"] < expert["stochastic_per_step"]] or curve
+    chosen = {
+        tier: best(
+            [row for row in slower if row["steps"] < expert["steps"]], random_return + share * (top - random_return)
+        )
+        for tier, share in FRACTIONS.items()
+    }
+    mixed = [
+        min(curve, key=lambda row: abs(row["steps"] - share * curve[-1]["steps"])) for share in np.linspace(0, 1, MIXED)
+    ]
+    tiers = {tier: row["steps"] for tier, row in (chosen | {"expert": expert}).items()}
+    return tiers | {"mixed": sorted({row["steps"] for row in mixed})}
 
 
 def finish(env: str, settings: Settings, seed: int, folder: Path, out: Path) -> None:
     """Choose the tiers among the checkpoints there are, measure them on fresh episodes, write `out`/<env>."""
     log = json.loads((folder / "log.json").read_text())
-    random_return = float(episode_returns(settings.env_id, None, 100, 30_000 + 1_000 * seed).mean())
-    tiers = choose_tiers(settings.env_id, log["curve"], random_return, folder, seed)
+    random_return = float(episode_returns(settings.env_id, None, 100, 30_000 + 1_000 * seed)[0].mean())
+    top = D4RL_EXPERT.get(env, max(row["stochastic_mean"] for row in log["curve"]))
+    tiers = choose_tiers(settings.env_id, log["curve"], random_return, top, folder, seed)
     kept = sorted({step for value in tiers.values() for step in (value if isinstance(value, list) else [value])})
     target = out / env
     target.mkdir(parents=True, exist_ok=True)
@@ -254,44 +310,43 @@ def finish(env: str, settings: Settings, seed: int, folder: Path, out: Path) -> 
         content = (folder / f"{step}.safetensors").read_bytes()
         with files.atomic_path(target / f"{step}.safetensors") as temporary:
             Path(temporary).write_bytes(content)
-        row = measure(settings.env_id, target / f"{step}.safetensors", KEPT_EPISODES, 20_000 + 1_000 * seed)
+        path, modes = target / f"{step}.safetensors", ("stochastic", "deterministic")
+        row = measure(settings.env_id, path, KEPT_EPISODES, 20_000 + 1_000 * seed, modes)
         checkpoints[str(step)] = row | {"sha256": hashlib.sha256(content).hexdigest()}
-    best = checkpoints[str(tiers["expert"])]["stochastic_mean"]
-    fractions = {
-        tier: round((checkpoints[str(step)]["stochastic_mean"] - random_return) / (best - random_return), 3)
+    shares = {
+        tier: round((checkpoints[str(step)]["stochastic_mean"] - random_return) / (top - random_return), 3)
         for tier, step in tiers.items()
         if tier != "mixed"
     }
-    notes = list(log.get("remarks", []))
-    if env in D4RL_EXPERT and best < D4RL_EXPERT[env] * 2 / 3:
-        notes.append(
-            f"the tier named expert is the best checkpoint of this short training: its return {best:.0f} is "
-            f"{best / D4RL_EXPERT[env]:.0%} of D4RL's expert reference {D4RL_EXPERT[env]:g}, below two thirds"
-        )
-    if log["steps"] < settings.steps:
-        notes.append(f"cut off after {log['steps']} of {settings.steps} steps")
     content = {
         "env_id": settings.env_id,
         "seed": seed,
-        "algorithm": "soft actor-critic of Stable-Baselines3, CPU, one thread",
-        "settings": {"train_freq": 1} | DEFAULTS | log["settings"],
+        "algorithm": f"{settings.algorithm} of Stable-Baselines3, CPU, one thread",
+        "settings": log["settings"],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "steps": log["steps"],
         "seconds": round(log["seconds"]),
         "resumed_at": log["resumed_at"],
         "random_return": round(random_return, 3),
+        "reference": top,
         "tiers": tiers,
-        "tier_fractions": fractions,
-        "tier_rule": "by mean return of sampled actions, four candidates of the curve measured again; expert: highest; "
-        "medium, simple: nearest 0.45 and 0.2 of the way from random to it; mixed: after 5, 25, 50, 75, 100% of the steps",
-        "note": "; ".join(notes),
+        "tier_shares": shares,
+        "tier_rule": f"by mean return of sampled actions, {CANDIDATES} candidates of the curve measured again over "
+        f"{CHOSEN_EPISODES} episodes; expert: highest; medium, simple: before it and slower a step, nearest "
+        f"{FRACTIONS['medium']} and {FRACTIONS['simple']} of the way from random to the reference (D4RL's expert, else "
+        "the highest of the curve); mixed: along the training, evenly spaced",
         "checkpoint_episodes": KEPT_EPISODES,
         "checkpoints": checkpoints,
         "curve_episodes": CURVE_EPISODES,
         "curve": log["curve"],
     }
     files.write_json(target / "training.json", content)
-    print(env, {tier: checkpoints[str(s)]["stochastic_mean"] for tier, s in tiers.items() if tier != "mixed"}, *notes)
+    print(
+        env,
+        f"{log['steps']} steps",
+        {tier: checkpoints[str(tiers[tier])]["stochastic_mean"] for tier in shares},
+        shares,
+    )
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from aepo import environments, files, settings
 from aepo.data import collect, tasks, waypoint
 from aepo.data.tasks import LOCAL, Task
 
+ROOT = Path(__file__).parents[1]
 GOAL_CELLS = {"UMaze": (1, 1), "Medium": (6, 6), "Large": (7, 9)}
 MAPS = {"UMaze": maps.U_MAZE, "Medium": maps.MEDIUM_MAZE, "Large": maps.LARGE_MAZE, "Open": maps.OPEN}
 D4RL_MAPS = {
@@ -47,7 +48,7 @@ def pointmaze(name="UMaze", dense=False):
 
 
 def actor_task(env_id="Reacher-v5", tier="mixed"):
-    return local_task(env_id, "sac", gym.spec(env_id).max_episode_steps, tier=tier)
+    return local_task(env_id, "actors", gym.spec(env_id).max_episode_steps, tier=tier)
 
 
 def bytes_of(episodes):
@@ -147,7 +148,7 @@ def test_a_pointmaze_dataset_goes_through_minari(tmp_path, monkeypatch):
 
 def test_actor_episodes_end_where_the_environment_ends_them():
     task = actor_task("Hopper-v5", "mixed")
-    episodes = collect.RECIPES["sac"](task, 3000, 0)
+    episodes = collect.RECIPES["actors"](task, 3000, 0)
     assert sum(map(len, episodes)) == 3000
     ends = 0
     for episode in episodes:
@@ -169,7 +170,7 @@ def test_environments_share_whole_episodes_where_they_can(steps, count):
 
 
 def test_replaying_the_actions_gives_the_recorded_episode():
-    episode = collect.RECIPES["sac"](actor_task("InvertedPendulum-v5", "simple"), 300, 5)[0]
+    episode = collect.RECIPES["actors"](actor_task("InvertedPendulum-v5", "simple"), 300, 5)[0]
     env = gym.make("InvertedPendulum-v5")
     observation, _ = env.reset(seed=episode.seed)
     assert np.array_equal(observation, episode.observations[0])
@@ -186,7 +187,7 @@ def test_tiers_return_what_their_training_measured(env_id, tier):
     (checkpoint,) = collect.tier_checkpoints(env_id, tier)
     row = collect.training(env_id)["checkpoints"][str(checkpoint)]
     script = runpy.run_path(Path(__file__).parents[1] / "scripts" / "train_behaviors.py")
-    returns = script["episode_returns"](env_id, collect.load_checkpoint(env_id, checkpoint), 20, seed=99)
+    returns, _ = script["episode_returns"](env_id, collect.load_checkpoint(env_id, checkpoint), 20, seed=99)
     error = np.hypot(row["stochastic_std"], returns.std()) / np.sqrt(20)
     assert abs(returns.mean() - row["stochastic_mean"]) < 4 * error + 0.02 * abs(row["stochastic_mean"])
 
@@ -201,11 +202,16 @@ def test_tracked_actors_are_whole(env_id):
     assert (
         used == {int(path.stem) for path in folder.glob("*.safetensors")} == {int(s) for s in training["checkpoints"]}
     )
-    returns = {
-        tier: training["checkpoints"][str(tiers[tier])]["stochastic_mean"] for tier in ("simple", "medium", "expert")
-    }
-    assert training["random_return"] < returns["simple"] < returns["medium"] < returns["expert"]
-    space = gym.make(env_id).observation_space
+    rows = [training["checkpoints"][str(tiers[tier])] for tier in ("simple", "medium", "expert")]
+    returns = [row["stochastic_mean"] for row in rows]
+    assert training["random_return"] < returns[0] < returns[1] < returns[2]
+    assert all(row["stochastic_per_step"] < rows[2]["stochastic_per_step"] for row in rows[:2]), (
+        "an expert that is slower"
+    )
+    assert len(tiers["mixed"]) >= 10
+    assert (min(tiers["mixed"]), max(tiers["mixed"])) == (0, training["curve"][-1]["steps"])
+    kwargs = next(task.env_kwargs for task in tasks.suite("local") if task.env_id == env_id)
+    space = gym.make(env_id, **kwargs).observation_space
     for checkpoint in used:
         actor = collect.load_checkpoint(env_id, checkpoint)
         actions = actor.act(np.zeros((3, *space.shape)), np.random.default_rng(0))
@@ -215,24 +221,31 @@ def test_tracked_actors_are_whole(env_id):
     assert collect.reference_scores(actor_task(env_id, "expert"), 0)[1] > training["random_return"]
 
 
-@pytest.mark.parametrize("robot", ["halfcheetah", "hopper", "walker2d"])
-def test_an_expert_that_is_none_is_named_so(robot):
+@pytest.mark.parametrize("robot", ["ant", "halfcheetah", "hopper", "walker2d"])
+def test_tiers_are_what_they_are_named(robot):
+    """Shares of D4RL's expert reference: simple 10 to 25%, medium a third to a half, expert the best of the curve."""
     training = json.loads((collect.ACTORS / robot / "training.json").read_text())
-    reached = training["checkpoints"][str(training["tiers"]["expert"])]["stochastic_mean"]
-    task = tasks.get(f"local-{robot}-expert")
-    share = reached / task.references[1]
-    assert (f"reaches {100 * share:.0f}% of D4RL's expert" in task.note) == (share < 2 / 3)
-    assert tasks.get(f"local-{robot}-mixed").note == ""
+    low, high = training["random_return"], tasks.get(f"d4rl-{robot}-medium-v2").references[1]
+    mean = {
+        tier: training["checkpoints"][str(training["tiers"][tier])]["stochastic_mean"]
+        for tier in training["tier_shares"]
+    }
+    shares = {tier: (value - low) / (high - low) for tier, value in mean.items()}
+    assert shares == pytest.approx(training["tier_shares"], abs=1e-3)
+    assert 0.1 <= shares["simple"] <= 0.25
+    assert 1 / 3 <= shares["medium"] <= 1 / 2
+    line = next(line for line in (ROOT / "docs/data.md").read_text().splitlines() if line.startswith(f"| {robot} |"))
+    assert f"{mean['expert']:,.0f}, {100 * mean['expert'] / high:.0f}%" in line
 
 
 def test_tracked_actors_are_small():
-    assert sum(path.stat().st_size for path in collect.ACTORS.rglob("*")) < 10e6
+    assert sum(path.stat().st_size for path in collect.ACTORS.rglob("*")) < 12e6
 
 
 def test_medium_expert_is_half_and_half():
     task = actor_task("Reacher-v5", "medium-expert")
     medium, expert = collect.tier_checkpoints(task.env_id, "medium-expert")
-    episodes = collect.RECIPES["sac"](task, 1000, 0)
+    episodes = collect.RECIPES["actors"](task, 1000, 0)
     half = np.cumsum([len(episode) for episode in episodes]).tolist().index(500)
     for checkpoint, part in ((medium, episodes[: half + 1]), (expert, episodes[half + 1 :])):
         row = collect.training(task.env_id)["checkpoints"][str(checkpoint)]
@@ -242,9 +255,9 @@ def test_medium_expert_is_half_and_half():
 
 def test_unknown_tier_and_missing_actors_are_said_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(files.StudyError, match=r"^unknown tier 'novice' for Reacher-v5: choose one of expert, medium"):
-        collect.RECIPES["sac"](actor_task(tier="novice"), 100, 0)
+        collect.RECIPES["actors"](actor_task(tier="novice"), 100, 0)
     with pytest.raises(files.StudyError, match=r"no behavior policies for Humanoid-v5 .*train_behaviors.py humanoid$"):
-        collect.RECIPES["sac"](actor_task("Humanoid-v5"), 100, 0)
+        collect.RECIPES["actors"](actor_task("Humanoid-v5"), 100, 0)
 
 
 def test_a_changed_actor_is_refused(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_the_table_is_large_and_consistent():
 def test_local_small_is_six_tasks_of_three_families():
     small = tasks.suite("local-small")
     assert len(small) == 6
-    assert {task.recipe for task in small} == {"waypoint", "pointmaze", "sac"}
+    assert {task.recipe for task in small} == {"waypoint", "pointmaze", "actors"}
     with pytest.raises(ValueError, match="unknown suite 'big': choose one of pointmaze"):
         tasks.suite("big")
 

@@ -37,9 +37,10 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
         spec, arguments = gym.spec(task.env_id), POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs
         *references, origin = reference_scores(task, data.seed)
         acted = f"{task.recipe} controller, action noise {ACTION_NOISE:g}"
-        if task.recipe == "sac":
+        if task.recipe == "actors":
             steps = ", ".join(map(str, tier_checkpoints(task.env_id, task.tier)))
-            acted = f"soft actor-critic, sampled actions of the checkpoints after {steps} steps"
+            algorithm = training(task.env_id)["algorithm"]
+            acted = f"{algorithm}, sampled actions of the checkpoints after {steps} steps"
         cache.create(
             staging,
             dataset_id,
@@ -164,18 +165,15 @@ def _side_by_side(steps: int, horizon: int) -> int:
 RECIPES = {
     "waypoint": collect_walk,
     "pointmaze": collect_walk,
-    "sac": collect_actors,
+    "actors": collect_actors,
 }  # (task, steps, seed) -> episodes
 
 
 def reference_scores(task: Task, seed: int) -> tuple[float, float, str]:
     """Returns of score 0 and 100 for a task with a recipe, and where they come from."""
-    if task.recipe != "sac":
+    if task.recipe != "actors":
         return maze_references(task, seed)
     trained = training(task.env_id)
-    if task.references:
-        origin = "0: random policy, measured; 100: D4RL's expert reference, of older data and environment versions"
-        return trained["random_return"], task.references[1], origin
-    best = trained["checkpoints"][str(trained["tiers"]["expert"])]
-    origin = "0: random policy, 100: our expert checkpoint with deterministic actions, both measured after its training"
-    return trained["random_return"], best["deterministic_mean"], origin
+    expert = trained["checkpoints"][str(trained["tiers"]["expert"])]["stochastic_mean"]
+    origin = "0: random policy, 100: our expert checkpoint with sampled actions, both measured after its training"
+    return trained["random_return"], expert, origin
