@@ -27,7 +27,9 @@ app.add_typer(data, name="data")
 UMAZE, MOST_SEEDS = "maze2d-umaze", 1_000
 Task = Annotated[str, typer.Option(help="Task (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")]
 Suite = Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")]
-ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes) or full (what a paper reports).")]
+ProfileName = Annotated[
+    str, typer.Option(help="smoke (seconds), quick (minutes), study (the tables) or full (a paper).")
+]
 Methods = Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")]
 Seeds = Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -297,7 +299,7 @@ def import_file(
     clip: Clip = False,
     profile: ProfileName = "quick",
 ) -> None:
-    """Make a task's Minari dataset of an HDF5 file in D4RL's layout; that of the same file is kept."""
+    """Make a task's Minari dataset of an HDF5 file; that of the same file is kept."""
     found = _find(task, profile)
     importing.import_hdf5(file, found, found.dataset_ids[profile], clip)
     print(describe.summary(found, profile))

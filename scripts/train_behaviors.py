@@ -79,12 +79,12 @@ SETTINGS = {
     "walker2d": Settings("Walker2d-v5", 6_000_000, 98_304, gamma_end=0.999),
     "ant": Settings("Ant-v5", 6_000_000, 98_304),
 }
-ENV_KWARGS = {"Ant-v5": {"include_cfrc_ext_in_observation": False}}
 
 
 def make(env_id: str) -> gym.Env:
     """The environment as its task plays it."""
-    return gym.make(env_id, disable_env_checker=True, **ENV_KWARGS.get(env_id, {}))
+    kwargs = next((task.env_kwargs for task in tasks.suite("local") if task.env_id == env_id), {})
+    return gym.make(env_id, disable_env_checker=True, **kwargs)
 
 
 def squashed(env_id: str) -> gym.Env:

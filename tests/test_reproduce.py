@@ -63,7 +63,8 @@ def test_a_killed_study_is_finished_by_the_next_call(tmp_path):
             path.rename(FIGURES / path.name)
         shutil.copytree(tmp_path / "done", RUN / ".done", dirs_exist_ok=True)
     assert planned(tmp_path) == set()
-    assert not [process for process in below if process.is_running()]
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert [line for line in lines if str(RUN.parent) in line] == []
 
 
 @pytest.mark.usefixtures("data")
