@@ -14,8 +14,9 @@ class Method:
     `energy`: what its network learns: a closed form of the energy (`guidance.KINDS`), "support", "clean" (beta Q of the
     recorded action), "contrastive"; or of the shift, "shift-taylor", "shift-cubature". `bregman`: by the Bregman loss, whose
     optimum is log E[exp(target)]. `gate`: its guidance vanishes at pure noise, by alpha_t or "jacobian" (`EnergyNet`).
-    `shift`: guided by a closed form of the shift ("taylor", "cubature"), no network. `policy`: what its own network learns
-    (`policies.MODELS`). `best`: of several samples it takes the best by Q.
+    `shift`: guided by a closed form of the shift ("taylor", "cubature"), no network; `trusted`: with a beta a state, as far
+    as the critic is to be trusted. `policy`: what its own network learns (`policies.MODELS`), which methods of the kind
+    "resampled" share. `best`: of several samples it takes the best by Q.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Method:
     bregman: bool = False
     gate: bool | str = True
     shift: str | None = None
+    trusted: bool = False
     policy: str | None = None
     best: bool = False
 
@@ -41,7 +43,7 @@ class Method:
     @property
     def tempered(self) -> bool:
         """Whether an inverse temperature beta applies."""
-        return self.guided or self.policy in ("weighted", "flow", "gaussian")
+        return self.guided or self.policy in ("weighted", "flow", "gaussian", "resampled")
 
 
 TABLE = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text())

@@ -13,8 +13,10 @@ from aepo.methods import METHODS
 
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
-LOW_NOISE = {"bc-low-noise", *(name for name in GUIDED if not METHODS[name].best)}
+TRUST = {name: 0.5 for name, method in METHODS.items() if method.trusted}
+LOW_NOISE = {"bc-low-noise", "bc-weighted", *(name for name in GUIDED if not METHODS[name].best)}
 NOISE_SCALES = {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS}
+BETAS = dict.fromkeys(("iql", "bc-weighted", "aepo-weighted"), 1.5)
 GUIDANCE_SCALES = {name: None if METHODS[name].scaled else 1.0 for name in GUIDED}
 
 
@@ -103,14 +105,16 @@ class PolicySettings(Training):
     """Policies that are networks of their own, with no energy: qipo, iql, td3bc, diffusion-ql.
 
     `critic_steps`: steps of those that train a critic beside the policy. `rounds`: how often qipo draws support actions
-    anew. `weight_cap`: greatest weight of iql. `alpha`: weight of Q in td3bc, `eta` in diffusion-ql, whose policy acts in
-    `chain` solver steps. `target_noise`, `noise_clip`: smoothing of td3bc's target policy.
+    anew. `weight_cap`: greatest weight of iql and of resampled pairs, of which `uniform_share` are drawn alike. `alpha`:
+    weight of Q in td3bc, `eta` in diffusion-ql, whose policy acts in `chain` solver steps. `target_noise`, `noise_clip`:
+    smoothing of td3bc's target policy.
     """
 
     critic_steps: int = 5_000
     ema_rate: float = 0.005
     rounds: int = 2
     weight_cap: float = 100.0
+    uniform_share: float = 0.5
     alpha: float = 2.5
     eta: float = 1.0
     chain: int = 5
@@ -122,9 +126,10 @@ class PolicySettings(Training):
 class EvaluationSettings:
     """Rollouts: episodes a seed, solver steps, candidates of best-of-n; beta and guidance scale by method.
 
-    A scale that is None is chosen by a rule, for each seed, times `scale_factor`. `noise_scale`: factor on the initial
-    noise by method, 0 for one action a state. `pick`: those with candidates take the "best" by Q, or one drawn by "softmax"
-    of beta Q. `curve_scales`: where `curve_episodes` of the first seed show the return over the scale.
+    A scale that is None is chosen by a rule, for each seed, times `scale_factor`. `trust`: of methods with a beta a state
+    (`models.TrustedShift`). `noise_scale`: factor on the initial noise by method, 0 for one action a state. `pick`: those
+    with candidates take the "best" by Q, or one drawn by "softmax" of beta Q. `curve_scales`: where `curve_episodes` of the
+    first seed show the return over the scale.
     """
 
     episodes: int = 20
@@ -132,7 +137,8 @@ class EvaluationSettings:
     candidates: int = 16
     pick: str = "best"
     noise_scale: Mapping[str, float] = field(default_factory=NOISE_SCALES.copy)
-    beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0) | {"iql": 1.5})
+    beta: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TEMPERED, 3.0) | BETAS)
+    trust: Mapping[str, float] = field(default_factory=TRUST.copy)
     guidance_scale: Mapping[str, float | None] = field(default_factory=GUIDANCE_SCALES.copy)
     scale_factor: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GUIDED, 1.0))
     curve_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -65,6 +65,7 @@ class Behavior(ActionModel):
     def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0) -> Tensor:
         by = {}
         if hasattr(guide, "shift"):
+            guide = guide.tempered(state) if hasattr(guide, "tempered") else guide
             by["shift"] = lambda a, t, mean: guide.shift(state, a, t, mean)
         elif guide is not None:
             by["energy_gradient"] = lambda a, t: guide.gradient(state, a, t)
@@ -73,14 +74,17 @@ class Behavior(ActionModel):
 
 
 class Critic(nn.Module):
-    """Twin Q with its target copy and V of S seeds; `advantage` is (Q - V) / std(Q - V), the Q of every energy."""
+    """Twin Q with its target copy and V of S seeds; `advantage` is (Q - V) / std(Q - V), the Q of every energy.
+
+    `noise` `(S, 1)`: root mean square of its temporal-difference error at recorded actions, in the same unit.
+    """
 
     def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
         super().__init__()
         self.q = TwinQ(seeds, state_dim, action_dim, width, depth)
         self.q_target = TwinQ(seeds, state_dim, action_dim, width, depth).requires_grad_(False)
         self.value = ValueNet(seeds, state_dim, width, depth)
-        for name in ("std", "lowest", "highest"):
+        for name in ("std", "lowest", "highest", "noise"):
             self.register_buffer(name, torch.ones(seeds, 1))
 
     def advantage(self, state: Tensor, action: Tensor) -> Tensor:
@@ -129,18 +133,44 @@ class ClosedForm(nn.Module):
 
 
 class ClosedShift(ClosedForm):
-    """Guidance without a network in units of the clean action: `guidance.taylor_shift` or `cubature_shift` of the critic."""
+    """Guidance without a network in units of the clean action: `guidance.taylor_shift` or `cubature_shift` of the critic.
+
+    beta: a number, or one a state `(S, B)`.
+    """
 
     def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
         """The shift at the posterior mean in the box `(S, B, d)`; the behavior model is not asked again."""
         variance = posterior.isotropic_variance(self.behavior.variance, t).expand(mean.shape[:-1])
-        q_function = advantage_at(self.critic, state)
+        q_function, one = advantage_at(self.critic, state), isinstance(self.beta, int | float)
         if self.kind == "cubature":
-            return guidance.cubature_shift(q_function, mean, variance, self.beta, -1.0, 1.0)
+            scaled = q_function if one else lambda action: self.beta.unsqueeze(-1) * q_function(action)
+            return guidance.cubature_shift(scaled, mean, variance, self.beta if one else 1.0, -1.0, 1.0)
         with torch.enable_grad():
             at = mean.detach().requires_grad_(True)
             gradient = torch.autograd.grad(q_function(at).sum(), at)[0]
-        return guidance.taylor_shift(gradient, variance, self.beta)
+        return guidance.taylor_shift(gradient, variance if one else self.beta * variance, self.beta if one else 1.0)
+
+
+class TrustedShift(ClosedShift):
+    """A closed shift whose beta is one a state: beta(s) = k / std_s(Q), k = `trust` min(1 / `Critic.noise`^2, `MOST`).
+
+    std_s: the spread of Q over cubature points of the behavior at s. k, the tilt in standard deviations (a KL of about
+    k^2 / 2), grows with what the critic explains of one-step advantages against what it does not: no score decides it.
+    """
+
+    MOST = 8.0
+
+    def __init__(self, kind: str, behavior: Behavior, critic: Critic, trust: float):
+        super().__init__(kind, behavior, critic, 0.0)
+        self.trust = trust
+
+    def tempered(self, state: Tensor) -> ClosedShift:
+        """The shift at states `(S, B, n)`, with their betas; one more call of the behavior model and the critic."""
+        noise = state.new_zeros(*state.shape[:2], self.behavior.low.shape[-1])
+        moments = gaussian_posterior(self.behavior, state, noise, state.new_ones(()))
+        spread = guidance.cubature_spread(advantage_at(self.critic, state), *moments, -1.0, 1.0)
+        tilt = self.trust * self.critic.noise.square().reciprocal().clamp(max=self.MOST)
+        return ClosedShift(self.kind, self.behavior, self.critic, tilt / spread.clamp(min=1e-6))
 
 
 def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:

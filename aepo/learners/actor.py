@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from aepo.core.models import ActionModel, ClosedForm, ClosedShift, Critic, Guide
+from aepo.core.models import ActionModel, ClosedForm, ClosedShift, Critic, Guide, TrustedShift
 from aepo.learners.capture import CapturedCalls
 from aepo.learners.policies import Trained
 from aepo.methods import Method
@@ -20,7 +20,7 @@ class Acting:
     """How a method acts, as the manifest's entry of an evaluation holds it.
 
     `guidance_scale`: a number, or one a seed. `form` in place of the method's closed form, `pick` (of the candidates: "best"
-    or "softmax"), `differentiated`: as the settings' of the same names. `noise_scale`: factor on the initial noise.
+    or "softmax"), `differentiated`, `trust`: as the settings' of the same names. `noise_scale`: factor on the initial noise.
     """
 
     beta: float
@@ -31,6 +31,7 @@ class Acting:
     form: str | None = None
     pick: str = "best"
     differentiated: bool = False
+    trust: float | None = None
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Self:
@@ -100,8 +101,8 @@ def make_actor(
     if method.energy and guide is None:
         raise ValueError(f"method {method.name!r} needs its energy network")
     if method.shift:
-        closed = ClosedForm if how.differentiated else ClosedShift
-        guide = closed(how.form or method.shift, behavior, critic, how.beta)
+        closed = ClosedForm if how.differentiated else TrustedShift if method.trusted else ClosedShift
+        guide = closed(how.form or method.shift, behavior, critic, how.trust if method.trusted else how.beta)
     guidance_scale = how.guidance_scale if method.guided else 0.0
     if isinstance(guidance_scale, Sequence):
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)

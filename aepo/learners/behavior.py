@@ -1,13 +1,13 @@
 """The behavior stage: a diffusion model of the recorded actions, and the variance of its posterior."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aepo.core import losses, posterior
 from aepo.core.models import VP, Behavior
 from aepo.core.networks import NoiseNet, initialize
 from aepo.data.datasets import Dataset
-from aepo.learners.draws import Random
+from aepo.learners.draws import Random, weighted_index
 from aepo.learners.training import Learner, follow
 from aepo.settings import BehaviorSettings
 
@@ -35,10 +35,16 @@ def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSe
 
 
 @torch.no_grad()
-def finish_behavior(behavior: Behavior, data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings) -> None:
-    """Fill the posterior variance table from recorded actions."""
+def finish_behavior(
+    behavior: Behavior, data: Dataset, seeds: tuple[int, ...], settings: BehaviorSettings, chance: Tensor | None = None
+) -> None:
+    """Fill the posterior variance table from recorded actions; `chance`: of a model that was trained by such ones."""
     state, count = data.standardize(data.state), settings.variance_times
-    index = Random(seeds, "variance", like=state).index(len(data), settings.variance_samples)[0]
+    draw = Random(seeds, "variance", like=state)
+    if chance is None:
+        index = draw.index(len(data), settings.variance_samples)[0]
+    else:
+        index = weighted_index(chance, draw.uniform(settings.variance_samples))[0]
     random = Random(seeds, "variance-noise", like=state, count=count)
     noise = random.normal(settings.variance_samples, data.action.shape[1])
     noise_model = lambda noisy, t: behavior.noise_net(state[index], noisy, t)  # noqa: E731

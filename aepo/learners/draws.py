@@ -22,6 +22,12 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values[rows.view(-1, *[1] * (index.ndim - 1)), index]
 
 
+def weighted_index(chance: Tensor, uniform: Tensor) -> Tensor:
+    """Whole numbers drawn by running sums of chances `(S, N)` from uniform numbers: each `(count, S, batch)`."""
+    rows = [torch.searchsorted(c, u.to(c).contiguous()) for c, u in zip(chance, uniform.unbind(1), strict=True)]
+    return torch.stack(rows, 1).clamp(max=chance.shape[1] - 1)
+
+
 class Random:
     """Random numbers `(count, S, *shape)` for `count` steps of S seeds, placed as `like`: of (seed, name) alone."""
 

@@ -1,5 +1,6 @@
 """Policies that are networks of their own, the baselines': models and learners."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from aepo.core.models import VP, ActionModel, Behavior, Critic, Guide
 from aepo.core.networks import MLP, TwinQ, VelocityNet, initialize
 from aepo.data.datasets import Dataset
 from aepo.learners.critics import Transitions
-from aepo.learners.draws import Draws, Random, pick
+from aepo.learners.draws import Draws, Random, pick, weighted_index
 from aepo.learners.support import Support, advantages
 from aepo.learners.training import Learner, follow
 from aepo.settings import CriticSettings, PolicySettings
@@ -51,16 +52,20 @@ class Pointwise(ActionModel):
 
 
 WITH_CRITIC = {"deterministic": Pointwise, "diffusion-q": Behavior}
-MODELS = {"weighted": Behavior, "flow": Flow, "gaussian": Pointwise} | WITH_CRITIC
+MODELS = {"weighted": Behavior, "flow": Flow, "gaussian": Pointwise, "resampled": Behavior} | WITH_CRITIC
 RENEWED = ("weighted", "flow")  # kinds that learn from support actions, drawn anew in each round
 
 
 class Trained(nn.Module):
     """A policy with its moving average, which acts, and, for the kinds of WITH_CRITIC, twin Q with its target copy."""
 
-    def __init__(self, kind: str, seeds: int, sizes: tuple[int, ...], critic: tuple[int, ...]):
-        """`sizes` and `critic`: of states, actions, width and depth of the policy's networks, and of its twin Q."""
+    def __init__(self, kind: str, seeds: int, sizes: tuple[int, ...], critic: tuple[int, ...], times: int = 1):
+        """`sizes` and `critic`: of states, actions, width and depth of the policy's networks, and of its twin Q.
+
+        `times` of the posterior variance, of the kind "resampled".
+        """
         super().__init__()
+        sizes = (*sizes, times) if kind == "resampled" else sizes
         self.policy, self.average = MODELS[kind](seeds, *sizes), MODELS[kind](seeds, *sizes).requires_grad_(False)
         if kind in WITH_CRITIC:
             self.q, self.q_target = TwinQ(seeds, *critic), TwinQ(seeds, *critic).requires_grad_(False)
@@ -75,7 +80,7 @@ class Problem:
     """What a policy of a kind of MODELS is trained for: data, inverse temperature, settings.
 
     `critic` trained: its advantages weigh (gaussian, weighted, flow). `support`: what weighted and flow learn from.
-    `start`: the model that weighted and flow start from, None: from nothing.
+    `start`: the model that weighted and flow start from, None: from nothing. `times`: as `Trained` has it.
     """
 
     kind: str
@@ -86,13 +91,14 @@ class Problem:
     critic: Critic | None = None
     support: Support | None = None
     start: ActionModel | None = None
+    times: int = 1
 
 
 def policy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "policy") -> tuple[Learner, Trained]:
     """The training of a policy."""
     data, kind, settings, its_critic = problem.data, problem.kind, problem.settings, problem.critic_settings
     sizes = [(data.state.shape[1], data.action.shape[1], x.width, x.depth) for x in (settings, its_critic)]
-    module = Trained(kind, len(seeds), *sizes).to(data.state)
+    module = Trained(kind, len(seeds), *sizes, problem.times).to(data.state)
     initialize(module.policy, seeds, "policy")
     for model in (module.policy, module.average):
         model.scale(data.state_mean, data.state_std, data.action_low, data.action_high)
@@ -107,7 +113,8 @@ def policy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "policy
         moving.append((module.q_target, module.q, its_critic.target_rate))
     if kind == "deterministic":
         module.policy.log_std.requires_grad_(False)
-    make = _actor_critic if kind in WITH_CRITIC else _advantage_weighted if kind == "gaussian" else _energy_weighted
+    makers = dict.fromkeys(WITH_CRITIC, _actor_critic) | {"gaussian": _advantage_weighted, "resampled": _resampled}
+    make = makers.get(kind, _energy_weighted)
     draw, loss = make(problem, module)
     trained = [p for p in module.parameters() if p.requires_grad]
     return Learner(name, seeds, module, trained, draw, loss, follow(moving)), module
@@ -125,6 +132,38 @@ def _advantage_weighted(problem: Problem, module: Trained):
             advantage = problem.critic.advantage(states, action)
         mean = policy.mean(states)
         return losses.awr_loss(mean, policy.log_std, action, advantage, problem.beta, settings.weight_cap)
+
+    return draw, loss
+
+
+def chances(data: Dataset, critic: Critic, beta: float, settings: PolicySettings) -> Tensor:
+    """Running sums of the chances of recorded pairs: `uniform_share` alike, the rest by min(exp(beta A), `weight_cap`).
+
+    `(S, N)` in float64.
+    """
+    seeds, rows = len(critic.std), 8_192
+    parts = [
+        critic.advantage(data.standardize(state).expand(seeds, -1, -1), action.expand(seeds, -1, -1))
+        for state, action in zip(data.state.split(rows), data.action.split(rows), strict=True)
+    ]
+    weight = torch.exp((beta * torch.cat(parts, 1)).clamp(max=math.log(settings.weight_cap))).double()
+    weight = (1 - settings.uniform_share) * weight / weight.mean(1, keepdim=True) + settings.uniform_share
+    running = weight.cumsum(1)
+    return running / running[:, -1:]
+
+
+def _resampled(problem: Problem, module: Trained):
+    """Denoising of recorded pairs, drawn anew by `chances`: cloning of mu (1 + exp(beta A) / Z) / 2."""
+    data, settings = problem.data, problem.settings
+    state, chance = data.standardize(data.state), chances(data, problem.critic, problem.beta, settings)
+
+    def draw(random: Random) -> Draws:
+        draws = random.diffusion(len(data), settings.batch, data.action.shape[1])
+        return draws | {"index": weighted_index(chance, random.uniform(settings.batch))}
+
+    def loss(draws: Draws):
+        at = draws["index"]
+        return losses.behavior_loss(module.policy.noise_net, state[at], data.action[at], draws["noise"], draws["t"], VP)
 
     return draw, loss
 

@@ -155,6 +155,7 @@ def _made_with(run: Run, method: str) -> dict[str, Any]:
         "form": run.profile.energy.form if METHODS[method].shift else None,
         "differentiated": run.profile.energy.differentiated and METHODS[method].shift is not None,
         "pick": settings.pick,
+        "trust": settings.trust.get(method),
         "networks": checksums(run, method, beta),
         **{key: getattr(task, key) for key in ("env_id", "env_kwargs", "observation_keys", "horizon")},
     }

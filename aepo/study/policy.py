@@ -52,7 +52,9 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
         n, d = (tensors[own + name].shape[-1] for name in ("state_mean", "low"))
         if own:
             its_critic = settings["critic_settings"]
-            return Trained(settings["kind"], count, (n, d, *size), (n, d, its_critic["width"], its_critic["depth"]))
+            times = tensors["average.variance"].shape[-1] if "average.variance" in tensors else 1
+            its_size = its_critic["width"], its_critic["depth"]
+            return Trained(settings["kind"], count, (n, d, *size), (n, d, *its_size), times)
         return Behavior(count, n, d, *size, tensors["variance"].shape[-1])
     if stage == "critic":
         n = tensors["value.net.layers.0.weight"].shape[1]

@@ -57,7 +57,9 @@ def energy_stage(method: str, beta: float) -> str:
 
 def policy_stage(method: str, beta: float) -> str:
     """Name of the stage that trains a method's own policy: policy-<method>, with -b<beta> where it has one."""
-    return f"policy-{method}" + (f"-b{beta:g}" if METHODS[method].tempered else "")
+    entry = METHODS[method]
+    shared = entry.policy == "resampled"  # by several methods
+    return f"policy-{entry.policy if shared else method}" + (f"-b{beta:g}" if entry.tempered else "")
 
 
 def stages_of(method: str, beta: float) -> dict[str, str]:

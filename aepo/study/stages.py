@@ -20,7 +20,7 @@ from aepo.learners.critics import critic_learner, finish_critic
 from aepo.learners.discount import chosen_discount
 from aepo.learners.energies import SUPPORTED, applied, energy_learner
 from aepo.learners.energies import Problem as Guidance
-from aepo.learners.policies import RENEWED, WITH_CRITIC, Trained, policy_learner
+from aepo.learners.policies import RENEWED, WITH_CRITIC, Trained, chances, policy_learner
 from aepo.learners.policies import Problem as Policies
 from aepo.learners.support import Support, sample_support
 from aepo.learners.training import THREADS, Learner, fit, threads
@@ -144,7 +144,7 @@ def train_critic(run: Run, data: Dataset, behavior: Behavior | None = None) -> C
         rows = [run.seeds.index(seed) for seed in seeds]
         return critic_learner(data, seeds, settings, take_seeds(behavior, rows, len(run.seeds)) if softmax else None)
 
-    _stage(run, "critic", content, build, settings, lambda module, seeds: finish_critic(module, data))
+    _stage(run, "critic", content, build, settings, lambda module, seeds: finish_critic(module, data, settings))
     return load_networks(run.folder, "critic", run.seeds, run.device)
 
 
@@ -177,6 +177,7 @@ def train_policy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     rounds = settings.rounds if entry.policy in RENEWED else 1
     name, model, source = runs.policy_stage(method, beta), behavior, "behavior"
     problem = Policies(entry.policy, data, beta / rounds, settings, critic_settings(run, data), critic)
+    problem = replace(problem, times=run.profile.behavior.variance_times)
     if entry.policy not in RENEWED:
         return _train_policy(run, problem, name, settings.steps)
     for index in range(rounds):
@@ -201,7 +202,16 @@ def _train_policy(run: Run, problem: Policies, name: str, steps: int, source: st
         content |= {key: getattr(run.profile.energy, key) for key in SUPPORT}
         content |= {source: _settings_hash(run, source), "start": problem.start is not None and source}
     build = lambda seeds: policy_learner(_of_seeds(run, seeds, problem), seeds, name)  # noqa: E731
-    _stage(run, name, content, build, replace(settings, steps=steps))
+    finish, times = None, run.profile.behavior
+    if kind == "resampled":  # a behavior model of other pairs: as long, and with a posterior variance
+        steps = times.steps
+        content |= {"variance": [times.variance_times, times.variance_samples], "uniform": settings.uniform_share}
+
+        def finish(module: Trained, seeds: tuple[int, ...]) -> None:
+            own = _of_seeds(run, seeds, problem)
+            finish_behavior(module.average, own.data, seeds, times, chances(own.data, own.critic, own.beta, settings))
+
+    _stage(run, name, content, build, replace(settings, steps=steps), finish)
     return load_networks(run.folder, name, run.seeds, run.device)
 
 
