@@ -81,8 +81,8 @@ class EnergySettings(Training):
     a batch of the contrastive loss. Switches, for ablations; None: the method's own. `form`: what is learned, or of a method
     without a network the closed form; `differentiated`: the gradient of its energy in place of the shift. `gate`: false,
     true for alpha_t, or "jacobian"; `bregman` loss. `clamp`: closed forms stay within beta times the range of recorded
-    advantages. `beyond`: shift networks are trained beyond the data too, at states moved by `jitter` standard deviations and
-    at actions anywhere in the box.
+    advantages. `beyond`: closed forms are learned beyond the data too, at states moved by `jitter` standard deviations and
+    actions anywhere in the box; the methods' own: shift networks are, energies are not.
     """
 
     steps: int = 4_000
@@ -96,7 +96,7 @@ class EnergySettings(Training):
     bregman: bool | None = None
     clamp: bool = True
     differentiated: bool = False
-    beyond: bool = True
+    beyond: bool | None = None
     jitter: float = 0.5
 
 

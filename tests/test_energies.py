@@ -10,6 +10,7 @@ from gaussian import MEAN, SEEDS, SLOPE, VARIANCE, VP, LinearCritic
 from aepo import settings
 from aepo.learners import energies, support, training
 from aepo.learners.actor import Actor
+from aepo.learners.draws import Random, part
 from aepo.learners.support import sample_support
 from aepo.methods import METHODS, Method
 
@@ -131,3 +132,24 @@ def test_the_jacobian_gate_learns_a_gaussian_at_small_and_large_t(problem):
         found = net.gradient(torch.zeros(len(SEEDS), 2_000, 1), alpha * data.action[:2_000] + sigma * noise, t)
         error = (found - exact).square().sum(-1).mean(-1).sqrt() / exact.norm()
         assert (error < most).all(), (moment, error)
+
+
+@pytest.mark.parametrize(("method", "own"), [("aepo", False), ("aepo-net", True)])
+def test_closed_forms_can_be_learned_beyond_the_data(problem, method, own):
+    """Half of the states are moved, half of the actions anywhere in the box; a shift network's own way, not an energy's."""
+    data, behavior = problem
+    chosen = settings.EnergySettings(width=16, depth=2, batch=64, target_batches=2)
+    for beyond, wanted in ((None, own), (True, True), (False, False)):
+        given = energies.Problem(data, behavior, LinearCritic(), METHODS[method], 1.0, replace(chosen, beyond=beyond))
+        learner, _ = energies.energy_learner(given, SEEDS)
+        draws = learner.draw(Random(SEEDS, "beyond", like=data.state, count=1))
+        assert ("jitter" in draws) == wanted
+        assert torch.isfinite(learner.loss(part(draws, 0))[0]).all()
+    state, action = torch.zeros(len(SEEDS), 64, 1), torch.full((len(SEEDS), 64, 2), 0.3)
+    draws = part({"jitter": torch.ones(1, len(SEEDS), 64, 1), "uniform": torch.rand(1, len(SEEDS), 64, 2)}, 0)
+    moved, other = energies.Beyond(given, True).move(draws, state, action)
+    assert (moved == chosen.jitter).sum() == (moved == 0).sum() == len(SEEDS) * 32
+    assert (other == 0.3).all(-1).sum() == len(SEEDS) * 32
+    assert other.abs().max() <= 1
+    both = (moved[0, :, 0] > 0).int() * 2 + (other[0, :, 0] == 0.3).int()
+    assert both.bincount().tolist() == [16] * 4, "each half with each half"

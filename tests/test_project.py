@@ -236,7 +236,7 @@ def test_methods_have_what_they_need():
     for profile in settings.PROFILES.values():
         own = {name for name in METHODS if METHODS[name].guided}
         assert own == set(profile.evaluation.guidance_scale)
-        assert own | {"iql", "qipo", "qipo-flow"} == set(profile.evaluation.beta)
+        assert own | {"bc-weighted", "iql", "qipo", "qipo-flow"} == set(profile.evaluation.beta)
     for method in METHODS.values():
         assert not method.policy or method.policy in policies.MODELS
 

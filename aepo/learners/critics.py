@@ -123,6 +123,6 @@ def finish_critic(critic: Critic, data: Dataset, settings: CriticSettings) -> No
         errors.append(target - critic.value(state) - advantages[-1])
     advantage = torch.cat(advantages, 1)
     critic.std.copy_(advantage.std(1, keepdim=True))
-    critic.noise.copy_(torch.cat(errors, 1).square().mean(1, keepdim=True).sqrt() / critic.std)
+    critic.noise.copy_(torch.cat(errors, 1).square().mean(1, keepdim=True).sqrt() / critic.std.clamp(min=1e-12))
     critic.lowest.copy_(advantage.amin(1, keepdim=True) / critic.std)
     critic.highest.copy_(advantage.amax(1, keepdim=True) / critic.std)

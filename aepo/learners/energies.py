@@ -131,17 +131,13 @@ def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
         candidates = torch.cat([action[support.index].unsqueeze(2), support.action], 2)
         quality = advantages(problem.critic, problem.state, support.index, candidates)
     else:
-        at_noise, parts = problem.state.new_ones(()), []  # where the posterior mean is the behavior's mean action
-        for states in problem.state.expand(len(seeds), -1, -1).split(8_192, 1):
-            noise = states.new_zeros(*states.shape[:2], action.shape[1])
-            with torch.no_grad():
-                mean, _ = gaussian_posterior(problem.behavior, states, noise, at_noise)
-                parts.append(problem.critic.advantage(states, mean))
-        baseline = torch.cat(parts, 1)
+        states, beyond = problem.state.expand(len(seeds), -1, -1), Beyond(problem, closed and bool(settings.beyond))
+        baseline = torch.cat([_baseline(problem, part) for part in states.split(8_192, 1)], 1)
 
     def draw(random: Random) -> Draws:
         draws = random.diffusion(support.index.shape[1] if supported else len(action), settings.batch, action.shape[1])
-        return draws | ({"which": random.index(candidates.shape[2], settings.batch)} if supported else {})
+        more = {"which": random.index(candidates.shape[2], settings.batch)} if supported else beyond.draw(random)
+        return draws | more
 
     def pairs(draws: Draws) -> Pairs:
         at, more = draws["index"], {}
@@ -151,6 +147,9 @@ def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
             clean = pick(more["candidates"].flatten(0, 1), draws["which"].flatten()).view(*at.shape, -1)
         else:
             state, clean, more["baseline"] = problem.state[at], action[at], pick(baseline, at)
+            if beyond.wanted:
+                state, clean = beyond.move(draws, state, clean)
+                more["baseline"] = torch.where(beyond.moved[:, 0], _baseline(problem, state), more["baseline"])
         return Pairs(state, clean, losses.diffuse(clean, draws["noise"], draws["t"], VP), draws["t"], **more)
 
     def loss(draws: Draws):
@@ -168,6 +167,43 @@ def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
     net.loc.copy_(loc)
     net.scale.copy_(scale.clamp(min=1e-6))
     return draw, pairs, loss
+
+
+@torch.no_grad()
+def _baseline(problem: Problem, state: Tensor) -> Tensor:
+    """The advantage of the behavior's mean action at states `(S, B, n)`: the posterior mean of no action at t = 1."""
+    noise = state.new_zeros(*state.shape[:2], problem.data.action.shape[1])
+    mean, _ = gaussian_posterior(problem.behavior, state, noise, state.new_ones(()))
+    return problem.critic.advantage(state, mean)
+
+
+class Beyond:
+    """Half of a batch's states off the data (`settings.jitter` standard deviations; with `goals` another's position as
+    goal), half of its clean actions uniform in the box: a closed form can be computed at any state, action and time, unlike
+    a target from samples. Not `wanted`: recorded pairs.
+    """
+
+    def __init__(self, problem: Problem, wanted: bool):
+        self.problem, self.wanted, self.jitter = problem, wanted, problem.settings.jitter
+        self.sizes = problem.settings.batch, problem.state.shape[1], problem.data.action.shape[1]
+        number = torch.arange(self.sizes[0], device=problem.state.device).unsqueeze(-1)
+        self.moved, self.free = number < self.sizes[0] // 2, number % 2 == 0
+
+    def draw(self, random: Random) -> Draws:
+        """What `move` needs."""
+        batch, n, d = self.sizes
+        if not self.wanted:
+            return {}
+        draws = {"jitter": random.normal(batch, n), "uniform": random.uniform(batch, d)}
+        return draws | {"goal": random.index(len(self.problem.data), batch)}
+
+    def move(self, draws: Draws, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """States `(S, B, n)` and actions `(S, B, d)`, half of each moved."""
+        data, there = self.problem.data, state + self.jitter * draws["jitter"]
+        if self.problem.goals:
+            goal = data.state[draws["goal"], :GOAL_SIZE] - data.state_mean[-GOAL_SIZE:]
+            there = torch.cat([there[..., :-GOAL_SIZE], goal / data.state_std[-GOAL_SIZE:]], -1)
+        return torch.where(self.moved, there, state), torch.where(self.free, 2 * draws["uniform"] - 1, action)
 
 
 def _contrastive(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
@@ -196,33 +232,18 @@ def _contrastive(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
 
 
 def _shift(problem: Problem, net: ShiftNet, seeds: tuple[int, ...]):
-    """Regression on a closed form of the shift ("taylor", "cubature"), in units of its size.
-
-    A closed form can be computed at any state, action and time, unlike a target from samples: half of a batch's states are
-    moved off the data (`settings.jitter` standard deviations; `goals`: and given another's position as goal), half of its
-    clean actions are uniform in the box. With `settings.beyond` false the batch is recorded pairs.
-    """
-    settings, data, state, batch = problem.settings, problem.data, problem.state, problem.settings.batch
-    n, d, form = state.shape[1], data.action.shape[1], problem.method.energy.removeprefix("shift-")
-    closed = ClosedShift(form, problem.behavior, problem.critic, problem.beta)
-    number = torch.arange(batch, device=state.device).unsqueeze(-1)
-    moved, free = number < batch // 2, number % 2 == 0
+    """Regression on a closed form of the shift ("taylor", "cubature"), in units of its size; beyond the data too."""
+    settings, data, state = problem.settings, problem.data, problem.state
+    closed = ClosedShift(problem.method.energy.removeprefix("shift-"), problem.behavior, problem.critic, problem.beta)
+    beyond = Beyond(problem, settings.beyond is not False)
 
     def draw(random: Random) -> Draws:
-        draws = random.diffusion(len(data), batch, d)
-        if settings.beyond:
-            draws |= {"jitter": random.normal(batch, n), "uniform": random.uniform(batch, d)}
-            draws["goal"] = random.index(len(data), batch)
-        return draws
+        return random.diffusion(len(data), settings.batch, data.action.shape[1]) | beyond.draw(random)
 
     def pairs(draws: Draws) -> Pairs:
         here, action = state[draws["index"]], data.action[draws["index"]]
-        if settings.beyond:
-            there = here + settings.jitter * draws["jitter"]
-            if problem.goals:
-                goal = data.state[draws["goal"], :GOAL_SIZE] - data.state_mean[-GOAL_SIZE:]
-                there = torch.cat([there[..., :-GOAL_SIZE], goal / data.state_std[-GOAL_SIZE:]], -1)
-            here, action = torch.where(moved, there, here), torch.where(free, 2 * draws["uniform"] - 1, action)
+        if beyond.wanted:
+            here, action = beyond.move(draws, here, action)
         return Pairs(here, action, losses.diffuse(action, draws["noise"], draws["t"], VP), draws["t"])
 
     @torch.no_grad()

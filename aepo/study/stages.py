@@ -136,7 +136,7 @@ def critic_settings(run: Run, data: Dataset) -> CriticSettings:
 def train_critic(run: Run, data: Dataset, behavior: Behavior | None = None) -> Critic:
     """The critic stage of a run; the kind "softmax", QGPO's own, needs the behavior model."""
     settings, data = critic_settings(run, data), data.to(run.device)
-    content, softmax = _content(settings, run, data), settings.kind == "softmax"
+    content, softmax = _content(settings, run, data, measured=["std", "bounds", "noise"]), settings.kind == "softmax"
     if softmax:
         content["behavior"] = _settings_hash(run, "behavior")
 

@@ -39,6 +39,14 @@ def aggregate(scores: Scores) -> tuple[float, float, float]:
     return interquartile_mean(np.concatenate(scores)), *_interval(drawn)
 
 
+def difference(scores: Scores, others: Scores) -> tuple[float, float, float]:
+    """How far one method's interquartile mean is ahead of the other's, with its 95% interval."""
+    drawn = (np.concatenate(_redrawn(each, seed), -1) for seed, each in enumerate((scores, others)))
+    own, other = (stats.trim_mean(values, 0.25, axis=-1) for values in drawn)
+    ahead = interquartile_mean(np.concatenate(scores)) - interquartile_mean(np.concatenate(others))
+    return ahead, *_interval(own - other)
+
+
 def improvement(scores: Scores, others: Scores) -> tuple[float, float, float]:
     """P(a run of one method beats a run of the other on the same task), mean over tasks, ties half; with its interval."""
 

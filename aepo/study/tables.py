@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from aepo.data.tasks import GROUPS, SEARCHED_ON
-from aepo.files import StudyError
+from aepo.data.tasks import SEARCHED_ON
+from aepo.files import StudyError, project_root, read_json
 from aepo.methods import DATASET, NAMES
 from aepo.study import statistics
 from aepo.study.ablations import QUESTIONS, TIMES, VARIANTS
 from aepo.study.results import read_results
 
-LOOKED_AT = GROUPS["local-small"]
+CLAIMS = {"starred": [], "recommended": ""} | read_json(project_root() / "runs" / "claims.json")
+LOOKED_AT, RECOMMENDED = CLAIMS["starred"], CLAIMS["recommended"]
 NONE = (np.nan,) * 3  # no value, no interval
-AGAINST = ("qgpo", "iql", "best-of-n")
 MARK = "<!-- below: what `aepo results` prints -->"
 PUBLISHED = Path(__file__).with_name("published.csv")  # scores that papers report on D4RL: notebook 08
 
@@ -150,27 +150,28 @@ def markdown_scores(scores: pd.DataFrame, methods: Sequence[str]) -> str:
 
 
 def summary_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """One row a method on tasks that all of them have: iqm, mean, rank, p_<other>: P(better than other) of AGAINST."""
+    """One row a method on tasks that all of them have: iqm, mean, rank; `ahead`: how far RECOMMENDED is ahead of it, `p`:
+    the probability that a run of it is better."""
     runs = {method: scores_by_task(scores, method, tasks) for method in methods}
     means = np.array([[task.mean() for task in runs[method]] for method in methods])
     rows = []
     for method, rank, mean in zip(methods, stats.rankdata(-means, axis=0).mean(1), means.mean(1), strict=True):
         row = {"method": method, "mean": mean, "rank": rank} | _named("iqm", statistics.aggregate(runs[method]))
-        for other in AGAINST:
-            known = other in methods and other != method
-            row |= _named(f"p_{other}", statistics.improvement(runs[method], runs[other]) if known else NONE)
+        for name, compare in (("ahead", statistics.difference), ("p", statistics.improvement)):
+            known = RECOMMENDED in methods and method != RECOMMENDED
+            row |= _named(name, compare(runs[RECOMMENDED], runs[method]) if known else NONE)
         rows.append(row)
     return pd.DataFrame(rows).sort_values("iqm", ascending=False, ignore_index=True)
 
 
 def markdown_summary(table: pd.DataFrame) -> str:
     """`summary_table` for people."""
-    rows, columns = [], ("iqm", *(f"p_{other}" for other in AGAINST))
+    rows, best = [], f"`{RECOMMENDED}`"
     for row in table.to_dict("records"):
-        iqm, *chances = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in columns)
+        iqm, ahead, chance = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in ("iqm", "ahead", "p"))
         shown = [f"`{row['method']}`", _interval(*iqm), f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
-        rows.append(shown + [_interval(*chance, 2) for chance in chances])
-    return markdown_table(["method", "IQM [95%]", "mean", "mean rank", *(f"P(> `{other}`)" for other in AGAINST)], rows)
+        rows.append([*shown, _interval(*ahead), _interval(*chance, 2)])
+    return markdown_table(["method", "IQM [95%]", "mean", "mean rank", f"{best} ahead by", f"P({best} > it)"], rows)
 
 
 def kind_of_task(task: str) -> str:

@@ -1,0 +1,142 @@
+"""Weighted cloning and the shift as far as the critic is to be trusted, on problems whose answer is known."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from aepo import settings
+from aepo.core import guidance
+from aepo.core.models import ClosedShift, TrustedShift
+from aepo.learners import critics, policies
+from aepo.learners.draws import weighted_index
+from aepo.methods import METHODS
+from aepo.study import runs
+
+BETA, SLOPE, SPREAD = 1.5, 0.8, 0.4
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class LinearCritic(torch.nn.Module):
+    """Q = slope . a of one seed, with an error of size `noise`."""
+
+    def __init__(self, slope, noise=1.0):
+        super().__init__()
+        self.slope, self.std, self.noise = slope, torch.ones(1, 1), torch.full((1, 1), noise, dtype=slope.dtype)
+
+    def advantage(self, state, action):
+        return action @ self.slope.to(action)
+
+
+class PriorBehavior(torch.nn.Module):
+    """A behavior model that knows nothing but mean 0 and variance c at all times."""
+
+    def __init__(self, variance, d):
+        super().__init__()
+        self.low, self.variance = torch.zeros(1, 1, d), torch.full((1, 2), variance, dtype=torch.float64)
+        self.noise_net = lambda state, noisy, t: noisy
+
+
+@pytest.fixture(scope="module")
+def gaussian_data():
+    action = SPREAD * normal(200_000, 1)
+    return SimpleNamespace(action=action, state=torch.zeros(200_000, 1), standardize=lambda state: state)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_resampled_gaussian_data_are_the_tilted_gaussian(gaussian_data, share):
+    """a ~ N(0, s^2) and A = g a: drawn anew by exp(beta A), actions have mean beta g s^2, and a share of them mean 0."""
+    how = replace(settings.QUICK.policy, uniform_share=share, weight_cap=1e9)
+    slope = torch.tensor([SLOPE], dtype=torch.float64)
+    chance = policies.chances(gaussian_data, LinearCritic(slope), BETA, how)
+    assert chance.shape == (1, 200_000)
+    assert chance[0, -1] == 1
+    uniform = torch.rand(1, 1, 100_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    drawn = gaussian_data.action[weighted_index(chance, uniform)[0, 0]]
+    assert abs(drawn.mean() - (1 - share) * BETA * SLOPE * SPREAD**2) < 0.005
+    if share in (0.0, 1.0):
+        assert abs(drawn.std() - SPREAD) < 0.005
+
+
+def test_weights_are_cut(gaussian_data):
+    how = replace(settings.QUICK.policy, uniform_share=0.0, weight_cap=2.0)
+    chance = policies.chances(gaussian_data, LinearCritic(torch.tensor([SLOPE], dtype=torch.float64)), 100.0, how)
+    each = chance.diff(dim=1)
+    top = gaussian_data.action[1:, 0] > 0.1
+    assert torch.allclose(each[0, top], each[0, top].max().expand(int(top.sum())))
+
+
+def test_draws_by_chance_reach_the_first_and_the_last():
+    chance = torch.tensor([[0.25, 0.25, 1.0], [0.5, 0.75, 1.0]], dtype=torch.float64)
+    uniform = torch.tensor([0.0, 0.3, 0.6, 1.0]).expand(5, 2, 4)
+    drawn = weighted_index(chance, uniform)
+    assert drawn.shape == (5, 2, 4)
+    assert drawn[0].tolist() == [[0, 2, 2, 2], [0, 0, 1, 2]], "the second of the first row has no chance"
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_the_spread_of_a_linear_q_is_exact(d, kind):
+    root, slope, mean = normal(d, d, seed=d), normal(d, seed=9), normal(4, d, seed=3)
+    full = root @ root.T + 0.1 * torch.eye(d)
+    covariance = (torch.full((4,), 0.3).double(), torch.rand(4, d).double(), full.expand(4, d, d))[kind]
+    matrix = (
+        covariance if kind == 2 else torch.diag_embed(covariance if kind else covariance.unsqueeze(-1).expand(4, d))
+    )
+    spread = guidance.cubature_spread(lambda a: a @ slope, mean, covariance)
+    assert torch.allclose(spread, (slope @ matrix @ slope).sqrt(), atol=1e-12)
+    assert torch.equal(guidance.cubature_spread(lambda a: 0 * a[..., 0], mean, covariance), torch.zeros(4).double())
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("noise", [0.1, 0.8, 2.0])
+def test_the_tilt_is_k_standard_deviations_whatever_the_size_of_q(size, noise):
+    """Linear Q and N(0, c I): |shift| = k sqrt(c), so that the KL is k^2 / 2, with k = trust min(1 / noise^2, MOST)."""
+    d, c, trust = 3, 0.01, 0.5
+    slope, behavior = size * normal(d, seed=4), PriorBehavior(c, d)
+    trusted = TrustedShift("taylor", behavior, LinearCritic(slope, noise), trust)
+    state, t = torch.zeros(1, 6, 2, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    tempered = trusted.tempered(state)
+    assert type(tempered) is ClosedShift
+    shift = tempered.shift(state, torch.zeros(1, 6, d).double(), t, torch.zeros(1, 6, d).double())
+    k = trust * min(1 / noise**2, TrustedShift.MOST)
+    assert torch.allclose(shift.norm(dim=-1), torch.tensor(k * c**0.5).double(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["taylor", "cubature"])
+def test_one_beta_for_all_states_is_that_number(kind):
+    d = 3
+    behavior, critic = PriorBehavior(0.04, d), LinearCritic(normal(d, seed=4))
+    state, mean, t = torch.zeros(1, 6, 2).double(), 0.3 * normal(1, 6, d), torch.tensor(0.5, dtype=torch.float64)
+    one, each = (
+        ClosedShift(kind, behavior, critic, 2.0),
+        ClosedShift(kind, behavior, critic, torch.full((1, 6), 2.0).double()),
+    )
+    assert torch.allclose(one.shift(state, mean, t, mean), each.shift(state, mean, t, mean), atol=1e-12)
+    no_q = TrustedShift(kind, behavior, LinearCritic(torch.zeros(d).double()), 0.5).tempered(state)
+    assert torch.equal(no_q.shift(state, mean, t, mean), torch.zeros_like(mean)), "a constant Q guides nowhere"
+
+
+def test_the_critic_knows_the_size_of_its_error(data, tiny):
+    """By hand: r + discount V(s') - min(Q1, Q2) over all recorded transitions, in standard deviations of Q - V."""
+    how = replace(tiny.critic, discount=0.9, return_floor=False, reward_scale=2.0)
+    _, critic = critics.critic_learner(data, (0, 1), how)
+    critics.finish_critic(critic, data, how)
+    first = critic.noise.clone()
+    state, following = (data.standardize(x).expand(2, -1, -1) for x in (data.state, data.next_state))
+    q, value = critic.q.minimum(state, data.action.expand(2, -1, -1)), critic.value(state)
+    error = 2 * data.reward + 0.9 * (1 - data.terminated) * critic.value(following) - q
+    by_hand = error.square().mean(1).sqrt() / (q - value).std(1)
+    assert torch.allclose(first[:, 0], by_hand, rtol=1e-4)
+    critics.finish_critic(critic, data, how)
+    assert torch.equal(first, critic.noise), "finished twice: the same numbers"
+
+
+def test_weighted_methods_share_one_model():
+    assert runs.policy_stage("bc-weighted", 1.5) == runs.policy_stage("aepo-weighted", 1.5) == "policy-resampled-b1.5"
+    assert runs.stages_of("aepo-weighted", 1.5) == {"behavior": "policy-resampled-b1.5", "critic": "critic"}
+    assert {name for name, method in METHODS.items() if method.trusted} == set(settings.QUICK.evaluation.trust)
