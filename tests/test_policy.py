@@ -147,9 +147,9 @@ def test_the_example_is_small_and_better_than_cloning():
     vector = evaluation.Copies(tasks.get("maze2d-umaze"), 8)
     returns = {
         method: evaluation.rollout(Policy.load(EXAMPLE, method, device="cpu").actor, vector, [0], 8, 300).returns.mean()
-        for method in ("bc", "aepo")
+        for method in ("bc", "aepo", "aepo-weighted")
     }
-    assert returns["aepo"] > 2 * returns["bc"]
+    assert returns["aepo-weighted"] > returns["aepo"] > 2 * returns["bc"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def cells():
 
 def test_the_table_of_scores_is_that_of_the_raw_episodes():
     rows = results.read_returns(ROOT / "runs" / "results.csv")
-    rows = rows[(rows["profile"] == "quick") & (rows["variant"] == "")]
+    rows = rows[(rows["profile"] == "study") & (rows["variant"] == "")]
     checked = 0
     for method, task, shown in cells():
         if shown == "-":
@@ -48,7 +48,7 @@ def test_the_table_of_scores_is_that_of_the_raw_episodes():
 
 def test_the_interquartile_means_are_those_of_the_study():
     text = (ROOT / "docs" / "results.md").read_text()
-    scores = tables.seed_scores(tables.main_rows(ROOT / "runs" / "results.csv", "quick"))
+    scores = tables.seed_scores(tables.main_rows(ROOT / "runs" / "results.csv", "study"))
     chosen, shared = tables.comparable_groups(scores)[0]
     summary = tables.summary_table(scores, chosen, shared).set_index("method")
     found = re.findall(r"^\| `([\w-]+)` \| (-?\d+\.\d) \[", text, re.MULTILINE)
@@ -61,7 +61,7 @@ def test_every_table_is_what_aepo_results_prints(tmp_path):
     document = ROOT / "docs" / "results.md"
     copy = tmp_path / "results.md"
     copy.write_text(document.read_text().partition(tables.MARK)[0] + tables.MARK + "\n\nolder tables\n")
-    tables.write_document(copy, ROOT / "runs" / "results.csv", "quick")
+    tables.write_document(copy, ROOT / "runs" / "results.csv", "study")
     assert copy.read_text() == document.read_text()
     assert copy.read_text().count("| --- |") >= 5
 

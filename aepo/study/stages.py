@@ -236,9 +236,12 @@ def train_energy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
 
 
 def train_method(run: Run, data: Dataset, behavior: Behavior, method: str) -> None:
-    """Train what a method needs beyond the behavior model, or find it done."""
+    """Train what a method needs beyond the behavior model, or find it done: plain cloning needs no critic."""
+    entry = METHODS[method]
+    if not (entry.guided or entry.policy or entry.best):
+        return
     critic = train_critic(run, data, behavior)
-    if METHODS[method].energy:
+    if entry.energy:
         train_energy(run, data, behavior, critic, method)
-    if METHODS[method].policy:
+    if entry.policy:
         train_policy(run, data, behavior, critic, method)
