@@ -34,7 +34,7 @@ def stage_learner(stage, data, tiny, seeds):
     if stage == "critic-softmax":
         return critics.critic_learner(data, seeds, tiny.critic, behavior)
     _, critic = critics.critic_learner(data, seeds, tiny.critic)
-    critics.finish_critic(critic, data, replace(tiny.critic, discount=0.99))
+    critics.finish_critic(critic, data)
     drawn = sample_support(behavior, data, seeds, tiny.energy)
     if stage in POLICIES:
         start = behavior if stage == "weighted" else None

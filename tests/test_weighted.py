@@ -9,7 +9,7 @@ import torch
 from aepo import settings
 from aepo.core import guidance
 from aepo.core.models import ClosedShift, TrustedShift
-from aepo.learners import critics, policies
+from aepo.learners import policies
 from aepo.learners.draws import weighted_index
 from aepo.methods import METHODS
 from aepo.study import runs
@@ -22,11 +22,11 @@ def normal(*shape, seed=0):
 
 
 class LinearCritic(torch.nn.Module):
-    """Q = slope . a of one seed, with an error of size `noise`."""
+    """Q = slope . a of one seed."""
 
-    def __init__(self, slope, noise=1.0):
+    def __init__(self, slope):
         super().__init__()
-        self.slope, self.std, self.noise = slope, torch.ones(1, 1), torch.full((1, 1), noise, dtype=slope.dtype)
+        self.slope, self.std = slope, torch.ones(1, 1)
 
     def advantage(self, state, action):
         return action @ self.slope.to(action)
@@ -35,8 +35,9 @@ class LinearCritic(torch.nn.Module):
 class PriorBehavior(torch.nn.Module):
     """A behavior model that knows nothing but mean 0 and variance c at all times."""
 
-    def __init__(self, variance, d):
+    def __init__(self, variance, d, agreement=1.0):
         super().__init__()
+        self.agreement = torch.full((1, 1), agreement, dtype=torch.float64)
         self.low, self.variance = torch.zeros(1, 1, d), torch.full((1, 2), variance, dtype=torch.float64)
         self.noise_net = lambda state, noisy, t: noisy
 
@@ -93,17 +94,17 @@ def test_the_spread_of_a_linear_q_is_exact(d, kind):
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("noise", [0.1, 0.8, 2.0])
-def test_the_tilt_is_k_standard_deviations_whatever_the_size_of_q(size, noise):
-    """Linear Q and N(0, c I): |shift| = k sqrt(c), so that the KL is k^2 / 2, with k = trust min(1 / noise^2, MOST)."""
-    d, c, trust = 3, 0.01, 0.5
-    slope, behavior = size * normal(d, seed=4), PriorBehavior(c, d)
-    trusted = TrustedShift("taylor", behavior, LinearCritic(slope, noise), trust)
+@pytest.mark.parametrize("agreed", [0.0, 8.0, 200.0])
+def test_the_tilt_is_k_standard_deviations_whatever_the_size_of_q(size, agreed):
+    """Linear Q and N(0, c I): |shift| = k sqrt(c), so that the KL is k^2 / 2, with k = trust min(agreement, MOST)."""
+    d, c, trust = 3, 0.01, 0.05
+    slope, behavior = size * normal(d, seed=4), PriorBehavior(c, d, agreed)
+    trusted = TrustedShift("taylor", behavior, LinearCritic(slope), trust)
     state, t = torch.zeros(1, 6, 2, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     tempered = trusted.tempered(state)
     assert type(tempered) is ClosedShift
     shift = tempered.shift(state, torch.zeros(1, 6, d).double(), t, torch.zeros(1, 6, d).double())
-    k = trust * min(1 / noise**2, TrustedShift.MOST)
+    k = trust * min(agreed, TrustedShift.MOST)
     assert torch.allclose(shift.norm(dim=-1), torch.tensor(k * c**0.5).double(), rtol=1e-5)
 
 
@@ -121,19 +122,17 @@ def test_one_beta_for_all_states_is_that_number(kind):
     assert torch.equal(no_q.shift(state, mean, t, mean), torch.zeros_like(mean)), "a constant Q guides nowhere"
 
 
-def test_the_critic_knows_the_size_of_its_error(data, tiny):
-    """By hand: r + discount V(s') - min(Q1, Q2) over all recorded transitions, in standard deviations of Q - V."""
-    how = replace(tiny.critic, discount=0.9, return_floor=False, reward_scale=2.0)
-    _, critic = critics.critic_learner(data, (0, 1), how)
-    critics.finish_critic(critic, data, how)
-    first = critic.noise.clone()
-    state, following = (data.standardize(x).expand(2, -1, -1) for x in (data.state, data.next_state))
-    q, value = critic.q.minimum(state, data.action.expand(2, -1, -1)), critic.value(state)
-    error = 2 * data.reward + 0.9 * (1 - data.terminated) * critic.value(following) - q
-    by_hand = error.square().mean(1).sqrt() / (q - value).std(1)
-    assert torch.allclose(first[:, 0], by_hand, rtol=1e-4)
-    critics.finish_critic(critic, data, how)
-    assert torch.equal(first, critic.noise), "finished twice: the same numbers"
+@pytest.mark.parametrize("apart", [0.01, 0.1, 1.0])
+def test_twins_agree_as_far_as_they_share_their_slope(apart):
+    """Q1 = (g + e) a and Q2 = (g - e) a: cov is g^2 - e^2 and var(Q1 - Q2) / 2 is 2 e^2, in units of the variance."""
+    data = SimpleNamespace(state=torch.zeros(50, 2).double(), standardize=lambda state: state)
+    slopes = torch.tensor([[2.0 + apart], [2.0 - apart]], dtype=torch.float64)
+    critic = SimpleNamespace(q=lambda state, action: torch.stack([(action * g).sum(-1) for g in slopes]))
+    found = policies.agreement(PriorBehavior(0.01, 1), critic, data, (0,))
+    assert found.shape == (1, 1)
+    assert found.item() == pytest.approx((4 - apart**2) / (2 * apart**2), rel=1e-9)
+    critic.q = lambda state, action: torch.stack([action.sum(-1), -action.sum(-1)])
+    assert policies.agreement(PriorBehavior(0.01, 1), critic, data, (0,)).item() == 0, "opposite: not followed at all"
 
 
 def test_weighted_methods_share_one_model():

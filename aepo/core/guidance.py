@@ -180,16 +180,21 @@ def cubature_points(d: int, dtype: torch.dtype, device: torch.device) -> tuple[T
     return points, weights.log()
 
 
-def _cubature(
-    q_function: Function, mean: Tensor, covariance: Tensor, beta: float, low: Limit, high: Limit
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Points m + L z_k in the box `(..., K, d)`, their log weights `(K,)` and Q `(..., K)`."""
-    _check_beta(beta)
+def box_points(mean: Tensor, covariance: Tensor, low: Limit = None, high: Limit = None) -> tuple[Tensor, Tensor]:
+    """Points m + L z_k of `cubature_points` in the box `(..., K, d)`, and their log weights `(K,)`."""
     kind = _kind(covariance, mean)
     factor = _factor(covariance, kind)
     points, log_weights = cubature_points(mean.shape[-1], mean.dtype, mean.device)
     spread = points @ factor.mT if kind == 2 else (factor.unsqueeze(-2) if kind else factor[..., None, None]) * points
-    candidates = clip(mean.unsqueeze(-2) + spread, low, high)
+    return clip(mean.unsqueeze(-2) + spread, low, high), log_weights
+
+
+def _cubature(
+    q_function: Function, mean: Tensor, covariance: Tensor, beta: float, low: Limit, high: Limit
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`box_points`, their log weights and Q `(..., K)`."""
+    _check_beta(beta)
+    candidates, log_weights = box_points(mean, covariance, low, high)
     q = q_function(candidates)
     if q.shape != candidates.shape[:-1]:
         raise ValueError(f"q_function returned shape {tuple(q.shape)}, expected {tuple(candidates.shape[:-1])}")

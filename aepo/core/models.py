@@ -1,7 +1,5 @@
 """Networks of S seeds with their scales: what makes actions, the critic; copies with other rows of the seed axis."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -74,17 +72,14 @@ class Behavior(ActionModel):
 
 
 class Critic(nn.Module):
-    """Twin Q with its target copy and V of S seeds; `advantage` is (Q - V) / std(Q - V), the Q of every energy.
-
-    `noise` `(S, 1)`: root mean square of its temporal-difference error at recorded actions, in the same unit.
-    """
+    """Twin Q with its target copy and V of S seeds; `advantage` is (Q - V) / std(Q - V), the Q of every energy."""
 
     def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int):
         super().__init__()
         self.q = TwinQ(seeds, state_dim, action_dim, width, depth)
         self.q_target = TwinQ(seeds, state_dim, action_dim, width, depth).requires_grad_(False)
         self.value = ValueNet(seeds, state_dim, width, depth)
-        for name in ("std", "lowest", "highest", "noise"):
+        for name in ("std", "lowest", "highest"):
             self.register_buffer(name, torch.ones(seeds, 1))
 
     def advantage(self, state: Tensor, action: Tensor) -> Tensor:
@@ -108,6 +103,12 @@ def gaussian_posterior(behavior: Behavior, state: Tensor, noisy_action: Tensor, 
     noise = behavior.noise_net(state, noisy_action, t)
     mean = posterior.mean(noisy_action, noise, t, VP, -1.0, 1.0, check=False)
     return mean, posterior.isotropic_variance(behavior.variance, t).expand(mean.shape[:-1])
+
+
+def prior(behavior: Behavior, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The moments of mu(a | s) itself, `gaussian_posterior` of no action at t = 1."""
+    noise = state.new_zeros(*state.shape[:2], behavior.low.shape[-1])
+    return gaussian_posterior(behavior, state, noise, state.new_ones(()))
 
 
 def advantage_at(critic: Critic, state: Tensor) -> Callable[[Tensor], Tensor]:
@@ -152,13 +153,13 @@ class ClosedShift(ClosedForm):
 
 
 class TrustedShift(ClosedShift):
-    """A closed shift whose beta is one a state: beta(s) = k / std_s(Q), k = `trust` min(1 / `Critic.noise`^2, `MOST`).
+    """A closed shift whose beta is one a state: beta(s) = k / std_s(Q), k = `trust` min(`Behavior.agreement`, `MOST`).
 
     std_s: the spread of Q over cubature points of the behavior at s. k, the tilt in standard deviations (a KL of about
-    k^2 / 2), grows with what the critic explains of one-step advantages against what it does not: no score decides it.
+    k^2 / 2), grows with how far the twin critics agree: no score decides it.
     """
 
-    MOST = 8.0
+    MOST = 80.0
 
     def __init__(self, kind: str, behavior: Behavior, critic: Critic, trust: float):
         super().__init__(kind, behavior, critic, 0.0)
@@ -166,10 +167,8 @@ class TrustedShift(ClosedShift):
 
     def tempered(self, state: Tensor) -> ClosedShift:
         """The shift at states `(S, B, n)`, with their betas; one more call of the behavior model and the critic."""
-        noise = state.new_zeros(*state.shape[:2], self.behavior.low.shape[-1])
-        moments = gaussian_posterior(self.behavior, state, noise, state.new_ones(()))
-        spread = guidance.cubature_spread(advantage_at(self.critic, state), *moments, -1.0, 1.0)
-        tilt = self.trust * self.critic.noise.square().reciprocal().clamp(max=self.MOST)
+        spread = guidance.cubature_spread(advantage_at(self.critic, state), *prior(self.behavior, state), -1.0, 1.0)
+        tilt = self.trust * self.behavior.agreement.clamp(max=self.MOST)
         return ClosedShift(self.kind, self.behavior, self.critic, tilt / spread.clamp(min=1e-6))
 
 

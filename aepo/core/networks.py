@@ -1,7 +1,5 @@
 """MLPs with a leading seed axis: S networks trained side by side, weights `(S, in, out)`, inputs `(S, B, in)`."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

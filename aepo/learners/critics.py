@@ -1,7 +1,5 @@
 """The shared critics: expectile (IQL), and the in-support softmax of QGPO; what their targets are made of."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -110,19 +108,14 @@ def critic_learner(
 
 
 @torch.no_grad()
-def finish_critic(critic: Critic, data: Dataset, settings: CriticSettings) -> None:
-    """Set the scale and bounds of the advantage, and the size of its error, from every recorded action."""
-    seeds, transitions = len(critic.std), Transitions(data, replace(settings, hindsight=0.0))
-    advantages, errors = [], []
-    critic.std.fill_(1)
-    for index in torch.arange(len(data), device=data.state.device).split(8_192):
-        batch = transitions.batch({"index": index.expand(seeds, -1)})
-        state, next_state, action, reward, terminated, floor = batch
-        target = torch.maximum(reward + settings.discount * (1 - terminated) * critic.value(next_state), floor)
-        advantages.append(critic.advantage(state, action))
-        errors.append(target - critic.value(state) - advantages[-1])
-    advantage = torch.cat(advantages, 1)
+def finish_critic(critic: Critic, data: Dataset) -> None:
+    """Set the scale and bounds of the advantage from every recorded action."""
+    seeds, rows = len(critic.std), 8_192
+    parts = [
+        critic.advantage(data.standardize(state).expand(seeds, -1, -1), action.expand(seeds, -1, -1))
+        for state, action in zip(data.state.split(rows), data.action.split(rows), strict=True)
+    ]
+    advantage = torch.cat(parts, 1)
     critic.std.copy_(advantage.std(1, keepdim=True))
-    critic.noise.copy_(torch.cat(errors, 1).square().mean(1, keepdim=True).sqrt() / critic.std.clamp(min=1e-12))
     critic.lowest.copy_(advantage.amin(1, keepdim=True) / critic.std)
     critic.highest.copy_(advantage.amax(1, keepdim=True) / critic.std)

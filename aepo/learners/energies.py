@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aepo.core import guidance, losses
-from aepo.core.models import VP, Behavior, ClosedShift, Critic, advantage_at, gaussian_posterior
+from aepo.core.models import VP, Behavior, ClosedShift, Critic, advantage_at, gaussian_posterior, prior
 from aepo.core.networks import EnergyNet, ShiftNet, initialize
 from aepo.data.datasets import Dataset
 from aepo.learners.draws import Draws, Random, part, pick
@@ -172,9 +172,7 @@ def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
 @torch.no_grad()
 def _baseline(problem: Problem, state: Tensor) -> Tensor:
     """The advantage of the behavior's mean action at states `(S, B, n)`: the posterior mean of no action at t = 1."""
-    noise = state.new_zeros(*state.shape[:2], problem.data.action.shape[1])
-    mean, _ = gaussian_posterior(problem.behavior, state, noise, state.new_ones(()))
-    return problem.critic.advantage(state, mean)
+    return problem.critic.advantage(state, prior(problem.behavior, state)[0])
 
 
 class Beyond:

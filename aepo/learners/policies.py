@@ -1,14 +1,15 @@
 """Policies that are networks of their own, the baselines': models and learners."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from aepo.core import losses, sampler
-from aepo.core.models import VP, ActionModel, Behavior, Critic, Guide
+from aepo.core import guidance, losses, sampler
+from aepo.core.models import VP, ActionModel, Behavior, Critic, Guide, prior
 from aepo.core.networks import MLP, TwinQ, VelocityNet, initialize
 from aepo.data.datasets import Dataset
 from aepo.learners.critics import Transitions
@@ -51,6 +52,7 @@ class Pointwise(ActionModel):
         return self.mean(state)
 
 
+AGREED_STATES = 2_048
 WITH_CRITIC = {"deterministic": Pointwise, "diffusion-q": Behavior}
 MODELS = {"weighted": Behavior, "flow": Flow, "gaussian": Pointwise, "resampled": Behavior} | WITH_CRITIC
 RENEWED = ("weighted", "flow")  # kinds that learn from support actions, drawn anew in each round
@@ -67,6 +69,8 @@ class Trained(nn.Module):
         super().__init__()
         sizes = (*sizes, times) if kind == "resampled" else sizes
         self.policy, self.average = MODELS[kind](seeds, *sizes), MODELS[kind](seeds, *sizes).requires_grad_(False)
+        if kind == "resampled":
+            self.average.register_buffer("agreement", torch.ones(seeds, 1))
         if kind in WITH_CRITIC:
             self.q, self.q_target = TwinQ(seeds, *critic), TwinQ(seeds, *critic).requires_grad_(False)
 
@@ -105,7 +109,7 @@ def policy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "policy
     if problem.start is not None:
         net = "velocity" if kind == "flow" else "noise_net"
         getattr(module.policy, net).load_state_dict(getattr(problem.start, net).state_dict())
-    module.average.load_state_dict(module.policy.state_dict())
+    module.average.load_state_dict(module.policy.state_dict(), strict=kind != "resampled")  # which has more
     moving = [(module.average, module.policy, settings.ema_rate)]
     if kind in WITH_CRITIC:
         initialize(module.q, seeds, "q")
@@ -150,6 +154,22 @@ def chances(data: Dataset, critic: Critic, beta: float, settings: PolicySettings
     weight = (1 - settings.uniform_share) * weight / weight.mean(1, keepdim=True) + settings.uniform_share
     running = weight.cumsum(1)
     return running / running[:, -1:]
+
+
+@torch.no_grad()
+def agreement(behavior: Behavior, critic: Critic, data: Dataset, seeds: Sequence[int]) -> Tensor:
+    """How far the twin critics agree on the actions of a behavior: cov(Q1, Q2) / (var(Q1 - Q2) / 2), `(S, 1)`.
+
+    Both over the cubature points of its first two moments at a state, and then over recorded states: what they share of the
+    spread of Q against what they do not.
+    """
+    known = data.standardize(data.state)
+    state = known[Random(seeds, "agreement", like=known).index(len(known), AGREED_STATES)[0]]
+    points, log_weights = guidance.box_points(*prior(behavior, state), -1.0, 1.0)
+    q = critic.q(state.repeat_interleave(points.shape[2], 1), points.flatten(1, 2)).view(2, *points.shape[:-1])
+    q = q - (log_weights.exp() * q).sum(-1, keepdim=True)
+    shared, apart = ((log_weights.exp() * x).sum((-2, -1)) for x in (q[0] * q[1], (q[0] - q[1]).square() / 2))
+    return (shared.clamp(min=0) / apart.clamp(min=1e-12)).unsqueeze(-1)
 
 
 def _resampled(problem: Problem, module: Trained):

@@ -20,7 +20,7 @@ from aepo.learners.critics import critic_learner, finish_critic
 from aepo.learners.discount import chosen_discount
 from aepo.learners.energies import SUPPORTED, applied, energy_learner
 from aepo.learners.energies import Problem as Guidance
-from aepo.learners.policies import RENEWED, WITH_CRITIC, Trained, chances, policy_learner
+from aepo.learners.policies import RENEWED, WITH_CRITIC, Trained, agreement, chances, policy_learner
 from aepo.learners.policies import Problem as Policies
 from aepo.learners.support import Support, sample_support
 from aepo.learners.training import THREADS, Learner, fit, threads
@@ -136,7 +136,7 @@ def critic_settings(run: Run, data: Dataset) -> CriticSettings:
 def train_critic(run: Run, data: Dataset, behavior: Behavior | None = None) -> Critic:
     """The critic stage of a run; the kind "softmax", QGPO's own, needs the behavior model."""
     settings, data = critic_settings(run, data), data.to(run.device)
-    content, softmax = _content(settings, run, data, measured=["std", "bounds", "noise"]), settings.kind == "softmax"
+    content, softmax = _content(settings, run, data), settings.kind == "softmax"
     if softmax:
         content["behavior"] = _settings_hash(run, "behavior")
 
@@ -144,7 +144,7 @@ def train_critic(run: Run, data: Dataset, behavior: Behavior | None = None) -> C
         rows = [run.seeds.index(seed) for seed in seeds]
         return critic_learner(data, seeds, settings, take_seeds(behavior, rows, len(run.seeds)) if softmax else None)
 
-    _stage(run, "critic", content, build, settings, lambda module, seeds: finish_critic(module, data, settings))
+    _stage(run, "critic", content, build, settings, lambda module, seeds: finish_critic(module, data))
     return load_networks(run.folder, "critic", run.seeds, run.device)
 
 
@@ -205,11 +205,12 @@ def _train_policy(run: Run, problem: Policies, name: str, steps: int, source: st
     finish, times = None, run.profile.behavior
     if kind == "resampled":  # a behavior model of other pairs: as long, and with a posterior variance
         steps = times.steps
-        content |= {"variance": [times.variance_times, times.variance_samples], "uniform": settings.uniform_share}
+        content |= {"variance": [times.variance_times, times.variance_samples], "measured": "agreement"}
 
         def finish(module: Trained, seeds: tuple[int, ...]) -> None:
-            own = _of_seeds(run, seeds, problem)
-            finish_behavior(module.average, own.data, seeds, times, chances(own.data, own.critic, own.beta, settings))
+            own, average = _of_seeds(run, seeds, problem), module.average
+            finish_behavior(average, own.data, seeds, times, chances(own.data, own.critic, own.beta, settings))
+            average.agreement.copy_(agreement(average, own.critic, own.data, seeds))
 
     _stage(run, name, content, build, replace(settings, steps=steps), finish)
     return load_networks(run.folder, name, run.seeds, run.device)
