@@ -48,6 +48,7 @@ class Method:
 
 TABLE = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text())
 METHODS = {name: Method(name, **row) for name, row in TABLE.items()}
+CLONING = ("bc", "bc-low-noise")  # which needs no critic
 CORE = ("bc", "best-of-n", "aepo", "aepo-cubature", "aepo-net", "aepo-weighted")
 DATASET = "dataset"
 NAMES = (DATASET, *METHODS)  # as rows of tables and figures, in their order

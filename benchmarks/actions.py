@@ -1,7 +1,7 @@
 """What one action of each method costs: `python -m benchmarks.actions runs/study/<task>` prints docs/speed.md's table.
 
-Rows of each network that are evaluated for one state (a gradient is one more), and wall milliseconds of a call for 1 and
-for 60 states, medians of rounds in which the methods take turns; one seed, one thread.
+Rows that the networks of actions, Q and guidance are asked for one state (not those of V), and wall milliseconds of a call
+for 1 and for 60 states, medians of rounds in which the methods take turns; one seed, one thread.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> None:
     folder = runs.find_folder(given.folder)
     evaluated = runs.read_manifest(folder)["evaluation"]
     policies = {name: Policy.load(folder, name, device="cpu") for name in METHODS if name in evaluated}
-    one = policies["bc"].actor.behavior.state_mean[0].numpy()
+    one = next(iter(policies.values())).actor.behavior.state_mean[0].numpy()
     many, taken = one.repeat(60, 0), {(name, size): [] for name in policies for size in (1, 60)}
     until = time.perf_counter() + given.seconds
     while time.perf_counter() < until or min(map(len, taken.values())) < 3:

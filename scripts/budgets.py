@@ -30,13 +30,11 @@ def measured(folder: Path) -> Iterator[tuple[str, int, str, float]]:
         yield "critic", stages["critic"]["steps"], "discount", chosen
         agreement = discount.agreements(datasets.load(task, profile), task)
         yield "critic", stages["critic"]["steps"], "agreement", agreement.get(chosen, float("nan"))
-        tensors, _ = files.load_networks(folder / "critic.safetensors")
-        yield "critic", stages["critic"]["steps"], "noise", tensors["noise"].mean().item()
     for method, score in scores.items():
         if method in (DATASET, "bc", "bc-low-noise"):
             yield "behavior", stages["behavior"]["steps"], f"score of {method}", score
     for stage, entry in stages.items():
-        if entry["steps"]:
+        if entry["steps"] and "seconds" in entry:
             yield stage, entry["steps"], "seconds", entry["seconds"]
         if stage.startswith("energy-"):
             log = pd.read_parquet(folder / "metrics" / f"{stage}.parquet")
@@ -49,7 +47,12 @@ def main() -> None:
     parser.add_argument("--profile", default="study")
     given = parser.parse_args()
     folders = sorted(path.parent for path in (runs.resolve(given.runs_dir) / given.profile).glob("*/returns.csv"))
-    rows = [(folder.name, given.profile, *row) for folder in folders for row in measured(folder)]
+    rows = []
+    for folder in folders:
+        try:
+            rows += [(folder.name, given.profile, *row) for row in measured(folder)]
+        except (files.StudyError, ValueError, KeyError) as error:
+            print(f"{folder} is left out: {error}")
     found, path = pd.DataFrame(rows, columns=COLUMNS), files.project_root() / "runs" / "budgets.csv"
     if path.exists():
         before = pd.read_csv(path)

@@ -105,9 +105,9 @@ def test_the_studys_figures_are_drawn_from_its_rows_alone(rows, tmp_path):
 
 
 def test_tasks_that_were_not_looked_at_have_means_of_their_own(rows, tmp_path):
-    starred = rows[rows["method"] != "qgpo"].replace({"task": {"b": tables.LOOKED_AT[0]}})
-    assert tables.not_looked_at(["a", tables.LOOKED_AT[0]]) == ["a"]
-    assert tables.not_looked_at(["a", "b"]) == tables.not_looked_at([tables.LOOKED_AT[0]]) == []
+    starred = rows[rows["method"] != "qgpo"].replace({"task": {"b": tables.claims()["starred"][0]}})
+    assert tables.not_looked_at(["a", tables.claims()["starred"][0]]) == ["a"]
+    assert tables.not_looked_at(["a", "b"]) == tables.not_looked_at([tables.claims()["starred"][0]]) == []
     parts = tables.markdown_study(starred).split("\n\n")
     alone = parts[parts.index("The same on the 1 of them that were not looked at while settings were chosen:") + 1]
     assert alone == tables.markdown_summary(tables.summary_table(tables.seed_scores(starred), ["bc", "aepo"], ["a"]))
@@ -139,3 +139,17 @@ def test_methods_that_only_some_tasks_have_get_a_table_of_their_own(rows):
         "| task | `bc` | `aepo` |", "| --- | --- | --- |", "| `a` | 2 | **22** |", "| `b` | 2 | **12** |"
     ]  # fmt: skip
     assert others.splitlines() == ["| task | `qgpo` |", "| --- | --- |", "| `a` | 12 |"]
+
+
+def test_how_far_the_recommended_method_is_ahead(rows, monkeypatch):
+    value, low, high = statistics.difference([np.array([5.0, 6.0])] * 2, [np.array([1.0, 2.0])] * 2)
+    assert value == 4.0
+    assert 3 <= low < 4 < high <= 5
+    monkeypatch.setattr(tables, "claims", lambda: {"starred": [], "recommended": "aepo"})
+    scores = tables.seed_scores(rows)
+    table = tables.summary_table(scores, ["bc", "aepo"], ["a", "b"]).set_index("method")
+    assert table.loc["bc", "ahead"] == pytest.approx(table.loc["aepo", "iqm"] - table.loc["bc", "iqm"])
+    assert table.loc["bc", "ahead"] > 0
+    assert table.loc["bc", "p"] > 0.5
+    assert np.isnan(table.loc["aepo", ["ahead", "p"]].astype(float)).all()
+    assert "`aepo` ahead by" in tables.markdown_summary(table.reset_index())

@@ -10,9 +10,10 @@ from aepo import settings
 from aepo.core import guidance
 from aepo.core.models import ClosedShift, TrustedShift
 from aepo.learners import policies
+from aepo.learners.actor import Acting, make_actor
 from aepo.learners.draws import weighted_index
 from aepo.methods import METHODS
-from aepo.study import runs
+from aepo.study import runs, stages
 
 BETA, SLOPE, SPREAD = 1.5, 0.8, 0.4
 
@@ -96,7 +97,7 @@ def test_the_spread_of_a_linear_q_is_exact(d, kind):
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("agreed", [0.0, 8.0, 200.0])
 def test_the_tilt_is_k_standard_deviations_whatever_the_size_of_q(size, agreed):
-    """Linear Q and N(0, c I): |shift| = k sqrt(c), so that the KL is k^2 / 2, with k = trust min(agreement, MOST)."""
+    """Linear Q, first order and N(0, c I): |shift| = k sqrt(c), a KL of k^2 / 2, with k = trust min(agreement, MOST)."""
     d, c, trust = 3, 0.01, 0.05
     slope, behavior = size * normal(d, seed=4), PriorBehavior(c, d, agreed)
     trusted = TrustedShift("taylor", behavior, LinearCritic(slope), trust)
@@ -106,6 +107,18 @@ def test_the_tilt_is_k_standard_deviations_whatever_the_size_of_q(size, agreed):
     shift = tempered.shift(state, torch.zeros(1, 6, d).double(), t, torch.zeros(1, 6, d).double())
     k = trust * min(agreed, TrustedShift.MOST)
     assert torch.allclose(shift.norm(dim=-1), torch.tensor(k * c**0.5).double(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("d", [2, 6])
+def test_cubature_tilts_by_k_to_first_order_and_saturates(d):
+    """Along an axis: k standard deviations where k is small; never beyond its points, sqrt(3) of them or sqrt(d)."""
+    slope, state, t = torch.eye(d, dtype=torch.float64)[0], torch.zeros(1, 1, 2).double(), torch.tensor(0.5).double()
+    sizes = []
+    for agreed in (1.0, 80.0):
+        trusted = TrustedShift("cubature", PriorBehavior(0.01, d, agreed), LinearCritic(slope), 0.05)
+        sizes.append(trusted.shift(state, torch.zeros(1, 1, d).double(), t, torch.zeros(1, 1, d).double()).norm() / 0.1)
+    assert sizes[0] == pytest.approx(0.05, rel=0.01)
+    assert 1 < sizes[1] < max(3, d) ** 0.5
 
 
 @pytest.mark.parametrize("kind", ["taylor", "cubature"])
@@ -139,3 +152,36 @@ def test_weighted_methods_share_one_model():
     assert runs.policy_stage("bc-weighted", 1.5) == runs.policy_stage("aepo-weighted", 1.5) == "policy-resampled-b1.5"
     assert runs.stages_of("aepo-weighted", 1.5) == {"behavior": "policy-resampled-b1.5", "critic": "critic"}
     assert {name for name, method in METHODS.items() if method.trusted} == set(settings.QUICK.evaluation.trust)
+
+
+def test_a_weighted_policy_is_made_again_as_its_behavior_model_is(run, data, tiny):
+    """Seeds that are added give what they give together; other steps of the behavior model train it anew."""
+    made = {}
+    for seeds in ((0,), (0, 1)):
+        part = replace(run, seeds=seeds, methods=("aepo-weighted",))
+        behavior = stages.train_behavior(part, data)
+        made[seeds] = stages.train_policy(part, data, behavior, stages.train_critic(part, data), "aepo-weighted")
+    whole = replace(run, folder=run.folder.with_name("whole"), seeds=(0, 1), methods=("aepo-weighted",))
+    whole.folder.mkdir()
+    behavior = stages.train_behavior(whole, data)
+    together = stages.train_policy(whole, data, behavior, stages.train_critic(whole, data), "aepo-weighted")
+    for key, value in together.state_dict().items():
+        assert torch.allclose(value, made[0, 1].state_dict()[key], rtol=1e-2, atol=1e-3), key
+    variance = together.average.variance
+    assert variance.shape == (2, run.profile.behavior.variance_times)
+    assert (variance < 1).any()
+    assert (together.average.agreement > 0).all()
+    assert (together.average.agreement != 1).all()
+    changed = {"behavior": {"steps": run.profile.behavior.steps + 10}}
+    longer = replace(whole, task=replace(whole.task, settings={**whole.task.settings, **changed}))
+    behavior = stages.train_behavior(longer, data)
+    anew = stages.train_policy(longer, data, behavior, stages.train_critic(longer, data), "aepo-weighted")
+    assert not torch.equal(anew.average.variance, variance)
+
+
+def test_trust_is_asked_for_and_a_differentiated_energy_has_beta():
+    behavior, critic = PriorBehavior(0.04, 2), LinearCritic(torch.ones(2).double())
+    with pytest.raises(ValueError, match="needs trust"):
+        make_actor(METHODS["aepo-weighted"], behavior, critic, None, Acting(1.5, 1.0, 5))
+    plain = make_actor(METHODS["aepo-weighted"], behavior, critic, None, Acting(1.5, 1.0, 5, differentiated=True))
+    assert plain.guide.beta == 1.5

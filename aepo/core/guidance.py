@@ -173,7 +173,8 @@ def cubature_points(d: int, dtype: torch.dtype, device: torch.device) -> tuple[T
     pairs = torch.cat([axes, -axes])
     if d <= 2:
         points = torch.cat([torch.zeros(1, d, dtype=dtype, device=device), math.sqrt(3) * pairs])
-        weights = torch.tensor([(3 - d) / 3] + [1 / 6] * (2 * d), dtype=dtype, device=device)
+        weights = torch.full((2 * d + 1,), 1 / 6, dtype=dtype, device=device)
+        weights[0] = (3 - d) / 3
     else:
         points = math.sqrt(d) * pairs
         weights = torch.full((2 * d,), 1 / (2 * d), dtype=dtype, device=device)
@@ -274,10 +275,7 @@ def support_shift(
 def cubature_spread(
     q_function: Function, mean: Tensor, covariance: Tensor, low: Limit = None, high: Limit = None
 ) -> Tensor:
-    """Standard deviation of Q over the points of `cubature_energy`: for linear Q sqrt(g'Cg), `(...,)`.
-
-    With beta = k / spread, KL(tilted || N(m, C)) of a linear Q is k^2 / 2, whatever its size.
-    """
+    """Standard deviation of Q over `box_points` `(...,)`: for linear Q sqrt(g'Cg); beta = k / it is a KL of k^2 / 2."""
     _, log_weights, q = _cubature(q_function, mean, covariance, 1.0, low, high)
     weights = log_weights.exp()
     return (weights * (q - (weights * q).sum(-1, keepdim=True)).square()).sum(-1).sqrt()

@@ -63,7 +63,8 @@ class Behavior(ActionModel):
     def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0) -> Tensor:
         by = {}
         if hasattr(guide, "shift"):
-            guide = guide.tempered(state) if hasattr(guide, "tempered") else guide
+            if hasattr(guide, "tempered") and not (isinstance(scale, int | float) and scale == 0):
+                guide = guide.tempered(state)
             by["shift"] = lambda a, t, mean: guide.shift(state, a, t, mean)
         elif guide is not None:
             by["energy_gradient"] = lambda a, t: guide.gradient(state, a, t)
@@ -153,10 +154,9 @@ class ClosedShift(ClosedForm):
 
 
 class TrustedShift(ClosedShift):
-    """A closed shift whose beta is one a state: beta(s) = k / std_s(Q), k = `trust` min(`Behavior.agreement`, `MOST`).
+    """A closed shift whose beta is one a state: beta(s) = k / std_s(Q), k = `trust` min(`behavior.agreement`, `MOST`).
 
-    std_s: the spread of Q over cubature points of the behavior at s. k, the tilt in standard deviations (a KL of about
-    k^2 / 2), grows with how far the twin critics agree: no score decides it.
+    std_s: the spread of Q over cubature points about the behavior's mean at s; k: to first order the tilt in units of it.
     """
 
     MOST = 80.0
@@ -166,10 +166,13 @@ class TrustedShift(ClosedShift):
         self.trust = trust
 
     def tempered(self, state: Tensor) -> ClosedShift:
-        """The shift at states `(S, B, n)`, with their betas; one more call of the behavior model and the critic."""
+        """The shift at states `(S, B, n)`, with their betas."""
         spread = guidance.cubature_spread(advantage_at(self.critic, state), *prior(self.behavior, state), -1.0, 1.0)
         tilt = self.trust * self.behavior.agreement.clamp(max=self.MOST)
         return ClosedShift(self.kind, self.behavior, self.critic, tilt / spread.clamp(min=1e-6))
+
+    def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
+        return self.tempered(state).shift(state, noisy_action, t, mean)
 
 
 def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:

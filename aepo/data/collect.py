@@ -1,12 +1,10 @@
 """Data made here: way-point walks through mazes, and the actors that scripts/train_behaviors.py left in `actors/`."""
 
-from __future__ import annotations
-
 import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -67,7 +65,7 @@ class SquashedGaussian:
     high: np.ndarray
 
     @classmethod
-    def load(cls, path: Path) -> SquashedGaussian:
+    def load(cls, path: Path) -> Self:
         """Read a file of scripts/train_behaviors.py, half precision widened to float32."""
         wide = {name: value.astype(np.float32) for name, value in load_file(path).items()}
         names = [f"layers.{i}" for i in range(sum(name.startswith("layers.") for name in wide) // 2)]

@@ -101,8 +101,11 @@ def make_actor(
     if method.energy and guide is None:
         raise ValueError(f"method {method.name!r} needs its energy network")
     if method.shift:
-        closed = ClosedForm if how.differentiated else TrustedShift if method.trusted else ClosedShift
-        guide = closed(how.form or method.shift, behavior, critic, how.trust if method.trusted else how.beta)
+        trusted = method.trusted and not how.differentiated
+        if trusted and how.trust is None:
+            raise ValueError(f"method {method.name!r} needs trust: how far to follow the critic")
+        closed = ClosedForm if how.differentiated else TrustedShift if trusted else ClosedShift
+        guide = closed(how.form or method.shift, behavior, critic, how.trust if trusted else how.beta)
     guidance_scale = how.guidance_scale if method.guided else 0.0
     if isinstance(guidance_scale, Sequence):
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)

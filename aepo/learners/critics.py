@@ -108,14 +108,19 @@ def critic_learner(
 
 
 @torch.no_grad()
-def finish_critic(critic: Critic, data: Dataset) -> None:
-    """Set the scale and bounds of the advantage from every recorded action."""
+def recorded_advantages(critic: Critic, data: Dataset) -> Tensor:
+    """The advantage of every recorded action `(S, N)`."""
     seeds, rows = len(critic.std), 8_192
     parts = [
         critic.advantage(data.standardize(state).expand(seeds, -1, -1), action.expand(seeds, -1, -1))
         for state, action in zip(data.state.split(rows), data.action.split(rows), strict=True)
     ]
-    advantage = torch.cat(parts, 1)
+    return torch.cat(parts, 1)
+
+
+def finish_critic(critic: Critic, data: Dataset) -> None:
+    """Set the scale and bounds of the advantage from every recorded action."""
+    advantage = recorded_advantages(critic, data)
     critic.std.copy_(advantage.std(1, keepdim=True))
     critic.lowest.copy_(advantage.amin(1, keepdim=True) / critic.std)
     critic.highest.copy_(advantage.amax(1, keepdim=True) / critic.std)

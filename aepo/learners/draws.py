@@ -24,7 +24,9 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 
 def weighted_index(chance: Tensor, uniform: Tensor) -> Tensor:
     """Whole numbers drawn by running sums of chances `(S, N)` from uniform numbers: each `(count, S, batch)`."""
-    rows = [torch.searchsorted(c, u.to(c).contiguous()) for c, u in zip(chance, uniform.unbind(1), strict=True)]
+    rows = [
+        torch.searchsorted(c, u.to(c).contiguous(), right=True) for c, u in zip(chance, uniform.unbind(1), strict=True)
+    ]
     return torch.stack(rows, 1).clamp(max=chance.shape[1] - 1)
 
 

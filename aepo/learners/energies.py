@@ -1,7 +1,5 @@
 """The energy stage: what an energy or shift network learns from, by kind of method, and its learner."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -176,28 +174,25 @@ def _baseline(problem: Problem, state: Tensor) -> Tensor:
 
 
 class Beyond:
-    """Half of a batch's states off the data (`settings.jitter` standard deviations; with `goals` another's position as
-    goal), half of its clean actions uniform in the box: a closed form can be computed at any state, action and time, unlike
-    a target from samples. Not `wanted`: recorded pairs.
-    """
+    """Half of a batch's states off the data (with `goals` another's position as goal), half of its actions anywhere in the
+    box: a closed form is known there, a target from samples is not. Or, not `wanted`, none."""
 
     def __init__(self, problem: Problem, wanted: bool):
-        self.problem, self.wanted, self.jitter = problem, wanted, problem.settings.jitter
-        self.sizes = problem.settings.batch, problem.state.shape[1], problem.data.action.shape[1]
-        number = torch.arange(self.sizes[0], device=problem.state.device).unsqueeze(-1)
-        self.moved, self.free = number < self.sizes[0] // 2, number % 2 == 0
+        self.problem, self.wanted, self.batch = problem, wanted, problem.settings.batch
+        number = torch.arange(self.batch, device=problem.state.device).unsqueeze(-1)
+        self.moved, self.free = number < self.batch // 2, number % 2 == 0
 
     def draw(self, random: Random) -> Draws:
         """What `move` needs."""
-        batch, n, d = self.sizes
         if not self.wanted:
             return {}
+        n, d, batch = self.problem.state.shape[1], self.problem.data.action.shape[1], self.batch
         draws = {"jitter": random.normal(batch, n), "uniform": random.uniform(batch, d)}
         return draws | {"goal": random.index(len(self.problem.data), batch)}
 
     def move(self, draws: Draws, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """States `(S, B, n)` and actions `(S, B, d)`, half of each moved."""
-        data, there = self.problem.data, state + self.jitter * draws["jitter"]
+        data, there = self.problem.data, state + self.problem.settings.jitter * draws["jitter"]
         if self.problem.goals:
             goal = data.state[draws["goal"], :GOAL_SIZE] - data.state_mean[-GOAL_SIZE:]
             there = torch.cat([there[..., :-GOAL_SIZE], goal / data.state_std[-GOAL_SIZE:]], -1)

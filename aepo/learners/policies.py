@@ -12,7 +12,7 @@ from aepo.core import guidance, losses, sampler
 from aepo.core.models import VP, ActionModel, Behavior, Critic, Guide, prior
 from aepo.core.networks import MLP, TwinQ, VelocityNet, initialize
 from aepo.data.datasets import Dataset
-from aepo.learners.critics import Transitions
+from aepo.learners.critics import Transitions, recorded_advantages
 from aepo.learners.draws import Draws, Random, pick, weighted_index
 from aepo.learners.support import Support, advantages
 from aepo.learners.training import Learner, follow
@@ -62,10 +62,7 @@ class Trained(nn.Module):
     """A policy with its moving average, which acts, and, for the kinds of WITH_CRITIC, twin Q with its target copy."""
 
     def __init__(self, kind: str, seeds: int, sizes: tuple[int, ...], critic: tuple[int, ...], times: int = 1):
-        """`sizes` and `critic`: of states, actions, width and depth of the policy's networks, and of its twin Q.
-
-        `times` of the posterior variance, of the kind "resampled".
-        """
+        """Sizes: of states, actions, width and depth of the policy's networks, and of its twin Q; `times`: `Behavior`'s."""
         super().__init__()
         sizes = (*sizes, times) if kind == "resampled" else sizes
         self.policy, self.average = MODELS[kind](seeds, *sizes), MODELS[kind](seeds, *sizes).requires_grad_(False)
@@ -140,19 +137,15 @@ def _advantage_weighted(problem: Problem, module: Trained):
     return draw, loss
 
 
+@torch.no_grad()
 def chances(data: Dataset, critic: Critic, beta: float, settings: PolicySettings) -> Tensor:
-    """Running sums of the chances of recorded pairs: `uniform_share` alike, the rest by min(exp(beta A), `weight_cap`).
+    """Running sums of the chances of recorded pairs: `uniform_share` alike, the rest by w = min(exp(beta A), `weight_cap`).
 
     `(S, N)` in float64.
     """
-    seeds, rows = len(critic.std), 8_192
-    parts = [
-        critic.advantage(data.standardize(state).expand(seeds, -1, -1), action.expand(seeds, -1, -1))
-        for state, action in zip(data.state.split(rows), data.action.split(rows), strict=True)
-    ]
-    weight = torch.exp((beta * torch.cat(parts, 1)).clamp(max=math.log(settings.weight_cap))).double()
+    weight = torch.exp((beta * recorded_advantages(critic, data)).clamp(max=math.log(settings.weight_cap))).double()
     weight = (1 - settings.uniform_share) * weight / weight.mean(1, keepdim=True) + settings.uniform_share
-    running = weight.cumsum(1)
+    running = weight.cpu().cumsum(1).to(weight.device)  # on a GPU sums may differ from call to call
     return running / running[:, -1:]
 
 
@@ -173,7 +166,7 @@ def agreement(behavior: Behavior, critic: Critic, data: Dataset, seeds: Sequence
 
 
 def _resampled(problem: Problem, module: Trained):
-    """Denoising of recorded pairs, drawn anew by `chances`: cloning of mu (1 + exp(beta A) / Z) / 2."""
+    """Denoising of recorded pairs, drawn anew by `chances`: cloning of the law of pairs times (1 + w / mean w) / 2."""
     data, settings = problem.data, problem.settings
     state, chance = data.standardize(data.state), chances(data, problem.critic, problem.beta, settings)
 

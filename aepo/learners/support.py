@@ -1,7 +1,5 @@
 """Support actions: samples of the behavior model at recorded states."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

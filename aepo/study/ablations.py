@@ -14,7 +14,7 @@ from aepo.data import datasets
 from aepo.files import StudyError
 from aepo.learners.energies import SUPPORTED
 from aepo.learners.policies import RENEWED
-from aepo.methods import METHODS
+from aepo.methods import CLONING, METHODS
 from aepo.study import results, runs, stages
 from aepo.study.runs import Run
 
@@ -80,7 +80,7 @@ def _used(run: Run) -> list[str]:
     beta, used = run.profile.evaluation.beta, {"behavior"}
     for method in run.methods:
         entry = METHODS[method]
-        used |= {"critic", *runs.stages_of(method, beta.get(method, 0.0)).values()}
+        used |= {*([] if method in CLONING else ["critic"]), *runs.stages_of(method, beta.get(method, 0.0)).values()}
         if entry.energy in SUPPORTED or entry.policy in RENEWED:
             used.add("support")
         if entry.policy in RENEWED:

@@ -44,9 +44,11 @@ def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -
 
 def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int) -> torch.nn.Module:
     """A stage's networks of `count` seeds, of the sizes of stored tensors and settings."""
-    for key, value in list(tensors.items()):  # an exported policy has no target network: it is for training only
+    for key, value in list(tensors.items()):  # an exported policy lacks what is for training only
         if key.startswith("q."):
             tensors.setdefault(key.replace("q.", "q_target.", 1), value)
+        if key.startswith("average.") and key != "average.agreement":
+            tensors.setdefault(key.replace("average.", "policy.", 1), value)
     own, size = "average." if stage.startswith("policy-") else "", (settings["width"], settings["depth"])
     if own or stage == "behavior":
         n, d = (tensors[own + name].shape[-1] for name in ("state_mean", "low"))

@@ -14,7 +14,7 @@ from aepo.study import statistics, tables
 from aepo.study.ablations import TIMES, VARIANTS
 from aepo.study.figures import COLORS, panels, save, use_style
 
-MOST_PROFILES, ALWAYS = 6, ("aepo", "bc")  # lines of the performance profiles: the best, and these
+MOST_PROFILES, ALWAYS = 6, ("aepo-weighted", "aepo", "bc")  # lines of the performance profiles: the best, and these
 
 
 def bars(table: pd.DataFrame, name: str, height: float, **texts: str) -> Figure:

@@ -1,7 +1,5 @@
 """The tables of episodes: returns.csv of a run and the study's results.csv, a row an episode."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

@@ -184,7 +184,7 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
         tensors, meta = files.load_networks(path)
         if seed not in (seeds := meta["seeds"]):
             raise StudyError(f"{folder} holds seeds {seeds}, not {seed}")
-        acting = {key: t for key, t in tensors.items() if not key.startswith("q_target.")}
+        acting = {key: t for key, t in tensors.items() if not key.startswith(("q_target.", "policy."))}
         chosen = {key: select_seeds(t, [seeds.index(seed)], len(seeds)) for key, t in acting.items()}
         meta = {key: value for key, value in meta.items() if key not in ("format", "sha256")} | {"seeds": [seed]}
         files.write_artifact(target / f"{stage}.safetensors", chosen, meta)

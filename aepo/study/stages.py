@@ -24,7 +24,7 @@ from aepo.learners.policies import RENEWED, WITH_CRITIC, Trained, agreement, cha
 from aepo.learners.policies import Problem as Policies
 from aepo.learners.support import Support, sample_support
 from aepo.learners.training import THREADS, Learner, fit, threads
-from aepo.methods import METHODS, Method
+from aepo.methods import CLONING, METHODS, Method
 from aepo.settings import CriticSettings
 from aepo.study import runs
 from aepo.study.policy import load_networks
@@ -176,8 +176,8 @@ def train_policy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     beta = run.profile.evaluation.beta[method] if entry.tempered else 0.0
     rounds = settings.rounds if entry.policy in RENEWED else 1
     name, model, source = runs.policy_stage(method, beta), behavior, "behavior"
-    problem = Policies(entry.policy, data, beta / rounds, settings, critic_settings(run, data), critic)
-    problem = replace(problem, times=run.profile.behavior.variance_times)
+    times, its_critic = run.profile.behavior.variance_times, critic_settings(run, data)
+    problem = Policies(entry.policy, data, beta / rounds, settings, its_critic, critic, times=times)
     if entry.policy not in RENEWED:
         return _train_policy(run, problem, name, settings.steps)
     for index in range(rounds):
@@ -205,7 +205,8 @@ def _train_policy(run: Run, problem: Policies, name: str, steps: int, source: st
     finish, times = None, run.profile.behavior
     if kind == "resampled":  # a behavior model of other pairs: as long, and with a posterior variance
         steps = times.steps
-        content |= {"variance": [times.variance_times, times.variance_samples], "measured": "agreement"}
+        measured = [times.variance_times, times.variance_samples, "agreement"]
+        content |= {"steps": steps, "measured": measured}
 
         def finish(module: Trained, seeds: tuple[int, ...]) -> None:
             own, average = _of_seeds(run, seeds, problem), module.average
@@ -237,9 +238,9 @@ def train_energy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
 
 
 def train_method(run: Run, data: Dataset, behavior: Behavior, method: str) -> None:
-    """Train what a method needs beyond the behavior model, or find it done: plain cloning needs no critic."""
+    """Train what a method needs beyond the behavior model, or find it done."""
     entry = METHODS[method]
-    if not (entry.guided or entry.policy or entry.best):
+    if method in CLONING:
         return
     critic = train_critic(run, data, behavior)
     if entry.energy:

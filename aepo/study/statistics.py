@@ -41,10 +41,10 @@ def aggregate(scores: Scores) -> tuple[float, float, float]:
 
 def difference(scores: Scores, others: Scores) -> tuple[float, float, float]:
     """How far one method's interquartile mean is ahead of the other's, with its 95% interval."""
-    drawn = (np.concatenate(_redrawn(each, seed), -1) for seed, each in enumerate((scores, others)))
-    own, other = (stats.trim_mean(values, 0.25, axis=-1) for values in drawn)
-    ahead = interquartile_mean(np.concatenate(scores)) - interquartile_mean(np.concatenate(others))
-    return ahead, *_interval(own - other)
+    own, other = (
+        stats.trim_mean(np.concatenate(_redrawn(x, i), -1), 0.25, axis=-1) for i, x in enumerate((scores, others))
+    )
+    return aggregate(scores)[0] - aggregate(others)[0], *_interval(own - other)
 
 
 def improvement(scores: Scores, others: Scores) -> tuple[float, float, float]:

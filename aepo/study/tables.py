@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,15 @@ from aepo.study import statistics
 from aepo.study.ablations import QUESTIONS, TIMES, VARIANTS
 from aepo.study.results import read_results
 
-CLAIMS = {"starred": [], "recommended": ""} | read_json(project_root() / "runs" / "claims.json")
-LOOKED_AT, RECOMMENDED = CLAIMS["starred"], CLAIMS["recommended"]
 NONE = (np.nan,) * 3  # no value, no interval
 MARK = "<!-- below: what `aepo results` prints -->"
 PUBLISHED = Path(__file__).with_name("published.csv")  # scores that papers report on D4RL: notebook 08
+
+
+@cache
+def claims() -> dict:
+    """runs/claims.json: `starred`, the tasks looked at while settings were chosen; `recommended`, the method."""
+    return {"starred": [], "recommended": ""} | read_json(project_root() / "runs" / "claims.json")
 
 
 def task_table(returns: pd.DataFrame) -> pd.DataFrame:
@@ -129,7 +134,7 @@ def comparable_groups(scores: pd.DataFrame) -> list[tuple[list[str], list[str]]]
 
 def not_looked_at(tasks: Sequence[str]) -> list[str]:
     """Those of some tasks that were not looked at while settings were chosen; empty where that is none or all of them."""
-    found = [task for task in tasks if task not in LOOKED_AT]
+    found = [task for task in tasks if task not in claims()["starred"]]
     return found if len(found) < len(tasks) else []
 
 
@@ -140,33 +145,34 @@ def score_matrix(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown_scores(scores: pd.DataFrame, methods: Sequence[str]) -> str:
-    """Tasks by those methods: mean score over seeds, a task's best in bold, a dash: not run; a star: in LOOKED_AT."""
+    """Tasks by those methods: mean score over seeds, a task's best in bold, a dash: not run; a star: looked at."""
     wide = score_matrix(scores).T.round()
     best = wide.drop(columns=DATASET, errors="ignore").max(axis=1)
     wide = wide[[method for method in wide if method in methods]].dropna(how="all")
     shown = _bold(wide, wide.eq(best[wide.index], axis=0), 0)
-    rows = [[f"`{row[0]}`{' *' if row[0] in LOOKED_AT else ''}", *row[1:]] for row in shown.itertuples()]
+    rows = [[f"`{row[0]}`{' *' if row[0] in claims()['starred'] else ''}", *row[1:]] for row in shown.itertuples()]
     return markdown_table(["task", *(f"`{method}`" for method in wide)], rows)
 
 
 def summary_table(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """One row a method on tasks that all of them have: iqm, mean, rank; `ahead`: how far RECOMMENDED is ahead of it, `p`:
-    the probability that a run of it is better."""
+    """One row a method on tasks that all of them have: iqm, mean, rank; `ahead`: how far the recommended method is ahead of
+    it, `p`: the probability that a run of the recommended one beats one of it."""
+    best = claims()["recommended"]
     runs = {method: scores_by_task(scores, method, tasks) for method in methods}
     means = np.array([[task.mean() for task in runs[method]] for method in methods])
     rows = []
     for method, rank, mean in zip(methods, stats.rankdata(-means, axis=0).mean(1), means.mean(1), strict=True):
         row = {"method": method, "mean": mean, "rank": rank} | _named("iqm", statistics.aggregate(runs[method]))
         for name, compare in (("ahead", statistics.difference), ("p", statistics.improvement)):
-            known = RECOMMENDED in methods and method != RECOMMENDED
-            row |= _named(name, compare(runs[RECOMMENDED], runs[method]) if known else NONE)
+            known = best in methods and method != best
+            row |= _named(name, compare(runs[best], runs[method]) if known else NONE)
         rows.append(row)
     return pd.DataFrame(rows).sort_values("iqm", ascending=False, ignore_index=True)
 
 
 def markdown_summary(table: pd.DataFrame) -> str:
     """`summary_table` for people."""
-    rows, best = [], f"`{RECOMMENDED}`"
+    rows, best = [], f"`{claims()['recommended']}`"
     for row in table.to_dict("records"):
         iqm, ahead, chance = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in ("iqm", "ahead", "p"))
         shown = [f"`{row['method']}`", _interval(*iqm), f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
