@@ -102,7 +102,7 @@ class EnergySettings(Training):
 
 @dataclass(frozen=True)
 class PolicySettings(Training):
-    """Policies that are networks of their own, with no energy: qipo, iql, td3bc, diffusion-ql.
+    """Policies that are networks of their own: qipo, iql, td3bc, diffusion-ql; weighted cloning, in its behavior's steps.
 
     `critic_steps`: steps of those that train a critic beside the policy. `rounds`: how often qipo draws support actions
     anew. `weight_cap`: greatest weight of iql and of resampled pairs, of which `uniform_share` are drawn alike. `alpha`:
