@@ -121,7 +121,7 @@ PARAMETERS = {
     "task": (REPRODUCE + "maze2d-moon", "unknown task 'maze2d-moon': choose one of maze2d-"),
     "method": (
         REPRODUCE + f"{TASK} --methods aepo,sac",
-        "unknown method 'sac': choose from bc, bc-low-noise, best-of-n",
+        "unknown method 'sac': choose from bc, bc-low-noise, bc-weighted",
     ),
     "method twice": (REPRODUCE + f"{TASK} --methods bc,bc", "methods must be distinct, at least one"),
     "no task": (REPRODUCE + ",", "no task is named in ','"),
@@ -323,7 +323,7 @@ LEFT = {
     "export damaged": (flip("behavior"), EXPORT, "behavior.safetensors is damaged"),
     "export shape": (edit(lambda t: t.update(w=torch.ones(3))), EXPORT, "w has the shape (3,), not 2 seeds"),
     "policy": (
-        edit(lambda t: t.popitem(), "policy-iql-b3"),
+        edit(lambda t: t.pop("average.log_std"), "policy-iql-b3"),
         STUDY,
         "policy-iql-b3.safetensors does not hold the networks of policy-iql-b3 (Error(s) in loading state_dict",
     ),

@@ -97,7 +97,7 @@ BAD = [
     (GOOD + "settings: {critic: {steps: 1.5}}\n", "settings: critic: steps: it should be a valid integer, got 1.5"),
     (
         GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n",
-        "settings: evaluation: beta: sac: it should be 'qgpo', ",
+        "settings: evaluation: beta: sac: it should be 'bc-weighted', 'qgpo', ",
     ),
     (GOOD + "settings: {critic: {return_floor: 0}}\n", "critic: return_floor: it should be a valid boolean, got 0"),
     (GOOD + "settings: {critic: {discount: 2}}\n", "critic: discount: it should be less than or equal to 1, got 2"),

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from aepo.data.tasks import SEARCHED_ON
-from aepo.files import StudyError, project_root, read_json
+from aepo.files import StudyError, read_json
 from aepo.methods import DATASET, NAMES
 from aepo.study import statistics
 from aepo.study.ablations import QUESTIONS, TIMES, VARIANTS
@@ -24,7 +24,7 @@ PUBLISHED = Path(__file__).with_name("published.csv")  # scores that papers repo
 @cache
 def claims() -> dict:
     """runs/claims.json: `starred`, the tasks looked at while settings were chosen; `recommended`, the method."""
-    return {"starred": [], "recommended": ""} | read_json(project_root() / "runs" / "claims.json")
+    return {"starred": [], "recommended": ""} | read_json(Path(__file__).parents[2] / "runs" / "claims.json")
 
 
 def task_table(returns: pd.DataFrame) -> pd.DataFrame:
