@@ -171,7 +171,7 @@ class TrustedShift(ClosedShift):
         tilt = self.trust * self.behavior.agreement.clamp(max=self.MOST)
         return ClosedShift(self.kind, self.behavior, self.critic, tilt / spread.clamp(min=1e-6))
 
-    def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
+    def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:  # a sampler tempers once
         return self.tempered(state).shift(state, noisy_action, t, mean)
 
 
