@@ -150,7 +150,7 @@ def ablations(
     seeds: Seeds = "",
     device: Device = "auto",
     runs_dir: RunsDir = "runs",
-    questions: Annotated[str, typer.Option(help="As factor,own; empty: all; a name that is none: lists them.")] = "",
+    questions: Annotated[str, typer.Option(help="As search,grid; empty: all; a name that is none: lists them.")] = "",
 ) -> None:
     """Run the variants of notebook 11 on tasks, without the notebook: their episodes go into results.csv."""
     asked = _words(questions) or list(variants.QUESTIONS)

@@ -93,26 +93,36 @@ def test_rows_of_a_question_stand_beside_what_was_evaluated():
     ]
 
 
-def test_the_search_compares_five_values_on_starred_tasks_that_have_them_all():
+def test_the_search_compares_three_values_on_starred_tasks_that_have_them_all():
     import pandas as pd
 
     made = []
     for task, level in (
-        ("local-hopper-mixed", 10.0),
+        ("local-hopper-medium-expert", 10.0),
         ("local-halfcheetah-mixed", 20.0),
         ("local-walker2d-mixed", 90.0),
     ):
-        for k, beta in enumerate((0.75, 1.5, 3, 6, 12)):
-            if (task, beta) != ("local-halfcheetah-mixed", 12):
-                made += [("own", task, "iql", f"iql beta {beta:g}", seed, level + k + seed) for seed in (0, 1)]
-        made += [("factor", task, "aepo", f"{f:g} x", 0, level - f) for f in ablations.TIMES]
+        for k, beta in enumerate((1.5, 3, 6)):
+            if (task, beta) != ("local-halfcheetah-mixed", 6):
+                made += [("search", task, "iql", f"iql beta {beta:g}", seed, level + k + seed) for seed in (0, 1)]
+        made += [("search", task, "aepo", f"aepo scale {2 * f:g}", 0, level - f) for f in ablations.TIMES]
     rows = pd.DataFrame(made, columns=["question", "task", "method", "variant", "seed", "score"])
     found = tables.search_table(rows).set_index("method")
-    assert found.loc["iql"].tolist() == ["robots", "beta", 1, 10.5, 11.5, 12.5, 13.5, 14.5]
-    assert found.loc["aepo"].tolist() == ["robots", "scale", 2, 14.75, 14.5, 14.0, 13.0, 11.0]
-    assert "| robots, 1 | `iql` | beta | 10.5 | 11.5 | 12.5 | 13.5 | **14.5** |" in tables.markdown_search(
-        tables.search_table(rows)
-    )
+    assert found.loc["iql"].tolist() == ["robots", "beta", 1, 10.5, 11.5, 12.5]
+    assert found.loc["aepo"].tolist() == ["robots", "scale", 2, 14.5, 14.0, 13.0]
+    assert "| robots, 1 | `iql` | beta | 10.5 | 11.5 | **12.5** |" in tables.markdown_search(tables.search_table(rows))
+
+
+def test_every_method_has_the_same_three_values_of_one_number():
+    from aepo.methods import METHODS
+
+    own = [v for v in ablations.VARIANTS if v.number]
+    assert {name for v in own for name in v.methods} == {*METHODS} - {"bc"}
+    for method in {*METHODS} - {"bc"}:
+        mine = [v for v in own if [*v.methods] == [method]]
+        ((stage, key),) = {(stage, key) for v in mine for stage, values in v.settings.items() for key in values}
+        values = [v.settings[stage][key] for v in mine]
+        assert [v.times for v in mine] == [*ablations.TIMES] == [value / values[1] for value in values]
 
 
 def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tiny, monkeypatch):
@@ -123,7 +133,7 @@ def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tin
     stages.train_energy(run, data, behavior, critic, "aepo")
     scales = guidance_scale.matched_scales(run, "aepo", 3.0)
     monkeypatch.setattr(stages, "fit", lambda *a, **k: pytest.fail("trained again"))
-    variant = next(v for v in ablations.VARIANTS if v.name == "2 x")
+    variant = next(v for v in ablations.VARIANTS if v.name == "aepo scale 2")
     rows = ablations.evaluate(run, variant)
     assert set(rows["method"]) == {"aepo"} == set(run.methods) - {"bc"}
     assert rows.groupby("seed")["guidance_scale"].first().tolist() == [2 * scale for scale in scales]

@@ -115,14 +115,14 @@ def _variant_points(scores: pd.DataFrame) -> Figure:
 
 
 def _search_lines(scores: pd.DataFrame) -> Figure:
-    """Mean score over the searched number as a multiple of its default, a line a method, a panel a task."""
+    """Mean score over the searched number as a multiple of its middle value, a line a method, a panel a task."""
     tasks = scores["task"].unique()
     figure, axes = panels(len(tasks), 3.4 + 1.8 / min(len(tasks), 3), 3.2, most=3)
     look = {"palette": COLORS, "marker": "o", "errorbar": ("pi", 100), "err_kws": {"alpha": 0.08}}
     for ax, task in zip(axes, tasks, strict=True):
         part = scores[scores["task"] == task]
         sns.lineplot(part, x="times", y="score", hue="method", legend=ax is axes[-1], ax=ax, **look)
-        ax.set(title=task, xlabel="times the default", xscale="log")
+        ax.set(title=task, xlabel="times the middle value", xscale="log")
         ax.set_xticks(TIMES, [f"{times:g}" for times in TIMES])
         ax.minorticks_off()
     sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title="")
