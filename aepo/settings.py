@@ -13,7 +13,7 @@ from aepo.methods import METHODS
 
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
-TRUST = {name: 0.05 for name, method in METHODS.items() if method.trusted}
+TRUST = {name: 4.0 for name, method in METHODS.items() if method.trusted}
 LOW_NOISE = {"bc-low-noise", "bc-weighted", *(name for name in GUIDED if not METHODS[name].best)}
 NOISE_SCALES = {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS}
 BETAS = dict.fromkeys(("iql", "bc-weighted", "aepo-weighted"), 1.5)

@@ -8,14 +8,57 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from aepo import files
+from aepo.core import guidance
+from aepo.core.losses import diffuse
+from aepo.core.models import Behavior, Critic, advantage_at, gaussian_posterior
+from aepo.core.schedule import VPSchedule
 from aepo.data import datasets, tasks
 from aepo.learners import discount
+from aepo.learners.draws import Random
+from aepo.learners.support import sample_actions
 from aepo.methods import DATASET
 from aepo.study import results, runs
+from aepo.study.policy import load_networks
 
 COLUMNS = ["task", "profile", "stage", "steps", "metric", "value"]
+VP = VPSchedule()
+STATES, REFERENCES, GROUP = 32, 1_024, 16  # the actions of a state: known, and in a batch of the contrastive loss
+
+
+def cross_entropy(scaled_q: Tensor, energy: Tensor) -> Tensor:
+    """Contrastive loss of energies at M noised actions of a state under softmax(beta Q): both `(..., M)`, a mean."""
+    return -(torch.softmax(scaled_q, -1) * torch.log_softmax(energy, -1)).sum(-1).mean()
+
+
+@torch.no_grad()
+def least_losses(behavior: Behavior, critic: Critic, state: Tensor, beta: float, t: Tensor, random: Random) -> Tensor:
+    """Contrastive loss of the exact energy at each time, as near as two estimates of it come: state `(S, P, n)` -> `(T,)`.
+
+    E = log E[exp(beta Q) | a_t] over `REFERENCES` samples a state, or by cubature of the posterior; the better of the two.
+    """
+    actions = sample_actions(behavior, state, REFERENCES + GROUP, 10, random)
+    one = [slice(i, i + 1) for i in range(state.shape[1])]
+    q = torch.cat([advantage_at(critic, state[:, i])(actions[:, i]) for i in one], 1)
+    (known, group), (known_q, group_q) = actions.split([REFERENCES, GROUP], 2), q.split([REFERENCES, GROUP], 2)
+    found = []
+    for time in t:
+        noise = random.normal(*group.shape[1:])[0]
+        noisy = diffuse(group, noise, time.expand(group.shape[:-1]), VP)
+        estimates = []
+        for i in range(state.shape[1]):
+            spread = known[:, i].unsqueeze(1).expand(-1, GROUP, -1, -1), noisy[:, i], time.expand(len(state), GROUP)
+            own_q = known_q[:, i].unsqueeze(1).expand(-1, GROUP, -1)
+            support = guidance.support_energy(own_q, *spread, VP, beta, check=False)
+            here = state[:, i].unsqueeze(1).expand(-1, GROUP, -1)
+            moments = gaussian_posterior(behavior, here, *spread[1:])
+            closed = guidance.closed_form("cubature", advantage_at(critic, here), *moments, beta, None, -1.0, 1.0)
+            estimates.append(torch.stack([cross_entropy(beta * group_q[:, i], e) for e in (support, closed)]))
+        found.append(torch.stack(estimates).mean(0).min())
+    return torch.stack(found)
 
 
 def measured(folder: Path) -> Iterator[tuple[str, int, str, float]]:
@@ -38,7 +81,25 @@ def measured(folder: Path) -> Iterator[tuple[str, int, str, float]]:
             yield stage, entry["steps"], "seconds", entry["seconds"]
         if stage.startswith("energy-"):
             log = pd.read_parquet(folder / "metrics" / f"{stage}.parquet")
-            yield stage, entry["steps"], "loss", log[log["step"] == log["step"].max()]["loss"].mean()
+            yield stage, entry["steps"], "loss", log[log["step"] >= 0.9 * log["step"].max()]["loss"].mean()
+        if stage.startswith("energy-qgpo-"):
+            yield (
+                stage,
+                entry["steps"],
+                "least loss",
+                least_loss(folder, name, profile, float(stage.partition("-b")[2])),
+            )
+
+
+def least_loss(folder: Path, task: str, profile: str, beta: float) -> float:
+    """Mean of `least_losses` over t, uniform as in training, by the trapezoidal rule."""
+    data = datasets.load(tasks.get(task), profile)
+    seeds = files.load_tensors(folder / "critic.safetensors")[1]["seeds"]
+    behavior, critic = (load_networks(folder, stage, seeds, "cpu") for stage in ("behavior", "critic"))
+    random = Random(seeds, "least-loss", like=data.state)
+    state = data.standardize(data.state)[random.subset(len(data), STATES)]
+    t = torch.tensor([0.001, 0.02, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0])
+    return torch.trapezoid(least_losses(behavior, critic, state, beta, t, random), t).item() / (1 - 0.001)
 
 
 def main() -> None:

@@ -105,24 +105,33 @@ def test_the_search_compares_three_values_on_starred_tasks_that_have_them_all():
         for k, beta in enumerate((1.5, 3, 6)):
             if (task, beta) != ("local-halfcheetah-mixed", 6):
                 made += [("search", task, "iql", f"iql beta {beta:g}", seed, level + k + seed) for seed in (0, 1)]
-        made += [("search", task, "aepo", f"aepo scale {2 * f:g}", 0, level - f) for f in ablations.TIMES]
+        made += [("search", task, "aepo", f"aepo scale {2 * f:g}", 0, level - f) for f in (0.5, 1, 2)]
+        made += [("noise", task, "iql", f"noise {n}", 0, 9.0) for n in (0.25, 0.5, 1)]
+        made += [("noise", task, "qipo", f"noise {n:g}", 0, 9.0 - n) for n in (0.0, 0.25, 0.5, 1.0)]
     rows = pd.DataFrame(made, columns=["question", "task", "method", "variant", "seed", "score"])
     found = tables.search_table(rows).set_index("method")
-    assert found.loc["iql"].tolist() == ["robots", "beta", 1, 10.5, 11.5, 12.5]
-    assert found.loc["aepo"].tolist() == ["robots", "scale", 2, 14.5, 14.0, 13.0]
-    assert "| robots, 1 | `iql` | beta | 10.5 | 11.5 | **12.5** |" in tables.markdown_search(tables.search_table(rows))
+    assert found.loc["iql"].drop(0.0).tolist() == ["robots", "beta", 1, 10.5, 11.5, 12.5], "its noise is not searched"
+    assert found.loc["aepo"].drop(0.0).tolist() == ["robots", "scale", 2, 14.5, 14.0, 13.0]
+    assert found.loc["qipo"].tolist() == ["robots", "noise", 2, 9.0, 8.75, 8.5, 8.0]
+    assert "| robots, 1 | `iql` | beta | - | 10.5 | 11.5 | **12.5** |" in tables.markdown_search(
+        tables.search_table(rows)
+    )
 
 
-def test_every_method_has_the_same_three_values_of_one_number():
+def test_every_method_has_the_same_three_values_of_one_number_and_four_of_the_noise():
     from aepo.methods import METHODS
 
-    own = [v for v in ablations.VARIANTS if v.number]
-    assert {name for v in own for name in v.methods} == {*METHODS} - {"bc"}
-    for method in {*METHODS} - {"bc"}:
+    own = [v for v in ablations.VARIANTS if v.question == "search"]
+    assert {name for v in own for name in v.methods} == {*METHODS} - {"bc", "bc-low-noise"}
+    for method in {*METHODS} - {"bc", "bc-low-noise"}:
         mine = [v for v in own if [*v.methods] == [method]]
         ((stage, key),) = {(stage, key) for v in mine for stage, values in v.settings.items() for key in values}
         values = [v.settings[stage][key] for v in mine]
-        assert [v.times for v in mine] == [*ablations.TIMES] == [value / values[1] for value in values]
+        assert [v.times for v in mine] == [0.5, 1, 2] == [value / values[1] for value in values]
+    for variant in (v for v in ablations.VARIANTS if v.question == "noise"):
+        assert variant.settings["evaluation"]["noise_scale"] == variant.times / 2
+        silent = {"bc", "iql", "td3bc", "diffusion-ql", *(["best-of-n"] if variant.times == 0 else [])}
+        assert {*variant.methods} == {*METHODS} - silent
 
 
 def test_more_or_less_guidance_takes_the_runs_own_energy_networks(run, data, tiny, monkeypatch):

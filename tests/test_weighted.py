@@ -95,17 +95,17 @@ def test_the_spread_of_a_linear_q_is_exact(d, kind):
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("agreed", [0.0, 8.0, 200.0])
+@pytest.mark.parametrize("agreed", [0.0, 18.9, 19.0, 200.0])
 def test_the_tilt_is_k_standard_deviations_whatever_the_size_of_q(size, agreed):
-    """Linear Q, first order and N(0, c I): |shift| = k sqrt(c), a KL of k^2 / 2, with k = trust min(agreement, MOST)."""
-    d, c, trust = 3, 0.01, 0.05
+    """Linear Q, first order and N(0, c I): |shift| = k sqrt(c), a KL of k^2 / 2, with k = trust where the twins agree, else 0."""
+    d, c, trust = 3, 0.01, 4.0
     slope, behavior = size * normal(d, seed=4), PriorBehavior(c, d, agreed)
     trusted = TrustedShift("taylor", behavior, LinearCritic(slope), trust)
     state, t = torch.zeros(1, 6, 2, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     tempered = trusted.tempered(state)
     assert type(tempered) is ClosedShift
     shift = tempered.shift(state, torch.zeros(1, 6, d).double(), t, torch.zeros(1, 6, d).double())
-    k = trust * min(agreed, TrustedShift.MOST)
+    k = trust * (agreed >= TrustedShift.AGREED)
     assert torch.allclose(shift.norm(dim=-1), torch.tensor(k * c**0.5).double(), rtol=1e-5)
 
 
@@ -114,8 +114,8 @@ def test_cubature_tilts_by_k_to_first_order_and_saturates(d):
     """Along an axis: k standard deviations where k is small; never beyond its points, sqrt(3) of them or sqrt(d)."""
     slope, state, t = torch.eye(d, dtype=torch.float64)[0], torch.zeros(1, 1, 2).double(), torch.tensor(0.5).double()
     sizes = []
-    for agreed in (1.0, 80.0):
-        trusted = TrustedShift("cubature", PriorBehavior(0.01, d, agreed), LinearCritic(slope), 0.05)
+    for trust in (0.05, 4.0):
+        trusted = TrustedShift("cubature", PriorBehavior(0.01, d, 80.0), LinearCritic(slope), trust)
         sizes.append(trusted.shift(state, torch.zeros(1, 1, d).double(), t, torch.zeros(1, 1, d).double()).norm() / 0.1)
     assert sizes[0] == pytest.approx(0.05, rel=0.01)
     assert 1 < sizes[1] < max(3, d) ** 0.5

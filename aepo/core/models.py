@@ -154,12 +154,13 @@ class ClosedShift(ClosedForm):
 
 
 class TrustedShift(ClosedShift):
-    """A closed shift whose beta is one a state: beta(s) = k / std_s(Q), k = `trust` min(`behavior.agreement`, `MOST`).
+    """A closed shift whose beta is one a state, beta(s) = `trust` / std_s(Q); 0 for seeds whose twin critics disagree.
 
-    std_s: the spread of Q over cubature points about the behavior's mean at s; k: to first order the tilt in units of it.
+    std_s: the spread of Q over cubature points about the behavior's mean at s; `trust`: to first order the tilt in units of
+    it. Followed where `behavior.agreement` is at least `AGREED` = .95 / .05: the twins correlate at .95 over actions.
     """
 
-    MOST = 80.0
+    AGREED = 19.0
 
     def __init__(self, kind: str, behavior: Behavior, critic: Critic, trust: float):
         super().__init__(kind, behavior, critic, 0.0)
@@ -168,7 +169,7 @@ class TrustedShift(ClosedShift):
     def tempered(self, state: Tensor) -> ClosedShift:
         """The shift at states `(S, B, n)`, with their betas."""
         spread = guidance.cubature_spread(advantage_at(self.critic, state), *prior(self.behavior, state), -1.0, 1.0)
-        tilt = self.trust * self.behavior.agreement.clamp(max=self.MOST)
+        tilt = self.trust * (self.behavior.agreement >= self.AGREED).to(spread)
         return ClosedShift(self.kind, self.behavior, self.critic, tilt / spread.clamp(min=1e-6))
 
     def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:  # a sampler tempers once

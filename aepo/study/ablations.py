@@ -24,7 +24,7 @@ TOUCHES = {  # by the stage whose settings change: which stages are made again, 
     "policy": ("policy", "support-policy"),
     "evaluation": (),
 }
-TIMES = (0.5, 1.0, 2.0)  # the middle value: the values that are searched
+TIMES = (0.0, 0.5, 1.0, 2.0)  # the middle value: the values that are searched; 0 of the noise alone
 
 
 @dataclass(frozen=True)

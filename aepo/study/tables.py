@@ -86,15 +86,14 @@ def variant_scores(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
 
 def search_table(scores: pd.DataFrame) -> pd.DataFrame:
     """The search of one number a method in `variant_scores`: mean score over a family's searched tasks at each of TIMES."""
-    searched, found = {v.name: v for v in VARIANTS if v.number}, []
-    rows = scores[scores["variant"].isin(searched)]
-    rows = rows.assign(times=[searched[name].times for name in rows["variant"]])
+    facts, found = [(v.name, v.number, v.times) for v in VARIANTS if v.number], []
+    rows = scores.merge(pd.DataFrame(facts, columns=["variant", "number", "times"]), on="variant")
     for family, tasks in SEARCHED_ON.items():
-        for method, own in rows[rows["task"].isin(tasks)].groupby("method", sort=False):
-            wide = own.pivot_table(index="task", columns="times", values="score").reindex(columns=TIMES).dropna()
-            if len(wide):
-                number = searched[own["variant"].iloc[0]].number
-                found.append([family, method, number, len(wide), *wide.mean()])
+        for (method, number), own in rows[rows["task"].isin(tasks)].groupby(["method", "number"], sort=False):
+            wide = own.pivot_table(index="task", columns="times", values="score")
+            asked = {v.times for v in VARIANTS if v.number == number and method in v.methods}
+            if asked == {*wide} and len(wide := wide.dropna()):
+                found.append([family, method, number, len(wide), *wide.mean().reindex(TIMES)])
     return pd.DataFrame(found, columns=["family", "method", "number", "tasks", *TIMES])
 
 
