@@ -79,6 +79,9 @@ def measured(folder: Path) -> Iterator[tuple[str, int, str, float]]:
     for stage, entry in stages.items():
         if entry["steps"] and "seconds" in entry:
             yield stage, entry["steps"], "seconds", entry["seconds"]
+        if stage.startswith("policy-resampled-"):
+            twins = files.load_tensors(folder / f"{stage}.safetensors")[0]["average.agreement"].flatten().tolist()
+            yield from ((stage, entry["steps"], f"agreement of the twins, seed {i}", x) for i, x in enumerate(twins))
         if stage.startswith("energy-"):
             log = pd.read_parquet(folder / "metrics" / f"{stage}.parquet")
             yield stage, entry["steps"], "loss", log[log["step"] >= 0.9 * log["step"].max()]["loss"].mean()

@@ -97,7 +97,7 @@ def test_the_spread_of_a_linear_q_is_exact(d, kind):
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("agreed", [0.0, 18.9, 19.0, 200.0])
 def test_the_tilt_is_k_standard_deviations_whatever_the_size_of_q(size, agreed):
-    """Linear Q, first order and N(0, c I): |shift| = k sqrt(c), a KL of k^2 / 2, with k = trust where the twins agree, else 0."""
+    """Linear Q, first order, N(0, c I): |shift| = k sqrt(c), a KL of k^2 / 2; k = trust where the twins agree, else 0."""
     d, c, trust = 3, 0.01, 4.0
     slope, behavior = size * normal(d, seed=4), PriorBehavior(c, d, agreed)
     trusted = TrustedShift("taylor", behavior, LinearCritic(slope), trust)

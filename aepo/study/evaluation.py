@@ -157,7 +157,7 @@ def _made_with(run: Run, method: str) -> dict[str, Any]:
         "differentiated": run.profile.energy.differentiated and METHODS[method].shift is not None,
         "pick": settings.pick,
         "trust": settings.trust.get(method),
-        "most": TrustedShift.MOST if METHODS[method].trusted else None,
+        "agreed": TrustedShift.AGREED if METHODS[method].trusted else None,
         "networks": checksums(run, method, beta),
         **{key: getattr(task, key) for key in ("env_id", "env_kwargs", "observation_keys", "horizon")},
     }
