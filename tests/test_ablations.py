@@ -66,6 +66,18 @@ def test_a_changed_critic_is_trained_for_the_variant_alone(run, data, tiny, monk
     assert own["return_floor"] is False
 
 
+def test_a_behavior_of_other_steps_leaves_the_critic_as_it_is(run, data, tiny, monkeypatch):
+    monkeypatch.setitem(settings.PROFILES, "smoke", tiny)
+    steps = 2 * tiny.behavior.steps
+    variant = ablations.Variant("longer", "steps", ("aepo-cubature",), {"behavior": {"steps": steps}})
+    stages.train_behavior(run, data), stages.train_critic(run, data)
+    ablations.evaluate(run, variant)
+    own = ablations.variant_run(run, variant)
+    assert files.load_tensors(own.artifact("behavior"))[1]["settings"]["steps"] == steps
+    assert files.load_tensors(run.artifact("behavior"))[1]["settings"]["steps"] == tiny.behavior.steps
+    assert own.artifact("critic").read_bytes() == run.artifact("critic").read_bytes()
+
+
 def test_rows_of_a_question_stand_beside_what_was_evaluated():
     import pandas as pd
 

@@ -19,6 +19,7 @@ from aepo.study import results, runs, stages
 from aepo.study.runs import Run
 
 TOUCHES = {  # by the stage whose settings change: which stages are made again, by how their names begin
+    "behavior": ("behavior", "energy", "policy", "support"),
     "critic": ("critic", "energy", "policy", "support-policy"),
     "energy": ("energy", "support"),
     "policy": ("policy", "support-policy"),
