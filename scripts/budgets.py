@@ -27,6 +27,7 @@ from aepo.study.policy import load_networks
 COLUMNS = ["task", "profile", "stage", "steps", "metric", "value"]
 VP = VPSchedule()
 STATES, REFERENCES, GROUP = 32, 1_024, 16  # the actions of a state: known, and in a batch of the contrastive loss
+PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def cross_entropy(scaled_q: Tensor, energy: Tensor) -> Tensor:
@@ -36,9 +37,10 @@ def cross_entropy(scaled_q: Tensor, energy: Tensor) -> Tensor:
 
 @torch.no_grad()
 def least_losses(behavior: Behavior, critic: Critic, state: Tensor, beta: float, t: Tensor, random: Random) -> Tensor:
-    """Contrastive loss of the exact energy at each time, as near as two estimates of it come: state `(S, P, n)` -> `(T,)`.
+    """Contrastive loss of the exact energy at each time, as near as estimates of it come: state `(S, P, n)` -> `(T,)`.
 
-    E = log E[exp(beta Q) | a_t] over `REFERENCES` samples a state, or by cubature of the posterior; the better of the two.
+    E = log E[exp(beta Q) | a_t] over `REFERENCES` samples a state, by cubature of the posterior, or beta Q at its mean, each
+    times the best of `PARTS`: a jagged Q is overestimated, and 0 is chance. No energy can be worse than the best of these.
     """
     actions = sample_actions(behavior, state, REFERENCES + GROUP, 10, random)
     one = [slice(i, i + 1) for i in range(state.shape[1])]
@@ -55,8 +57,13 @@ def least_losses(behavior: Behavior, critic: Critic, state: Tensor, beta: float,
             support = guidance.support_energy(own_q, *spread, VP, beta, check=False)
             here = state[:, i].unsqueeze(1).expand(-1, GROUP, -1)
             moments = gaussian_posterior(behavior, here, *spread[1:])
-            closed = guidance.closed_form("cubature", advantage_at(critic, here), *moments, beta, None, -1.0, 1.0)
-            estimates.append(torch.stack([cross_entropy(beta * group_q[:, i], e) for e in (support, closed)]))
+            q_function = advantage_at(critic, here)
+            closed = [
+                guidance.closed_form(kind, q_function, *moments, beta, None, -1.0, 1.0)
+                for kind in ("cubature", "point")
+            ]
+            tried = [part * energy for energy in (support, *closed) for part in PARTS]
+            estimates.append(torch.stack([cross_entropy(beta * group_q[:, i], energy) for energy in tried]))
         found.append(torch.stack(estimates).mean(0).min())
     return torch.stack(found)
 

@@ -17,6 +17,7 @@ def test_every_variant_fits_the_settings():
             assert set(values) <= set(getattr(profile, stage).__dataclass_fields__)
     names = [variant.name for variant in ablations.VARIANTS]
     assert len(set(names)) == len(names)
+    assert not [name for name in names if set(name) & set(",/:")], "they name folders"
     assert {v.question for v in ablations.variants_of("smoke")} == set(ablations.QUESTIONS)
 
 
@@ -93,7 +94,7 @@ def test_rows_of_a_question_stand_beside_what_was_evaluated():
         }
         for task, method, variant, s in (
             ("a", "aepo-cubature", "", 1.0),
-            ("a", "aepo-cubature", "beta 1, scale 2", 2.0),
+            ("a", "aepo-cubature", "beta 1 scale 2", 2.0),
             ("a", "bc", "", 9.0),
             ("b", "aepo-cubature", "", 9.0),
         )
@@ -101,7 +102,7 @@ def test_rows_of_a_question_stand_beside_what_was_evaluated():
     rows = tables.variant_scores(pd.DataFrame(made), "quick")
     assert rows[["task", "method", "variant", "score"]].values.tolist() == [
         ["a", "aepo-cubature", "as evaluated", 1.0],
-        ["a", "aepo-cubature", "beta 1, scale 2", 2.0],
+        ["a", "aepo-cubature", "beta 1 scale 2", 2.0],
     ]
 
 

@@ -1,7 +1,9 @@
 """Numbers in a task's YAML file are read as people mean them, and refused where they make no sense."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import samples
 import yaml
@@ -140,3 +142,15 @@ def test_references_stored_with_data_are_in_order_too(folder, stored):
     assert datasets.load(advised, "smoke").reference_scores == (1, 2)
     path.write_text(json.dumps(found | {"ref_min_score": -1, "ref_max_score": 1e3}))
     assert datasets.load(read(folder, text), "smoke").reference_scores == (-1, 1000)
+
+
+def test_without_references_scores_run_from_the_worst_to_the_best_twentieth_of_the_episodes(folder):
+    path = samples.hopper(dataset_id="mine/hopper-v0") / "data" / "metadata.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in found.items() if not key.startswith("ref_")}))
+    task = read(folder, "dataset: mine/hopper-v0\nenv_id: Hopper-v5\nhorizon: 200\n")
+    data = datasets.load(task, "smoke")
+    returns = np.sort(datasets.recorded_returns(data, 200, False))
+    count = max(1, len(returns) // 20)
+    assert data.reference_scores == pytest.approx((returns[:count].mean(), returns[-count:].mean()))
+    assert datasets.load(replace(task, env_id=None), "smoke").reference_scores is None

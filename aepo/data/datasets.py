@@ -31,7 +31,8 @@ class Dataset:
     state_std: Tensor
     action_low: Tensor  # (d,), as action_high: the environment's box
     action_high: Tensor
-    reference_scores: tuple[float, float] | None  # returns of score 0 and 100, the task's or those stored with the data
+    # returns of score 0 and 100: the task's, those stored with the data, or the means of the worst and best 5% of episodes
+    reference_scores: tuple[float, float] | None
     warnings: tuple[str, ...] = ()  # what is odd about the data, a sentence each
 
     def __len__(self) -> int:
@@ -91,13 +92,15 @@ def load(task: Task, profile: str) -> Dataset:
         raise files.StudyError(f"{problem}: {remedy}")
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
         tensors, made = cache.load_or_build(folder, dataset_id, task)
-    return Dataset(
-        dataset_id=dataset_id,
-        content_hash=made["content_hash"],
-        reference_scores=references,
-        warnings=tuple(made["warnings"]),
-        **tensors,
-    )
+    told = {"dataset_id": dataset_id, "content_hash": made["content_hash"], "warnings": tuple(made["warnings"])}
+    data = Dataset(reference_scores=references, **told, **tensors)
+    if references is None and task.env_id:
+        ordered = np.sort(recorded_returns(data, task.horizon, task.continuing, task.recorded_return))
+        ends = [
+            part.mean().item() for share in [max(1, len(ordered) // 20)] for part in (ordered[:share], ordered[-share:])
+        ]
+        return replace(data, reference_scores=tuple(ends) if in_order(*ends) else None)
+    return data
 
 
 def recorded_returns(data: Dataset, horizon: int, continuing: bool, how: str = "sum") -> np.ndarray:

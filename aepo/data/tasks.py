@@ -37,7 +37,7 @@ class Task:
     recipe: str | None = None  # one of `collect.RECIPES`
     tier: str | None = None  # which trained actors play
     references: tuple[float, float] | None = None  # returns of score 0 and 100; None: those stored with the data
-    scores: str = "no reference scores: returns only"  # where they come from
+    scores: str = "0 and 100: the worst and best 5% of recorded episodes"  # where they come from
     recorded_return: str = "sum"  # of a recorded episode's rewards, or "max" where they count what is achieved so far
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from the profile, by stage
     file: str | None = None  # the user's HDF5 file
@@ -205,7 +205,9 @@ def _read(path: Path) -> Task:
         suite="own",
         **_tuples(given.model_dump(exclude={"dataset", "settings"})),
         **origin,
-        scores=f"given in {path.name}" if given.references else "those stored with the dataset, else returns only",
+        scores=f"given in {path.name}"
+        if given.references
+        else "those stored with the dataset, else the worst and best 5% of its episodes",
         settings={stage: DENSE.get(stage, {}) | changed.get(stage, {}) for stage in {**DENSE, **changed}},
         definition=str(path.resolve()),
     )
