@@ -13,9 +13,12 @@ from aepo.methods import METHODS
 
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
-TRUST = {name: 4.0 for name, method in METHODS.items() if method.trusted}
-LOW_NOISE = {"bc-low-noise", "bc-weighted", *(name for name in GUIDED if not METHODS[name].best)}
-NOISE_SCALES = {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS}
+TRUST = {name: 8.0 for name, method in METHODS.items() if method.trusted}
+LOW_NOISE = {"bc-low-noise", *(name for name in GUIDED if not METHODS[name].best)}
+NOISE_SCALES = {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS} | {
+    "bc-weighted": 0.0,
+    "aepo-weighted": 0.0,
+}
 BETAS = dict.fromkeys(("iql", "bc-weighted", "aepo-weighted"), 1.5)
 GUIDANCE_SCALES = {name: None if METHODS[name].scaled else 1.0 for name in GUIDED}
 
