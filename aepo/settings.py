@@ -14,12 +14,10 @@ from aepo.methods import METHODS
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
 TRUST = {name: 8.0 for name, method in METHODS.items() if method.trusted}
+WEIGHTED = ("bc-weighted", "aepo-weighted")
 LOW_NOISE = {"bc-low-noise", *(name for name in GUIDED if not METHODS[name].best)}
-NOISE_SCALES = {name: 0.25 if name in LOW_NOISE else 1.0 for name in METHODS} | {
-    "bc-weighted": 0.0,
-    "aepo-weighted": 0.0,
-}
-BETAS = dict.fromkeys(("iql", "bc-weighted", "aepo-weighted"), 1.5)
+NOISE_SCALES = {m: 0.0 if m in WEIGHTED else 0.25 if m in LOW_NOISE else 1.0 for m in METHODS}
+BETAS = dict.fromkeys(("iql", *WEIGHTED), 1.5)
 GUIDANCE_SCALES = {name: None if METHODS[name].scaled else 1.0 for name in GUIDED}
 
 
