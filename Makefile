@@ -16,7 +16,7 @@ else
 SETUP_MB := 4000
 endif
 
-.PHONY: help setup reproduce theory evaluate ablations test test-survival lab bench results figures notebooks example
+.PHONY: help setup reproduce theory evaluate ablations test test-survival lab bench results figures notebooks example site
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,3 +61,7 @@ notebooks: setup ## run the committed notebooks at the smoke profile and store t
 
 example: setup ## export seed 0 of the quick run as the tracked example policy
 	@$(BIN)/aepo export "runs/quick/$(TASK)" "runs/example/$(TASK)" --seed 0
+
+site: setup ## the pages and notebooks, with their stored outputs, as a site with a search in site/
+	@AEPO_SETUP_MB=500 sh scripts/setup.sh docs/requirements.txt
+	@rm -rf site && $(BIN)/python -m sphinx -q -W --keep-going -c docs -d .test/site -b html . site && echo "site/index.html"

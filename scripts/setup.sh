@@ -1,11 +1,15 @@
 #!/bin/sh
 # Builds .venv with the exact pins of requirements.txt; does nothing when it is already built from the same pins.
+# `setup.sh docs/requirements.txt` adds those of the site to it, in the same way.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 need_mb=${AEPO_SETUP_MB:-4000}
 say() { printf 'aepo setup: %s\n' "$*" >&2; }
 
-stamp=.venv/.aepo-$(cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
+more=${1:-}
+kind=aepo
+[ -n "$more" ] && kind=site
+stamp=.venv/.$kind-$(cat requirements.txt pyproject.toml ${more:+"$more"} | cksum | cut -d' ' -f1)
 [ -f "$stamp" ] && [ -x .venv/bin/python ] && exit 0
 
 fits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
@@ -35,7 +39,7 @@ if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/de
     exit 1
   fi
 fi
-say "installing the pins of requirements.txt (once)"
+say "installing the pins of ${more:-requirements.txt} (once)"
 install() { .venv/bin/python -m pip install --disable-pip-version-check "$@" 2>>"$log"; }
 uv_command() { # pip's settings in uv's words, so that the same builds come from the same places
   .venv/bin/python -m pip config list | .venv/bin/python -c '
@@ -54,10 +58,10 @@ print(shlex.join(words + ["--no-index"] * (setting("no-index") in ("1", "true", 
 }
 by_uv() {
   install "$(grep '^uv==' requirements.txt)" >>"$log" && command=$(uv_command) &&
-    eval "$command -r requirements.txt" 2>&1 && eval "$command --no-deps --no-build-isolation -e ." 2>&1
+    eval "$command -r requirements.txt ${more:+-r $more}" 2>&1 && eval "$command --no-deps --no-build-isolation -e ." 2>&1
 }
-by_pip() { install -r requirements.txt && install --no-deps --no-build-isolation -e .; }
-rm -f .venv/.aepo-*
+by_pip() { install -r requirements.txt ${more:+-r "$more"} && install --no-deps --no-build-isolation -e .; }
+rm -f .venv/."$kind"-*
 { by_uv || { echo "uv could not install them, so pip does (minutes)"; by_pip; } && : >"$stamp"; } | tee -a "$log" |
   grep --line-buffered -E '^(uv could|Resolved|Prepared|Installed|Collecting|Installing|Successfully)' | cut -c1-100
 [ -f "$stamp" ] && say "done" && exit 0
