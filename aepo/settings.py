@@ -13,7 +13,7 @@ from aepo.methods import METHODS
 
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
-TRUST = {name: 8.0 for name, method in METHODS.items() if method.trusted}
+TRUST = {name: 20.0 for name, method in METHODS.items() if method.trusted}
 WEIGHTED = ("bc-weighted", "aepo-weighted")
 LOW_NOISE = {"bc-low-noise", *(name for name in GUIDED if not METHODS[name].best)}
 NOISE_SCALES = {m: 0.0 if m in WEIGHTED else 0.25 if m in LOW_NOISE else 1.0 for m in METHODS}
@@ -127,8 +127,8 @@ class PolicySettings(Training):
 class EvaluationSettings:
     """Rollouts: episodes a seed, solver steps, candidates of best-of-n; beta and guidance scale by method.
 
-    A scale that is None is chosen by a rule, for each seed, times `scale_factor`. `trust`: of methods with a beta a state
-    (`models.TrustedShift`). `noise_scale`: factor on the initial noise by method, 0 for one action a state. `pick`: those
+    A scale that is None is chosen by a rule, for each seed, times `scale_factor`. `trust`: the beta of a shift that is
+    followed where the twins agree. `noise_scale`: factor on the initial noise by method, 0 for one action a state. `pick`: those
     with candidates take the "best" by Q, or one drawn by "softmax" of beta Q. `curve_scales`: where `curve_episodes` of the
     first seed show the return over the scale.
     """

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from aepo import settings
-from aepo.core import guidance
-from aepo.core.models import ClosedShift, TrustedShift
+from aepo.core.models import ClosedShift
 from aepo.learners import policies
-from aepo.learners.actor import Acting, make_actor
+from aepo.learners.actor import AGREED, Acting, make_actor
 from aepo.learners.draws import weighted_index
 from aepo.methods import METHODS
 from aepo.study import runs, stages
@@ -80,43 +79,27 @@ def test_draws_by_chance_reach_the_first_and_the_last():
     assert drawn[0].tolist() == [[0, 2, 2, 2], [0, 0, 1, 2]], "the second of the first row has no chance"
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
-@pytest.mark.parametrize("d", [1, 2, 5])
-def test_the_spread_of_a_linear_q_is_exact(d, kind):
-    root, slope, mean = normal(d, d, seed=d), normal(d, seed=9), normal(4, d, seed=3)
-    full = root @ root.T + 0.1 * torch.eye(d)
-    covariance = (torch.full((4,), 0.3).double(), torch.rand(4, d).double(), full.expand(4, d, d))[kind]
-    matrix = (
-        covariance if kind == 2 else torch.diag_embed(covariance if kind else covariance.unsqueeze(-1).expand(4, d))
-    )
-    spread = guidance.cubature_spread(lambda a: a @ slope, mean, covariance)
-    assert torch.allclose(spread, (slope @ matrix @ slope).sqrt(), atol=1e-12)
-    assert torch.equal(guidance.cubature_spread(lambda a: 0 * a[..., 0], mean, covariance), torch.zeros(4).double())
-
-
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("agreed", [0.0, 18.9, 19.0, 200.0])
-def test_the_tilt_is_k_standard_deviations_whatever_the_size_of_q(size, agreed):
-    """Linear Q, first order, N(0, c I): |shift| = k sqrt(c), a KL of k^2 / 2; k = trust where the twins agree, else 0."""
+def test_the_shift_is_followed_where_the_twins_agree(agreed):
+    """Linear Q and N(0, c I): trust c g by first order, or 0; each seed for itself."""
     d, c, trust = 3, 0.01, 4.0
-    slope, behavior = size * normal(d, seed=4), PriorBehavior(c, d, agreed)
-    trusted = TrustedShift("taylor", behavior, LinearCritic(slope), trust)
-    state, t = torch.zeros(1, 6, 2, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
-    tempered = trusted.tempered(state)
-    assert type(tempered) is ClosedShift
-    shift = tempered.shift(state, torch.zeros(1, 6, d).double(), t, torch.zeros(1, 6, d).double())
-    k = trust * (agreed >= TrustedShift.AGREED)
-    assert torch.allclose(shift.norm(dim=-1), torch.tensor(k * c**0.5).double(), rtol=1e-5)
+    slope, behavior = normal(d, seed=4), PriorBehavior(c, d, agreed)
+    how = Acting(0.0, 1.0, 10, form="taylor", trust=trust)
+    actor = make_actor(METHODS["aepo-weighted"], behavior, LinearCritic(slope), None, how)
+    assert type(actor.guide) is ClosedShift
+    state, zero = torch.zeros(1, 6, 2, dtype=torch.float64), torch.zeros(1, 6, d, dtype=torch.float64)
+    shift = actor.guide.shift(state, zero, torch.tensor(0.5, dtype=torch.float64), zero)
+    assert torch.allclose(shift, (trust * c * slope * (agreed >= AGREED)).expand(1, 6, d), rtol=1e-5)
 
 
 @pytest.mark.parametrize("d", [2, 6])
-def test_cubature_tilts_by_k_to_first_order_and_saturates(d):
-    """Along an axis: k standard deviations where k is small; never beyond its points, sqrt(3) of them or sqrt(d)."""
+def test_cubature_tilts_to_first_order_and_saturates(d):
+    """Along an axis: beta c where that is small; never beyond its points, sqrt(3) standard deviations or sqrt(d)."""
     slope, state, t = torch.eye(d, dtype=torch.float64)[0], torch.zeros(1, 1, 2).double(), torch.tensor(0.5).double()
     sizes = []
-    for trust in (0.05, 4.0):
-        trusted = TrustedShift("cubature", PriorBehavior(0.01, d, 80.0), LinearCritic(slope), trust)
-        sizes.append(trusted.shift(state, torch.zeros(1, 1, d).double(), t, torch.zeros(1, 1, d).double()).norm() / 0.1)
+    for beta in (0.5, 40.0):
+        closed = ClosedShift("cubature", PriorBehavior(0.01, d), LinearCritic(slope), torch.full((1, 1), beta).double())
+        sizes.append(closed.shift(state, torch.zeros(1, 1, d).double(), t, torch.zeros(1, 1, d).double()).norm() / 0.1)
     assert sizes[0] == pytest.approx(0.05, rel=0.01)
     assert 1 < sizes[1] < max(3, d) ** 0.5
 
@@ -131,7 +114,7 @@ def test_one_beta_for_all_states_is_that_number(kind):
         ClosedShift(kind, behavior, critic, torch.full((1, 6), 2.0).double()),
     )
     assert torch.allclose(one.shift(state, mean, t, mean), each.shift(state, mean, t, mean), atol=1e-12)
-    no_q = TrustedShift(kind, behavior, LinearCritic(torch.zeros(d).double()), 0.5).tempered(state)
+    no_q = ClosedShift(kind, behavior, LinearCritic(torch.zeros(d).double()), torch.full((1, 1), 20.0).double())
     assert torch.equal(no_q.shift(state, mean, t, mean), torch.zeros_like(mean)), "a constant Q guides nowhere"
 
 

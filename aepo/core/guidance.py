@@ -272,15 +272,6 @@ def support_shift(
     return _difference_of_means(log_likelihood, beta * q_values, support)
 
 
-def cubature_spread(
-    q_function: Function, mean: Tensor, covariance: Tensor, low: Limit = None, high: Limit = None
-) -> Tensor:
-    """Standard deviation of Q over `box_points` `(...,)`: for linear Q sqrt(g'Cg); beta = k / it is a KL of k^2 / 2."""
-    _, log_weights, q = _cubature(q_function, mean, covariance, 1.0, low, high)
-    weights = log_weights.exp()
-    return (weights * (q - (weights * q).sum(-1, keepdim=True)).square()).sum(-1).sqrt()
-
-
 def _difference_of_means(log_weights: Tensor, tilt: Tensor, points: Tensor) -> Tensor:
     """Mean of points `(..., K, d)` under weights exp(log w + tilt) less that under exp(log w)."""
     change = torch.softmax(log_weights + tilt, -1) - torch.softmax(log_weights.expand_as(tilt), -1)

@@ -63,8 +63,6 @@ class Behavior(ActionModel):
     def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0) -> Tensor:
         by = {}
         if hasattr(guide, "shift"):
-            if hasattr(guide, "tempered") and not (isinstance(scale, int | float) and scale == 0):
-                guide = guide.tempered(state)
             by["shift"] = lambda a, t, mean: guide.shift(state, a, t, mean)
         elif guide is not None:
             by["energy_gradient"] = lambda a, t: guide.gradient(state, a, t)
@@ -137,7 +135,7 @@ class ClosedForm(nn.Module):
 class ClosedShift(ClosedForm):
     """Guidance without a network in units of the clean action: `guidance.taylor_shift` or `cubature_shift` of the critic.
 
-    beta: a number, or one a state `(S, B)`.
+    beta: a number, or one a seed `(S, 1)`, or a state `(S, B)`.
     """
 
     def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
@@ -151,29 +149,6 @@ class ClosedShift(ClosedForm):
             at = mean.detach().requires_grad_(True)
             gradient = torch.autograd.grad(q_function(at).sum(), at)[0]
         return guidance.taylor_shift(gradient, variance if one else self.beta * variance, self.beta if one else 1.0)
-
-
-class TrustedShift(ClosedShift):
-    """A closed shift whose beta is one a state, beta(s) = `trust` / std_s(Q); 0 for seeds whose twin critics disagree.
-
-    std_s: the spread of Q over cubature points about the behavior's mean at s; `trust`: to first order the tilt in units of
-    it. Followed where `behavior.agreement` is at least `AGREED` = .95 / .05: the twins correlate at .95 over actions.
-    """
-
-    AGREED = 19.0
-
-    def __init__(self, kind: str, behavior: Behavior, critic: Critic, trust: float):
-        super().__init__(kind, behavior, critic, 0.0)
-        self.trust = trust
-
-    def tempered(self, state: Tensor) -> ClosedShift:
-        """The shift at states `(S, B, n)`, with their betas."""
-        spread = guidance.cubature_spread(advantage_at(self.critic, state), *prior(self.behavior, state), -1.0, 1.0)
-        tilt = self.trust * (self.behavior.agreement >= self.AGREED).to(spread)
-        return ClosedShift(self.kind, self.behavior, self.critic, tilt / spread.clamp(min=1e-6))
-
-    def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:  # a sampler tempers once
-        return self.tempered(state).shift(state, noisy_action, t, mean)
 
 
 def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:

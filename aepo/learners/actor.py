@@ -7,11 +7,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from aepo.core.models import ActionModel, ClosedForm, ClosedShift, Critic, Guide, TrustedShift
+from aepo.core.models import ActionModel, ClosedForm, ClosedShift, Critic, Guide
 from aepo.learners.capture import CapturedCalls
 from aepo.learners.policies import Trained
 from aepo.methods import Method
 
+AGREED = 19.0  # .95 / .05: the twin critics correlate at .95 over actions (`policies.agreement`)
 FARTHEST = 1e6  # standard deviations from the mean that a network is shown: beyond, its numbers overflow
 
 
@@ -101,11 +102,13 @@ def make_actor(
     if method.energy and guide is None:
         raise ValueError(f"method {method.name!r} needs its energy network")
     if method.shift:
-        trusted = method.trusted and not how.differentiated
-        if trusted and how.trust is None:
-            raise ValueError(f"method {method.name!r} needs trust: how far to follow the critic")
-        closed = ClosedForm if how.differentiated else TrustedShift if trusted else ClosedShift
-        guide = closed(how.form or method.shift, behavior, critic, how.trust if trusted else how.beta)
+        beta: float | Tensor = how.beta
+        if method.trusted and not how.differentiated:
+            if how.trust is None:
+                raise ValueError(f"method {method.name!r} needs trust: how far to follow the critic")
+            beta = how.trust * (behavior.agreement >= AGREED)
+        closed = ClosedForm if how.differentiated else ClosedShift
+        guide = closed(how.form or method.shift, behavior, critic, beta)
     guidance_scale = how.guidance_scale if method.guided else 0.0
     if isinstance(guidance_scale, Sequence):
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)

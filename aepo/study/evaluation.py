@@ -11,9 +11,9 @@ import torch
 
 from aepo import environments, files
 from aepo import settings as settings_table
-from aepo.core.models import TrustedShift
 from aepo.core.networks import generator
 from aepo.data.tasks import Task
+from aepo.learners.actor import AGREED
 from aepo.methods import METHODS
 from aepo.progress import Progress
 from aepo.study import runs
@@ -157,7 +157,7 @@ def _made_with(run: Run, method: str) -> dict[str, Any]:
         "differentiated": run.profile.energy.differentiated and METHODS[method].shift is not None,
         "pick": settings.pick,
         "trust": settings.trust.get(method),
-        "agreed": TrustedShift.AGREED if METHODS[method].trusted else None,
+        "agreed": AGREED if METHODS[method].trusted else None,
         "networks": checksums(run, method, beta),
         **{key: getattr(task, key) for key in ("env_id", "env_kwargs", "observation_keys", "horizon")},
     }
