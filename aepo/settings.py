@@ -128,9 +128,9 @@ class EvaluationSettings:
     """Rollouts: episodes a seed, solver steps, candidates of best-of-n; beta and guidance scale by method.
 
     A scale that is None is chosen by a rule, for each seed, times `scale_factor`. `trust`: the beta of a shift that is
-    followed where the twins agree. `noise_scale`: factor on the initial noise by method, 0 for one action a state. `pick`: those
-    with candidates take the "best" by Q, or one drawn by "softmax" of beta Q. `curve_scales`: where `curve_episodes` of the
-    first seed show the return over the scale.
+    followed where the twins agree. `noise_scale`: factor on the initial noise by method, 0 for one action a state.
+    `pick`: those with candidates take the "best" by Q, or one drawn by "softmax" of beta Q. `curve_scales`: where
+    `curve_episodes` of the first seed show the return over the scale.
     """
 
     episodes: int = 20
