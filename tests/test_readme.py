@@ -77,10 +77,13 @@ def test_the_settings_are_the_best_of_the_search():
             own = rows[rows["family"].isin(family)]
             scores = {times: (own[times] * own["tasks"]).sum(min_count=1) for times in TIMES}
             scores = {times: score for times, score in scores.items() if score == score}
-            ((stage, entry),) = values[method, number, max(scores, key=scores.get)].items()
-            ((key, value),) = entry.items()
-            task = tasks.get(tasks.SEARCHED_ON[family[0]][0])
-            chosen = getattr(getattr(settings.for_task("study", task.settings), stage), key)
-            assert (chosen[method] if isinstance(chosen, dict) else chosen) == value, (method, number, family, scores)
+            task = settings.for_task("study", tasks.get(tasks.SEARCHED_ON[family[0]][0]).settings)
+            level = []  # what is within a tenth of a point a task of the best
+            for times in (times for times in scores if scores[times] > max(scores.values()) - 0.1 * own["tasks"].sum()):
+                ((stage, entry),) = values[method, number, times].items()
+                ((key, value),) = entry.items()
+                level.append(value)
+            chosen = getattr(getattr(task, stage), key)
+            assert (chosen[method] if isinstance(chosen, dict) else chosen) in level, (method, number, family, scores)
             checked += 1
     assert checked >= 3 * 11
