@@ -323,9 +323,9 @@ LEFT = {
     "export damaged": (flip("behavior"), EXPORT, "behavior.safetensors is damaged"),
     "export shape": (edit(lambda t: t.update(w=torch.ones(3))), EXPORT, "w has the shape (3,), not 2 seeds"),
     "policy": (
-        edit(lambda t: t.pop("average.log_std"), "policy-iql-b3"),
+        edit(lambda t: t.pop("average.log_std"), "policy-iql-b6"),
         STUDY,
-        "policy-iql-b3.safetensors does not hold the networks of policy-iql-b3 (Error(s) in loading state_dict",
+        "policy-iql-b6.safetensors does not hold the networks of policy-iql-b6 (Error(s) in loading state_dict",
     ),
     "scale": (put("evaluation/scale-aepo-b3.json", POISON), STUDY, "scale-aepo-b3.json cannot be read"),
     "scale kind": (put("evaluation/scale-aepo-b3.json", "[]"), STUDY, "scale-aepo-b3.json is no file of this study"),
