@@ -14,8 +14,8 @@ class Method:
     `energy`: what its network learns: a closed form of the energy (`guidance.KINDS`), "support", "clean" (beta Q of the
     recorded action), "contrastive"; or of the shift, "shift-taylor", "shift-cubature". `bregman`: by the Bregman loss, whose
     optimum is log E[exp(target)]. `gate`: its guidance vanishes at pure noise, by alpha_t or "jacobian" (`EnergyNet`).
-    `shift`: guided by a closed form of the shift ("taylor", "cubature"), no network; `trusted`: with a beta a state, as far
-    as the critic is to be trusted. `policy`: what its own network learns (`policies.MODELS`), which methods of the kind
+    `shift`: guided by a closed form of the shift ("taylor", "cubature"), no network; `trusted`: followed where the twin
+    critics agree. `policy`: what its own network learns (`policies.MODELS`), which methods of the kind
     "resampled" share. `best`: of several samples it takes the best by Q.
     """
 

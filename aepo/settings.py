@@ -14,7 +14,7 @@ from aepo.methods import METHODS
 GUIDED = tuple(name for name, method in METHODS.items() if method.guided)
 TEMPERED = tuple(name for name, method in METHODS.items() if method.tempered)
 TRUST = {name: 20.0 for name, method in METHODS.items() if method.trusted}
-WEIGHTED = ("bc-weighted", "aepo-weighted")
+WEIGHTED = tuple(name for name, method in METHODS.items() if method.policy == "resampled")
 LOW_NOISE = {"bc-low-noise", *(name for name in GUIDED if not METHODS[name].best)}
 NOISE_SCALES = {m: 0.0 if m in WEIGHTED else 0.25 if m in LOW_NOISE else 1.0 for m in METHODS}
 BETAS = dict.fromkeys(("iql", *WEIGHTED), 1.5)

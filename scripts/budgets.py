@@ -40,7 +40,7 @@ def least_losses(behavior: Behavior, critic: Critic, state: Tensor, beta: float,
     """Contrastive loss of the exact energy at each time, as near as estimates of it come: state `(S, P, n)` -> `(T,)`.
 
     E = log E[exp(beta Q) | a_t] over `REFERENCES` samples a state, by cubature of the posterior, or beta Q at its mean, each
-    times the best of `PARTS`: a jagged Q is overestimated, and 0 is chance. No energy can be worse than the best of these.
+    times the best of `PARTS`: a jagged Q is overestimated, and 0 is chance. The exact energy can only be better than these.
     """
     actions = sample_actions(behavior, state, REFERENCES + GROUP, 10, random)
     one = [slice(i, i + 1) for i in range(state.shape[1])]

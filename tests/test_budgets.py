@@ -48,6 +48,7 @@ def test_cloning_returns_what_the_data_return(budgets):
     """At most 15% or 5 points below, on eight of ten tasks; where two tiers are mixed it is not, and with one tier it is."""
     wide = budgets[budgets["stage"] == "behavior"].pivot(index="task", columns="metric", values="value")
     short = wide["score of bc"] < wide["score of dataset"] - (0.15 * wide["score of dataset"]).clip(lower=5)
+    assert wide.loc[TEN, ["score of bc", "score of dataset"]].notna().all(axis=None)
     low = wide["score of bc-low-noise"] >= 0.85 * wide["score of dataset"]
     for robot in ("hopper", "walker2d"):
         assert short[f"local-{robot}-medium-expert"]

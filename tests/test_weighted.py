@@ -79,17 +79,31 @@ def test_draws_by_chance_reach_the_first_and_the_last():
     assert drawn[0].tolist() == [[0, 2, 2, 2], [0, 0, 1, 2]], "the second of the first row has no chance"
 
 
-@pytest.mark.parametrize("agreed", [0.0, 18.9, 19.0, 200.0])
-def test_the_shift_is_followed_where_the_twins_agree(agreed):
-    """Linear Q and N(0, c I): trust c g by first order, or 0; each seed for itself."""
+@pytest.mark.parametrize("kind", ["taylor", "cubature"])
+@pytest.mark.parametrize("agreed", [[0.0, 18.9], [18.9, 19.0], [200.0, 0.0]])
+def test_the_shift_is_followed_by_the_seeds_whose_twins_agree(agreed, kind):
+    """Linear Q and N(0, c I): that of one beta, or 0, each seed for itself; nothing is computed where none agree."""
     d, c, trust = 3, 0.01, 4.0
-    slope, behavior = normal(d, seed=4), PriorBehavior(c, d, agreed)
-    how = Acting(0.0, 1.0, 10, form="taylor", trust=trust)
-    actor = make_actor(METHODS["aepo-weighted"], behavior, LinearCritic(slope), None, how)
-    assert type(actor.guide) is ClosedShift
-    state, zero = torch.zeros(1, 6, 2, dtype=torch.float64), torch.zeros(1, 6, d, dtype=torch.float64)
-    shift = actor.guide.shift(state, zero, torch.tensor(0.5, dtype=torch.float64), zero)
-    assert torch.allclose(shift, (trust * c * slope * (agreed >= AGREED)).expand(1, 6, d), rtol=1e-5)
+    slope, behavior = normal(d, seed=4), PriorBehavior(c, d)
+    behavior.agreement, behavior.variance = torch.tensor(agreed).double().unsqueeze(1), behavior.variance.repeat(2, 1)
+    how = Acting(0.0, 1.0, 10, form=kind, trust=trust)
+    guide = make_actor(METHODS["aepo-weighted"], behavior, LinearCritic(slope), None, how).guide
+    if max(agreed) < AGREED:
+        assert guide is None
+        return
+    state, zero, t = torch.zeros(2, 6, 2).double(), torch.zeros(2, 6, d).double(), torch.tensor(0.5).double()
+    one = ClosedShift(kind, behavior, LinearCritic(slope), trust).shift(state, zero, t, zero)
+    followed = torch.tensor(agreed).view(2, 1, 1) >= AGREED
+    assert torch.allclose(guide.shift(state, zero, t, zero), one * followed, rtol=1e-9)
+    if kind == "taylor":
+        assert torch.allclose(one, (trust * c * slope).expand(2, 6, d), rtol=1e-9)
+
+
+def test_a_shift_of_another_kind_is_refused():
+    state, zero = torch.zeros(1, 2, 2).double(), torch.zeros(1, 2, 3).double()
+    closed = ClosedShift("tailor", PriorBehavior(0.01, 3), LinearCritic(normal(3)), 1.0)
+    with pytest.raises(ValueError, match="taylor or cubature, got 'tailor'"):
+        closed.shift(state, zero, torch.tensor(0.5).double(), zero)
 
 
 @pytest.mark.parametrize("d", [2, 6])

@@ -135,7 +135,7 @@ class ClosedForm(nn.Module):
 class ClosedShift(ClosedForm):
     """Guidance without a network in units of the clean action: `guidance.taylor_shift` or `cubature_shift` of the critic.
 
-    beta: a number, or one a seed `(S, 1)`, or a state `(S, B)`.
+    beta: a number, or one a seed `(S, 1)`. `shift` raises ValueError where the kind is neither.
     """
 
     def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
@@ -148,6 +148,8 @@ class ClosedShift(ClosedForm):
         with torch.enable_grad():
             at = mean.detach().requires_grad_(True)
             gradient = torch.autograd.grad(q_function(at).sum(), at)[0]
+        if self.kind != "taylor":
+            raise ValueError(f"a shift has the kind taylor or cubature, got {self.kind!r}")
         return guidance.taylor_shift(gradient, variance if one else self.beta * variance, self.beta if one else 1.0)
 
 

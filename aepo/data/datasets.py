@@ -96,10 +96,9 @@ def load(task: Task, profile: str) -> Dataset:
     data = Dataset(reference_scores=references, **told, **tensors)
     if references is None and task.env_id:
         ordered = np.sort(recorded_returns(data, task.horizon, task.continuing, task.recorded_return))
-        ends = [
-            part.mean().item() for share in [max(1, len(ordered) // 20)] for part in (ordered[:share], ordered[-share:])
-        ]
-        return replace(data, reference_scores=tuple(ends) if in_order(*ends) else None)
+        share = max(1, len(ordered) // 20)
+        ends = ordered[:share].mean().item(), ordered[-share:].mean().item()
+        return replace(data, reference_scores=ends if in_order(*ends) else None)
     return data
 
 

@@ -108,7 +108,8 @@ def make_actor(
                 raise ValueError(f"method {method.name!r} needs trust: how far to follow the critic")
             beta = how.trust * (behavior.agreement >= AGREED)
         closed = ClosedForm if how.differentiated else ClosedShift
-        guide = closed(how.form or method.shift, behavior, critic, beta)
+        followed = not isinstance(beta, Tensor) or bool(beta.any())
+        guide = closed(how.form or method.shift, behavior, critic, beta) if followed else None
     guidance_scale = how.guidance_scale if method.guided else 0.0
     if isinstance(guidance_scale, Sequence):
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)

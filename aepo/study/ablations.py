@@ -58,6 +58,11 @@ def variants_of(profile: str, methods: Collection[str] = tuple(METHODS)) -> list
     return [variant for variant in found if firsts[variant.question] is variant]
 
 
+def slug(variant: str) -> str:
+    """A variant's name as that of its folder."""
+    return variant.replace(" ", "-")
+
+
 def variant_run(run: Run, variant: Variant) -> Run:
     """The run of a variant: a folder of its own below the run's, its settings changed."""
     changed = {stage: dict(values) for stage, values in run.task.settings.items()}
@@ -66,7 +71,7 @@ def variant_run(run: Run, variant: Variant) -> Run:
         for key, value in values.items():
             of_methods = isinstance(getattr(getattr(run.profile, stage), key), Mapping)
             own[key] = {**own.get(key, {}), **dict.fromkeys(variant.methods, value)} if of_methods else value
-    folder, task = run.folder / "ablations" / variant.name.replace(" ", "-"), replace(run.task, settings=changed)
+    folder, task = run.folder / "ablations" / slug(variant.name), replace(run.task, settings=changed)
     methods = tuple(m for m in variant.methods if m in run.methods or not variant.number)
     return replace(run, folder=folder, task=task, methods=methods)
 

@@ -17,6 +17,7 @@ from aepo.data import cache, reading, storage, tasks
 from aepo.files import StudyError
 from aepo.methods import DATASET
 from aepo.study import runs
+from aepo.study.ablations import slug
 from aepo.study.results import read_results, read_returns
 
 NOT_HASHED = {"seconds", "device", "settings_hash", "versions", "git_commit"}  # of an evaluation's manifest entry
@@ -141,7 +142,7 @@ def _of_returns(kept: _Kept) -> Iterator[str]:
     for (variant, method), rows in frame[frame["method"] != DATASET].groupby(["variant", "method"]):
         name = f"evaluation/{'curve-' * (variant == 'curve')}{method}"
         if variant not in ("", "curve"):
-            name = f"ablations/{variant.replace(' ', '-')}/{name}"
+            name = f"ablations/{slug(variant)}/{name}"
             with contextlib.suppress(StudyError):  # a damaged one is told with the variant's folder
                 kept.artifacts[name] = files.load_tensors(kept.folder / f"{name}.safetensors")
         if name not in kept.artifacts:
