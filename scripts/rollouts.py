@@ -22,7 +22,7 @@ from aepo.data import datasets, tasks
 from aepo.data.tasks import Task
 from aepo.study import runs, views
 
-MOST_BYTES, FRAMES, SIDE = 2_000_000, 60, 180
+MOST_BYTES, FRAMES, SIDE = 2_000_000, 48, 150
 POSED = ("Hopper", "HalfCheetah", "Walker2d")
 
 
