@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from aepo.methods import NAMES
 from aepo.study import statistics, tables
-from aepo.study.ablations import TIMES, VARIANTS
+from aepo.study.ablations import VARIANTS
 from aepo.study.figures import COLORS, panels, save, use_style
 
 MOST_PROFILES, ALWAYS = 6, ("aepo-weighted", "aepo", "bc")  # lines of the performance profiles: the best, and these
@@ -117,13 +117,14 @@ def _variant_points(scores: pd.DataFrame) -> Figure:
 def _search_lines(scores: pd.DataFrame) -> Figure:
     """Mean score over the searched number as a multiple of its middle value, a line a method, a panel a task."""
     tasks = scores["task"].unique()
-    figure, axes = panels(len(tasks), 3.4 + 1.8 / min(len(tasks), 3), 3.2, most=3)
+    times, most = sorted(scores["times"].unique()), 2
+    figure, axes = panels(len(tasks), 3.4 + 1.8 / min(len(tasks), most), 3.2, most=most)
     look = {"palette": COLORS, "marker": "o", "errorbar": ("pi", 100), "err_kws": {"alpha": 0.08}}
     for ax, task in zip(axes, tasks, strict=True):
         part = scores[scores["task"] == task]
         sns.lineplot(part, x="times", y="score", hue="method", legend=ax is axes[-1], ax=ax, **look)
         ax.set(title=task, xlabel="times the middle value")
-        ax.set_xticks(TIMES, [f"{times:g}" for times in TIMES])
+        ax.set_xticks(times, [f"{value:g}" for value in times])
     sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title="")
     return figure
 
