@@ -65,7 +65,7 @@ def test_the_contrastive_energy_is_as_good_as_its_labels_allow(budgets):
     assert "local-halfcheetah-medium-expert" in wide.index
     assert (wide["loss"] < wide["least loss"] + 0.06).all(), wide
     assert (wide["least loss"] < 2.7726).all()
-    assert (wide["least loss"] > 2.47).all(), "log 16 - .3 is out of reach for any energy"
+    assert (wide["least loss"] > 2.47).all(), "log 16 - .3 is out of reach of every estimate"
 
 
 class Gaussian(torch.nn.Module):
