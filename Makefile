@@ -64,4 +64,4 @@ example: setup ## export seed 0 of the quick run as the tracked example policy
 
 site: setup ## the pages and notebooks, with their stored outputs, as a site with a search in site/
 	@AEPO_SETUP_MB=500 sh scripts/setup.sh docs/requirements.txt
-	@rm -rf site && $(BIN)/python -m sphinx -q -W --keep-going -c docs -d .test/site -b html . site && echo "site/index.html"
+	@rm -rf site && $(BIN)/python -m sphinx -q -W --keep-going -c docs -d .test/site -b html . site && rm -rf jupyter_execute && echo "site/index.html"
