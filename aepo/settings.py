@@ -42,8 +42,12 @@ class Training:
 
 @dataclass(frozen=True)
 class BehaviorSettings(Training):
-    """Diffusion behavior model. `ema_rate`: weight of the newest parameters in the averaged ones, per step."""
+    """Diffusion behavior model. `ema_rate`: weight of the newest parameters in the averaged ones, per step.
 
+    `error`: its loss is the squared error of the "velocity", the "noise" or the "clean" action.
+    """
+
+    error: str = "velocity"
     ema_rate: float = 0.005
     variance_times: int = 65
     variance_samples: int = 4_096
@@ -129,12 +133,13 @@ class EvaluationSettings:
 
     A scale that is None is chosen by a rule, for each seed, times `scale_factor`. `trust`: the beta of a shift that is
     followed where the twins agree. `noise_scale`: factor on the initial noise by method, 0 for one action a state.
-    `pick`: those with candidates take the "best" by Q, or one drawn by "softmax" of beta Q. `curve_scales`: where
-    `curve_episodes` of the first seed show the return over the scale.
+    `pick`: those with candidates take the "best" by Q, or one drawn by "softmax" of beta Q. `t_start`: the time that the
+    diffusion starts from. `curve_scales`: where `curve_episodes` of the first seed show the return over the scale.
     """
 
     episodes: int = 20
     solver_steps: int = 10
+    t_start: float = 1.0
     candidates: int = 16
     pick: str = "best"
     noise_scale: Mapping[str, float] = field(default_factory=NOISE_SCALES.copy)

@@ -18,7 +18,7 @@ def test_every_variant_fits_the_settings():
     names = [variant.name for variant in ablations.VARIANTS]
     assert len(set(names)) == len(names)
     assert not [name for name in names if set(name) & set(",/:")], "they name folders"
-    assert {v.question for v in ablations.variants_of("smoke")} == set(ablations.QUESTIONS)
+    assert {v.question for v in ablations.variants_of("smoke")} == {*ablations.QUESTIONS} - {*ablations.STEPS}
 
 
 def test_a_variant_shares_what_it_does_not_touch(run, data, tiny, monkeypatch):
@@ -77,6 +77,15 @@ def test_a_behavior_of_other_steps_leaves_the_critic_as_it_is(run, data, tiny, m
     assert files.load_tensors(own.artifact("behavior"))[1]["settings"]["steps"] == steps
     assert files.load_tensors(run.artifact("behavior"))[1]["settings"]["steps"] == tiny.behavior.steps
     assert own.artifact("critic").read_bytes() == run.artifact("critic").read_bytes()
+
+
+def test_the_questions_about_the_steps_of_study_are_asked_there_alone():
+    asked = {profile: {v.question for v in ablations.variants_of(profile)} for profile in ("smoke", "quick", "study")}
+    assert asked["study"] - asked["quick"] == {*ablations.STEPS}
+    assert asked["smoke"] == asked["quick"]
+    for variant in (v for v in ablations.VARIANTS if v.question in ablations.STEPS and v.number):
+        ((stage, values),) = variant.settings.items()
+        assert values["steps"] == variant.times * getattr(settings.STUDY, stage).steps
 
 
 def test_rows_of_a_question_stand_beside_what_was_evaluated():

@@ -44,16 +44,22 @@ def gradients(network, loss):
     return [p.grad.clone() for p in network.parameters()]
 
 
-def test_behavior_loss(batch):
+@pytest.mark.parametrize("of", ["velocity", "noise", "clean"])
+def test_behavior_loss(batch, of):
+    """The squared error of the noise, of the clean action (a_t - sigma eps) / alpha, of the velocity alpha eps - sigma a."""
     net = made(NoiseNet, N, D, 16, 2, VP)
-    loss, _ = losses.behavior_loss(net, vp=VP, **batch)
+    loss, _ = losses.behavior_loss(net, vp=VP, of=of, **batch)
     for s in range(S):
         single, total = alone(net, s), 0.0
         for b in range(B):
             alpha, sigma = VP.alpha(batch["t"][s, b]), VP.sigma(batch["t"][s, b])
             noisy = alpha * batch["action"][s, b] + sigma * batch["noise"][s, b]
             predicted = single(batch["state"][s, b].view(1, 1, N), noisy.view(1, 1, D), batch["t"][s, b].view(1, 1))
-            total += ((batch["noise"][s, b] - predicted.flatten()) / alpha).square().mean() / B
+            noise, clean = predicted.flatten(), (noisy - sigma * predicted.flatten()) / alpha
+            made_of = {"noise": noise, "clean": clean, "velocity": alpha * noise - sigma * clean}
+            action, drawn = batch["action"][s, b], batch["noise"][s, b]
+            wanted = {"noise": drawn, "clean": action, "velocity": alpha * drawn - sigma * action}
+            total += (wanted[of] - made_of[of]).square().mean() / B
         assert loss[s].item() == pytest.approx(total.item(), rel=1e-10)
 
 

@@ -94,6 +94,11 @@ BAD = [
     ),
     (GOOD + "settings: {critic: {kind: sac}}\n", "critic: kind: it should be 'expectile' or 'softmax', got 'sac'"),
     (GOOD + "settings: {energy: {gate: 2}}\n", "energy: gate: it should be False, True or 'jacobian', got 2"),
+    (
+        GOOD + "settings: {behavior: {error: q}}\n",
+        "behavior: error: it should be 'velocity', 'noise' or 'clean', got 'q'",
+    ),
+    (GOOD + "settings: {evaluation: {t_start: 0}}\n", "evaluation: t_start: it should be greater than 0.001, got 0"),
     (GOOD + "settings: {critic: {steps: 1.5}}\n", "settings: critic: steps: it should be a valid integer, got 1.5"),
     (
         GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n",
@@ -114,7 +119,7 @@ BAD = [
 
 def test_every_switch_can_be_set(tmp_path):
     switches = {
-        "critic": {"kind": "softmax"}, "evaluation": {"pick": "softmax"},
+        "critic": {"kind": "softmax"}, "evaluation": {"pick": "softmax", "t_start": 0.5}, "behavior": {"error": "clean"},
         "energy": {"form": "taylor-2", "gate": "jacobian", "bregman": False, "clamp": False, "differentiated": True},
     }  # fmt: skip
     task = tasks.get(write(tmp_path, GOOD + f"settings: {json.dumps(switches)}\n"))

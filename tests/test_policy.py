@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aepo import Policy, files, settings
-from aepo.core import models
+from aepo.core import models, sampler
 from aepo.data import tasks
 from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics
@@ -111,6 +111,17 @@ def test_without_initial_noise_a_state_has_one_action(behavior, data):
     )
     assert torch.equal(*still)
     assert not torch.allclose(*moved)
+
+
+def test_sampling_starts_at_the_time_that_is_set(behavior, data):
+    state, noise = data.state[:5].expand(2, -1, -1), torch.randn(2, 5, 1, 2)
+    standard, inside = behavior.standardize(state), {"low": -1.0, "high": 1.0}
+    for start in (1.0, 0.4):
+        action = Actor(behavior, None, None, 0.0, 3, 1, t_start=start).act(state, noise)
+        noise_model = lambda a, t: behavior.noise_net(standard, a, t)  # noqa: E731
+        own = sampler.sample(noise_model, noise[:, :, 0], models.VP, 3, t_start=start, **inside)
+        assert torch.equal(action, behavior.unscale(own))
+    assert Acting.of({"beta": 1.0, "guidance_scale": 0.0, "solver_steps": 3, "t_start": 0.4}).t_start == 0.4
 
 
 def test_a_loaded_policy_starts_from_the_noise_that_it_was_evaluated_with(run, data, tiny):

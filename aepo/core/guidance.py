@@ -43,22 +43,14 @@ class _Spectral(torch.autograd.Function):
         return vectors @ (ctx.divided(values) * inner) @ vectors.transpose(-1, -2), None, None
 
 
-def _square_root(values: Tensor) -> Tensor:
-    return values.clamp(min=0).sqrt()
-
-
 def _square_root_divided(values: Tensor) -> Tensor:
-    root = _square_root(values)
+    root = values.clamp(min=0).sqrt()
     total = root.unsqueeze(-1) + root.unsqueeze(-2)
     return torch.where(total > 0, 1 / total.masked_fill(total == 0, 1.0), 0.0)
 
 
-def _negative_part(values: Tensor) -> Tensor:
-    return values.clamp(max=0)
-
-
 def _negative_part_divided(values: Tensor) -> Tensor:
-    part, below = _negative_part(values), (values < 0).to(values)
+    part, below = values.clamp(max=0), (values < 0).to(values)
     gap = values.unsqueeze(-1) - values.unsqueeze(-2)
     near = gap.abs() < 1e-12
     divided = (part.unsqueeze(-1) - part.unsqueeze(-2)) / gap.masked_fill(near, 1.0)
@@ -84,7 +76,7 @@ def _factor(covariance: Tensor, kind: int) -> Tensor:
     """L with C = L L': square root, of a full covariance the symmetric one, which moves smoothly with C."""
     if kind < 2:
         return covariance.clamp(min=0).sqrt()
-    return _Spectral.apply(covariance, _square_root, _square_root_divided)
+    return _Spectral.apply(covariance, lambda values: values.clamp(min=0).sqrt(), _square_root_divided)
 
 
 def _times(covariance: Tensor, kind: int, vector: Tensor) -> Tensor:
@@ -152,7 +144,7 @@ def _quadratic_correction(slope: Tensor, scaled_hessian: Tensor, beta: float, cu
     """beta^2/2 u'(I-A)^-1 u - 1/2 logdet(I-A) for u = L'g; +inf where I - A is not positive definite."""
     scaled_hessian = (scaled_hessian + scaled_hessian.transpose(-1, -2)) / 2
     if curvature == "negative":
-        scaled_hessian = _Spectral.apply(scaled_hessian, _negative_part, _negative_part_divided)
+        scaled_hessian = _Spectral.apply(scaled_hessian, lambda values: values.clamp(max=0), _negative_part_divided)
     identity = torch.eye(slope.shape[-1], dtype=slope.dtype, device=slope.device)
     system = identity - scaled_hessian
     infinite = torch.linalg.cholesky_ex(system.detach()).info > 0

@@ -27,8 +27,8 @@ class Guide(Protocol):
 class ActionModel(nn.Module):
     """What makes actions, for S seeds: how states and actions are scaled.
 
-    Subclasses have `sample(state, noise, steps, guide, scale)`: actions in [-1, 1] `(S, B, d)` from standardised states
-    and initial noise, guided by scale times a guide.
+    Subclasses have `sample(state, noise, steps, guide, scale, t)`: actions in [-1, 1] `(S, B, d)` from standardised
+    states and the noise at time t, guided by scale times a guide.
     """
 
     def __init__(self, seeds: int, state_dim: int, action_dim: int):
@@ -60,8 +60,8 @@ class Behavior(ActionModel):
         self.noise_net = NoiseNet(seeds, state_dim, action_dim, width, depth, VP)
         self.register_buffer("variance", torch.ones(seeds, variance_times))
 
-    def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0) -> Tensor:
-        by = {}
+    def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0, t=1.0) -> Tensor:
+        by = {"t_start": t}
         if hasattr(guide, "shift"):
             by["shift"] = lambda a, t, mean: guide.shift(state, a, t, mean)
         elif guide is not None:

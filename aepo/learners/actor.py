@@ -20,8 +20,8 @@ FARTHEST = 1e6  # standard deviations from the mean that a network is shown: bey
 class Acting:
     """How a method acts, as the manifest's entry of an evaluation holds it.
 
-    `guidance_scale`: a number, or one a seed. `form` in place of the method's closed form, `pick` (of the candidates: "best"
-    or "softmax"), `differentiated`, `trust`: as the settings' of the same names. `noise_scale`: factor on the initial noise.
+    `guidance_scale`: a number, or one a seed. `noise_scale`: factor on the initial noise. `form` in place of the method's
+    closed form, `pick`, `differentiated`, `trust`, `t_start`: as the settings' of the same names.
     """
 
     beta: float
@@ -29,6 +29,7 @@ class Acting:
     solver_steps: int
     candidates: int = 1
     noise_scale: float = 1.0
+    t_start: float = 1.0
     form: str | None = None
     pick: str = "best"
     differentiated: bool = False
@@ -56,6 +57,7 @@ class Actor:
     candidates: int
     temperature: float = 0.0
     noise_scale: float = 1.0
+    t_start: float = 1.0
 
     @property
     def draws(self) -> int:
@@ -80,7 +82,8 @@ class Actor:
         count = self.candidates
         repeated = state.repeat_interleave(count, 1) if count > 1 else state
         start = self.noise_scale * noise[:, :, :count].reshape(seeds, batch * count, d)
-        action = self.behavior.sample(repeated, start, self.solver_steps, self.guide, self.guidance_scale)
+        how = self.solver_steps, self.guide, self.guidance_scale, self.t_start
+        action = self.behavior.sample(repeated, start, *how)
         if count == 1:
             return action
         score = self.critic.advantage(state, action).view(seeds, batch, count)
@@ -115,5 +118,5 @@ def make_actor(
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)
     guide, best = guide if method.guided else None, method.best
     candidates, temperature = how.candidates if best else 1, 1 / how.beta if best and how.pick == "softmax" else 0.0
-    sampling = guidance_scale, how.solver_steps, candidates, temperature, how.noise_scale
+    sampling = guidance_scale, how.solver_steps, candidates, temperature, how.noise_scale, how.t_start
     return Actor(behavior, critic if best else None, guide, *sampling)

@@ -28,7 +28,7 @@ def behavior_learner(data: Dataset, seeds: tuple[int, ...], settings: BehaviorSe
 
     def loss(draws):
         at = draws["index"]
-        return losses.behavior_loss(trained, state[at], data.action[at], draws["noise"], draws["t"], VP)
+        return losses.behavior_loss(trained, state[at], data.action[at], draws["noise"], draws["t"], VP, settings.error)
 
     after_step = follow([(behavior.noise_net, trained, settings.ema_rate)])
     return Learner("behavior", seeds, module, list(trained.parameters()), draw, loss, after_step), behavior

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from aepo.core import guidance, losses, sampler
-from aepo.core.models import VP, ActionModel, Behavior, Critic, Guide, prior
+from aepo.core.models import VP, ActionModel, Behavior, Critic, prior
 from aepo.core.networks import MLP, TwinQ, VelocityNet, initialize
 from aepo.data.datasets import Dataset
 from aepo.learners.critics import Transitions, recorded_advantages
@@ -26,7 +26,7 @@ class Flow(ActionModel):
         super().__init__(seeds, state_dim, action_dim)
         self.velocity = VelocityNet(seeds, state_dim, action_dim, width, depth)
 
-    def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0) -> Tensor:
+    def sample(self, state: Tensor, noise: Tensor, steps: int, *_: object) -> Tensor:
         """Midpoint steps from t = 1 to 0, two evaluations each, half as many as `steps`; there is no guidance."""
         count = max(1, steps // 2)
         action, times = noise, torch.linspace(1, 0, 2 * count + 1).to(noise)
@@ -48,7 +48,7 @@ class Pointwise(ActionModel):
         """tanh of the network: standardised state `(S, B, n)` -> `(S, B, d)`."""
         return torch.tanh(self.net(state))
 
-    def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0) -> Tensor:
+    def sample(self, state: Tensor, *_: object) -> Tensor:
         return self.mean(state)
 
 

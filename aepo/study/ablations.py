@@ -25,6 +25,8 @@ TOUCHES = {  # by the stage whose settings change: which stages are made again, 
     "policy": ("policy", "support-policy"),
     "evaluation": (),
 }
+STEPS = ("behavior-steps", "critic-steps", "energy-steps")  # questions about the profile study, whose steps they change
+SEARCH = ("search", "noise")  # questions whose answers are settings: `searched` in tasks.yaml
 TIMES = (0.0, 0.5, 1.0, 2.0)  # the middle value: the values that are searched; 0 of the noise alone
 
 
@@ -50,8 +52,9 @@ VARIANTS = [
 
 
 def variants_of(profile: str, methods: Collection[str] = tuple(METHODS)) -> list[Variant]:
-    """The variants that runs of a profile have with these methods: all; at smoke one a question."""
-    found = [variant for variant in VARIANTS if not variant.number or set(variant.methods) & set(methods)]
+    """The variants that runs of a profile have with these methods: all, those of STEPS at study; at smoke one a question."""
+    of_profile = (variant for variant in VARIANTS if profile == "study" or variant.question not in STEPS)
+    found = [variant for variant in of_profile if not variant.number or set(variant.methods) & set(methods)]
     if profile != "smoke":
         return found
     firsts = {variant.question: variant for variant in reversed(found)}

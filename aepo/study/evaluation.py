@@ -151,6 +151,7 @@ def _made_with(run: Run, method: str) -> dict[str, Any]:
         "beta": beta,
         "guidance_scale": scales,
         "solver_steps": settings.solver_steps,
+        "t_start": settings.t_start,
         "candidates": settings.candidates if METHODS[method].best else 1,
         "noise_scale": settings.noise_scale[method],
         "form": run.profile.energy.form if METHODS[method].shift else None,

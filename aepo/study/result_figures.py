@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from aepo.methods import NAMES
 from aepo.study import statistics, tables
-from aepo.study.ablations import VARIANTS
+from aepo.study.ablations import SEARCH, VARIANTS
 from aepo.study.figures import COLORS, panels, save, use_style
 
 MOST_PROFILES, ALWAYS = 6, ("aepo-weighted", "aepo", "bc")  # lines of the performance profiles: the best, and these
@@ -91,6 +91,8 @@ def variant_figure(scores: pd.DataFrame, question: str) -> Figure:
     """The figure of a question of `tables.variant_scores`: lines over the searched number, or a point a variant."""
     part = scores[scores["question"] == question].sort_values("method", kind="stable")
     part = part.assign(times=part["variant"].map({v.name: v.times for v in VARIANTS}).astype(float))
+    if question not in SEARCH and part["times"].notna().any():
+        part = part.fillna({"times": 1.0})  # the run's own
     searched = part[part["times"].notna()]
     return _search_lines(searched) if len(searched) else _variant_points(part)
 

@@ -13,7 +13,7 @@ from aepo.data.tasks import SEARCHED_ON
 from aepo.files import StudyError, read_json
 from aepo.methods import DATASET, NAMES
 from aepo.study import statistics
-from aepo.study.ablations import QUESTIONS, TIMES, VARIANTS
+from aepo.study.ablations import QUESTIONS, SEARCH, TIMES, VARIANTS
 from aepo.study.results import read_results
 
 NONE = (np.nan,) * 3  # no value, no interval
@@ -86,7 +86,7 @@ def variant_scores(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
 
 def search_table(scores: pd.DataFrame) -> pd.DataFrame:
     """The search of one number a method in `variant_scores`: mean score over a family's searched tasks at each of TIMES."""
-    facts, found = [(v.name, v.number, v.times) for v in VARIANTS if v.number], []
+    facts, found = [(v.name, v.number, v.times) for v in VARIANTS if v.question in SEARCH], []
     rows = scores.merge(pd.DataFrame(facts, columns=["variant", "number", "times"]), on="variant")
     for family, tasks in SEARCHED_ON.items():
         for (method, number), own in rows[rows["task"].isin(tasks)].groupby(["method", "number"], sort=False):
