@@ -36,10 +36,11 @@ def resample(
     low: float | None = None,
     high: float | None = None,
 ) -> Tensor:
-    """Sequential Monte Carlo over K candidates: at each step those whose exp(potential) of the predicted action grew go on.
+    """Sequential Monte Carlo over K candidates: those whose exp(potential) of the predicted action grew go on.
 
-    Between them ancestral steps, DDIM's of eta 1; resampling draws nothing. noise `(..., steps, K, d)`: the
-    initial one and the fresh one after each step but the last; potential `(..., K, d)` -> `(..., K)`; returns `(..., K, d)`.
+    They are resampled, without drawing, at the end and before where fewer than half of them count; steps are ancestral (DDIM
+    of eta 1). noise `(..., steps, K, d)`: the initial one, and the fresh one after each step but the last; potential
+    `(..., K, d)` -> `(..., K)`; returns `(..., K, d)`.
     """
     times, alphas, sigmas, _ = sampler.solver_grid(vp, steps, "logsnr", 1.0, noise.dtype, noise.device)
     count, x, before = noise.shape[-2], noise[..., 0, :, :], torch.zeros(()).to(noise)
@@ -47,9 +48,11 @@ def resample(
     for i in range(steps):
         predicted = clip((x - sigmas[i] * noise_model(x, times[i])) / alphas[i], low, high)
         now = potential(predicted)
-        chance = torch.softmax(now - before, -1).cumsum(-1)
-        kept = torch.searchsorted(chance, middle.expand_as(chance).contiguous()).clamp(max=count - 1)
-        before, kept = now.gather(-1, kept), kept.unsqueeze(-1)
+        weight = torch.softmax(now - before, -1)
+        uneven = (weight.square().sum(-1, keepdim=True) > 2 / count) | (i + 1 == steps)
+        drawn = torch.searchsorted(weight.cumsum(-1), middle.expand_as(weight).contiguous()).clamp(max=count - 1)
+        kept = torch.where(uneven, drawn, torch.arange(count, device=noise.device))
+        before, kept = torch.where(uneven, now.gather(-1, kept), before), kept.unsqueeze(-1)
         x, predicted = x.take_along_dim(kept, -2), predicted.take_along_dim(kept, -2)
         if i + 1 < steps:
             fresh = sigmas[i + 1] / sigmas[i] * math.sqrt(1 - (alphas[i] / alphas[i + 1]) ** 2)
