@@ -16,7 +16,15 @@ from aepo.core.models import gaussian_posterior
 from aepo.methods import NAMES
 from aepo.study.policy import Policy
 
-COLORS = dict(zip(NAMES, sns.color_palette("tab20", len(NAMES)), strict=True))
+KINDS = {  # methods of a hue, paler to fuller; colors that the colour-blind tell apart (Okabe and Ito)
+    "#555555": ("bc", "bc-low-noise", "bc-weighted"),
+    "#0072B2": ("qipo-flow", "qipo", "qgpo", "best-of-n"),
+    "#009E73": ("diffusion-ql", "td3bc", "iql"),
+    "#D55E00": ("aepo-support", "aepo", "aepo-net", "aepo-shift", "aepo-cubature", "aepo-weighted"),
+}
+COLORS = dict.fromkeys(NAMES, "#CC79A7")
+for _hue, _methods in KINDS.items():
+    COLORS |= dict(zip(_methods, sns.light_palette(_hue, len(_methods) + 2)[2:], strict=True))
 
 
 def use_style() -> None:

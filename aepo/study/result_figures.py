@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from aepo.methods import NAMES
 from aepo.study import statistics, tables
 from aepo.study.ablations import SEARCH, VARIANTS
-from aepo.study.figures import COLORS, panels, save, use_style
+from aepo.study.figures import COLORS, KINDS, panels, save, use_style
 
-MOST_PROFILES, ALWAYS = 6, ("aepo-weighted", "aepo", "bc")  # lines of the performance profiles: the best, and these
+MOST_PROFILES, ALWAYS = 4, ("aepo-weighted", "bc")  # lines of the performance profiles: the best, and these
 
 
 def bars(table: pd.DataFrame, name: str, height: float, **texts: str) -> Figure:
@@ -60,7 +60,7 @@ def performance_profiles(scores: Mapping[str, statistics.Scores]) -> Figure:
     for method, runs in scores.items():
         above = np.mean([(task[:, None] > thresholds).mean(0) for task in runs], 0)
         ax.plot(thresholds, above, label=method, color=COLORS[method])
-    ax.set(xlabel="score", ylabel="share of runs above it", title="performance profiles")
+    ax.set(xlabel="score", ylabel="share of runs above it", title="how many runs reach a score")
     ax.legend(bbox_to_anchor=(1, 0.5), loc="center left")
     return figure
 
@@ -82,8 +82,10 @@ def draw_study(main: pd.DataFrame, folder: Path) -> list[Path]:
     for name, (methods, tasks) in groups.items():
         if tasks:
             label = f"interquartile mean score over {len(tasks)} tasks x seeds, 95% stratified bootstrap"
-            title = "tasks not looked at while settings were chosen" if name == "study_iqm_unseen" else ""
-            made[name] = bars(tables.summary_table(scores, methods, tasks), "iqm", 0.32, xlabel=label, title=title)
+            table = tables.summary_table(scores, methods, tasks)
+            first, second = (f"{method} {iqm:.0f}" for method, iqm in table[["method", "iqm"]].to_numpy()[:2])
+            where = " on tasks not looked at while settings were chosen" if name == "study_iqm_unseen" else ""
+            made[name] = bars(table, "iqm", 0.32, xlabel=label, title=f"{first}, {second}{where}")
     return _save_all(made, folder, "08")
 
 
@@ -117,17 +119,22 @@ def _variant_points(scores: pd.DataFrame) -> Figure:
 
 
 def _search_lines(scores: pd.DataFrame) -> Figure:
-    """Mean score over the searched number as a multiple of its middle value, a line a method, a panel a task."""
-    tasks = scores["task"].unique()
-    times, most = sorted(scores["times"].unique()), 2
-    figure, axes = panels(len(tasks), 3.4 + 1.8 / min(len(tasks), most), 3.2, most=most)
-    look = {"palette": COLORS, "marker": "o", "errorbar": ("pi", 100), "err_kws": {"alpha": 0.08}}
-    for ax, task in zip(axes, tasks, strict=True):
-        part = scores[scores["task"] == task]
-        sns.lineplot(part, x="times", y="score", hue="method", legend=ax is axes[-1], ax=ax, **look)
-        ax.set(title=task, xlabel="times the middle value")
-        ax.set_xticks(times, [f"{value:g}" for value in times])
-    sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title="")
+    """Mean score over the searched number as a multiple of its middle value: a row a kind of method, a panel a task."""
+    kinds = [methods for methods in KINDS.values() if scores["method"].isin(methods).any()]
+    tasks, times = scores["task"].unique(), sorted(scores["times"].unique())
+    size = (2.5 * len(tasks) + 1.6, 1.9 * len(kinds) + 0.4)
+    figure, axes = plt.subplots(len(kinds), len(tasks), figsize=size, squeeze=False, sharex=True, sharey="col")
+    look = {"palette": COLORS, "style": "method", "markers": True, "dashes": False, "err_kws": {"alpha": 0.12}}
+    for row, methods in zip(axes, kinds, strict=True):
+        own = scores[scores["method"].isin(methods)]
+        for ax, task in zip(row, tasks, strict=True):
+            part, order = own[own["task"] == task], [m for m in methods if m in set(own["method"])]
+            how = {"hue_order": order, "style_order": order, "errorbar": ("pi", 100), "legend": ax is row[-1]}
+            sns.lineplot(part, x="times", y="score", hue="method", ax=ax, **look, **how)
+            ax.set(title=task if methods is kinds[0] else "", ylabel="score" if ax is row[0] else "")
+            ax.set_xlabel("times the middle value" if methods is kinds[-1] else "")
+            ax.set_xticks(times, [f"{value:g}" for value in times])
+        sns.move_legend(row[-1], "center left", bbox_to_anchor=(1, 0.5), title="")
     return figure
 
 
