@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 
+from aepo import files
 from aepo.core import networks
 from aepo.core.networks import EnergyNet, NoiseNet, ShiftNet, TwinQ
 from aepo.learners.policies import Flow, Pointwise
@@ -66,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="an evaluated run: runs/study/<task>")
     parser.add_argument("--seconds", type=float, default=20.0, help="of the rounds, in all")
+    parser.add_argument("--output", type=Path, help="CSV file to write too: runs/actions.csv")
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = runs.find_folder(given.folder)
@@ -85,6 +88,11 @@ def main() -> None:
         for name, policy in policies.items()
     ]
     print(tables.markdown_table(["method", "rows a state", "ms, 1 state", "ms, 60 states"], rows))
+    if given.output:
+        times = {size: [statistics.median(taken[name, size]) for name in policies] for size in (1, 60)}
+        with files.atomic_path(given.output) as temporary:
+            made = pd.DataFrame({"method": list(policies), "ms_1": times[1], "ms_60": times[60]}).round(2)
+            made.assign(task=folder.name).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,16 @@ ROOT = Path(__file__).parents[1]
 LOOKED_AT = ["maze2d-umaze", "local-pointmaze-umaze", "local-halfcheetah-mixed", "local-hopper-medium-expert"]
 TEN = [*LOOKED_AT, "maze2d-medium", "local-pointmaze-medium", "local-pointmaze-large", "local-ant-medium-expert"]
 TEN += ["local-pusher-mixed", "local-swimmer-mixed"]
-_spec = importlib.util.spec_from_file_location("budgets_script", ROOT / "scripts" / "budgets.py")
-budgets_script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(budgets_script)
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+budgets_script, cost_script = script("budgets"), script("cost")
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +108,19 @@ def test_the_least_loss_is_that_of_the_exact_energy(time):
     exact = budgets_script.cross_entropy(beta * actions @ slope, beta * mean @ slope)
     assert found.item() == pytest.approx(exact.item(), abs=0.05)
     assert exact < 2.2 if time < 0.1 else exact > 2.6
+
+
+def test_a_training_costs_the_seconds_of_its_stages(budgets):
+    own = budgets[(budgets["task"] == "local-pointmaze-umaze") & (budgets["metric"] == "seconds")]
+    seconds = own.set_index("stage")["value"]
+    made_of = {
+        "bc": ["behavior"],
+        "aepo-shift": ["behavior", "critic"],
+        "qgpo": ["behavior", "critic", "energy-qgpo-b3"],
+        "aepo": ["behavior", "critic", "energy-aepo-b3"],
+        "aepo-weighted": ["critic", "policy-resampled-b1.5"],
+        "td3bc": ["policy-td3bc"],
+        "qipo-flow": ["behavior", "critic", "policy-qipo-flow-b3", "policy-qipo-flow-b3-round1"],
+    }
+    for method, stages in made_of.items():
+        assert cost_script.training_seconds(own, method) == pytest.approx(seconds[stages].sum()), method
