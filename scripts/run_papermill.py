@@ -28,7 +28,9 @@ def main(
     kept.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("r") as used:
         os.environ["AEPO_USED_FILES"] = used.name  # `files.note_use` in the notebook's kernel appends to it
+        asked = papermill.inspect_notebook(notebook)
         given = json.loads(parameters) | {"device": device, "runs_dir": runs_dir}
+        given = {name: value for name, value in given.items() if name in asked}
         try:
             papermill.execute_notebook(notebook, executed, given, progress_bar=False)
         except papermill.exceptions.PapermillExecutionError as error:

@@ -76,7 +76,18 @@ def test_committed_notebook(path):
     values = {
         target.id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body for target in node.targets
     }
-    assert set(values) == PARAMETERS
+    assert set(values) <= PARAMETERS
+    used = {
+        node.id
+        for cell in code
+        if cell not in tagged
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Name)
+    }
+    assert set(values) == PARAMETERS & used, "a parameter that the notebook ignores, or none that it needs"
+    said = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert "At its end you know" in said[0]
+    assert notebook.cells[-1].cell_type == "markdown", "what follows"
     assert values["profile"] == "smoke"
     assert all(cell.execution_count for cell in code), "run `make notebooks`"
     shown = [cell for cell in code if cell.outputs]
