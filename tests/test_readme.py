@@ -87,3 +87,15 @@ def test_the_settings_are_the_best_of_the_search():
             assert (chosen[method] if isinstance(chosen, dict) else chosen) in level, (method, number, family, scores)
             checked += 1
     assert checked >= 3 * 11
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_tables():
+    """Its table by kind of task, and each mean with an interval, stand in docs/results.md or are those of unseen tasks."""
+    readme, printed = ((ROOT / name).read_text() for name in ("README.md", "docs/results.md"))
+    section = readme.partition("\n## Results\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) >= 12
+    assert all(row in printed for row in rows)
+    means = re.findall(r"\d+\.\d \[-?\d+\.\d, \d+\.\d\]", readme)
+    assert len(means) >= 2
+    assert all(mean in printed for mean in means)
