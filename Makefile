@@ -31,7 +31,7 @@ reproduce: setup ## data, training, evaluation, figures and the table of results
 theory: setup ## the notebooks that need no task: the derivation (01) and the exactly solvable problems (02)
 	@$(BIN)/aepo theory --profile "$(PROFILE)" --seeds "$(SEEDS)" --runs-dir "$(RUNS)"
 
-test: setup ## unit and stage tests, every notebook at the smoke profile against its stored outputs, ruff
+test: setup ## unit and stage tests, every notebook at the smoke profile against its stored outputs, ruff, types
 	@sh scripts/test.sh
 
 test-survival: setup ## kill 60 stages and parents at random moments, resume, compare bytes (KILLS=60)

@@ -148,7 +148,7 @@ class _Changes:
     """Which notebooks have started, ended or failed since the last look, told from when their files were written."""
 
     def __init__(self, part: Part):
-        self.part, self.begun, self.said = part, {}, {}
+        self.part, self.begun, self.said = part, dict[str, float](), dict[str, str | None]()
         self.stamps = {name: self._stamp(name) for name in part.notebooks}
 
     def _stamp(self, name: str) -> tuple[int, int]:

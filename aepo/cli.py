@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ from aepo.study import runs, stages
 from aepo.study import tables as study_tables
 from aepo.study import verify as checks
 
-options = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}
+options: dict[str, Any] = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}
 app = typer.Typer(help=__doc__, **options)
 data = typer.Typer(help="What data are on disk, and how they get there.", **options)
 app.add_typer(data, name="data")
@@ -176,13 +176,13 @@ def _varied(run: runs.Run, asked: Sequence[str], chosen: bool) -> str:
 @app.command()
 def theory(profile: ProfileName = "quick", seeds: Seeds = "", runs_dir: RunsDir = "runs", cores: Cores = 0) -> None:
     """Run the notebooks that need no task: 01, the derivation, and 02, the exactly solvable problems."""
-    batch.without_task(*_study(profile, "cpu", runs_dir, seeds=seeds), cores, "theory")
+    batch.without_task(_study(profile, "cpu", runs_dir, seeds=seeds)[0], cores, "theory")
 
 
 @app.command()
 def performance(profile: ProfileName = "quick", device: Device = "auto", runs_dir: RunsDir = "runs") -> None:
     """Run notebook 10, what it costs, with nothing beside it."""
-    batch.without_task(*_study(profile, device, runs_dir), 1, "performance")
+    batch.without_task(_study(profile, device, runs_dir)[0], 1, "performance")
 
 
 @app.command()

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import gymnasium_robotics
@@ -43,7 +43,7 @@ class Maze2D(gym.Env):
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 50}  # noqa: RUF012
 
     def __init__(self, maze: str, goal_cell: tuple[int, int], dense: bool = False, render_mode: str | None = None):
-        self._point = without_file(maze, render_mode=render_mode).unwrapped
+        self._point = cast(Any, without_file(maze, render_mode=render_mode).unwrapped)
         self.maze = self._point.maze
         self.goal_cell, self.dense, self.render_mode = np.array(goal_cell), dense, render_mode
         self.goal = np.asarray(self.maze.cell_rowcol_to_xy(self.goal_cell), dtype=np.float64)
@@ -94,7 +94,7 @@ class KitchenSuccess(gym.Wrapper):
     def step(self, action: np.ndarray):
         observation, reward, terminated, truncated, info = self.env.step(action)
         completed = len(info["episode_task_completions"])
-        info = {"success": completed == len(self.unwrapped.goal), "completed": completed}
+        info = {"success": completed == len(self.get_wrapper_attr("goal")), "completed": completed}
         return observation, reward, terminated, truncated, info
 
 
@@ -111,7 +111,7 @@ class Guarded(gym.Wrapper):
             return self._vector(observation), _with_success(info)
 
     def step(self, action: np.ndarray):
-        box = self.action_space
+        box: Any = self.action_space
         with guard(f"{self._name} failed in step", self._remedy):
             action = np.minimum(np.maximum(np.asarray(action, box.dtype), box.low), box.high)  # rounded, it may be out
             observation, reward, terminated, truncated, info = self.env.step(action)
@@ -167,7 +167,7 @@ def _with_success(info: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(env: gym.Env, keys: Sequence[str], zeros: int) -> gym.Env:
     """Observations as one array: the parts `keys` of a dict in that order, and `zeros` zeros at the end."""
-    parts = [env.observation_space[key] for key in keys] or [env.observation_space]
+    parts = [cast(gym.spaces.Dict, env.observation_space)[key] for key in keys] or [env.observation_space]
     more = np.zeros(zeros, parts[0].dtype)
     low, high = (np.concatenate([*(getattr(part, end) for part in parts), more]) for end in ("low", "high"))
     space = gym.spaces.Box(low, high, dtype=more.dtype)
@@ -213,8 +213,8 @@ def _made(task: Task, flat: bool) -> gym.Env:
     check = f"check env_kwargs and env_id ({MODULE})" if task.definition else INSTALL
     with guard(f"{where} cannot be made", check), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is out of date.*")
-        env = without_file(task.env_id, max_episode_steps=task.horizon, **task.env_kwargs)
-        if task.env_id.startswith("FrankaKitchen"):  # it hands out arrays that share memory with the simulation
+        env = without_file(task.env_id or "", max_episode_steps=task.horizon, **task.env_kwargs)
+        if (task.env_id or "").startswith("FrankaKitchen"):  # it hands out arrays that share memory with the simulation
             env = KitchenSuccess(TransformObservation(env, copy.deepcopy, env.observation_space))
         if task.observation_keys and not isinstance(env.observation_space, gym.spaces.Dict):
             raise StudyError(f"{where} has plain observations: leave observation_keys empty")
@@ -248,7 +248,7 @@ def observation_size(space: gym.Space, keys: Sequence[str], name: str) -> int:
             raise StudyError(f"{name} has dict observations with the parts {parts}, its task takes {taken}: {remedy}")
         return sum(observation_size(space[key], (), name) for key in keys)
     check_vectors(space.shape, space.dtype, "observations", name)
-    return space.shape[0]
+    return cast(tuple, space.shape)[0]
 
 
 def action_box(space: gym.Space, name: str) -> gym.spaces.Box:

@@ -34,7 +34,7 @@ def _hold(command: Sequence[str]) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)  # a lock passed on is held below too
     ending = threading.Event()
 
-    def end(*_) -> None:
+    def end(*_):
         if not ending.is_set():
             ending.set()
             os.killpg(0, signal.SIGTERM)

@@ -42,10 +42,8 @@ class Training:
 
 @dataclass(frozen=True)
 class BehaviorSettings(Training):
-    """Diffusion behavior model. `ema_rate`: weight of the newest parameters in the averaged ones, per step.
-
-    `error`: its loss is the squared error of the "velocity", the "noise" or the "clean" action.
-    """
+    """Diffusion behavior model. `error`: its loss is the squared error of the "velocity", the "noise" or the "clean" action.
+    `ema_rate`: weight of the newest parameters in the averaged ones, per step."""
 
     error: str = "velocity"
     ema_rate: float = 0.005

@@ -25,10 +25,9 @@ def diffuse(action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule) -> Tensor:
 def behavior_loss(
     net: NoiseNet, state: Tensor, action: Tensor, noise: Tensor, t: Tensor, vp: VPSchedule, of: str = "velocity"
 ) -> tuple[Tensor, Info]:
-    """Denoising loss mean |eps - eps_theta|^2 / d^2, the squared error `of` the "velocity" (the network's own output): d =
-    alpha_t; of the "noise": 1; of the "clean" action: alpha_t / sigma_t."""
-    by = {"velocity": vp.alpha, "noise": torch.ones_like, "clean": lambda t: vp.alpha(t) / vp.sigma(t)}[of]
-    error = (noise - net(state, diffuse(action, noise, t, vp), t)) / by(t).unsqueeze(-1)
+    """Denoising loss, the squared error of "velocity" (|eps - eps_theta|^2 / alpha_t^2), "noise" or "clean" action."""
+    by = vp.alpha(t) if of == "velocity" else vp.alpha(t) / vp.sigma(t) if of == "clean" else torch.ones_like(t)
+    error = (noise - net(state, diffuse(action, noise, t, vp), t)) / by.unsqueeze(-1)
     loss = error.square().mean((-2, -1))
     return loss, {"loss": loss.detach()}
 

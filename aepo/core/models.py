@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,30 +12,37 @@ from aepo.core.networks import NoiseNet, TwinQ, ValueNet, select_seeds
 from aepo.core.schedule import VPSchedule
 
 VP = VPSchedule()
+Module = TypeVar("Module", bound=nn.Module)
 
 
-class Guide(Protocol):
-    """What guides a sampler: an energy, by its gradient, or a closed form or network of the shift."""
+class EnergyGuide(Protocol):
+    """What guides a sampler by the gradient of an energy."""
 
     def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         """grad_{a_t} E `(S, B, d)` at standardised states, noisy actions and a time."""
 
+
+class ShiftGuide(Protocol):
+    """What guides a sampler in units of the clean action: a closed form or a network of the shift."""
+
     def shift(self, state: Tensor, noisy_action: Tensor, t: Tensor, mean: Tensor) -> Tensor:
-        """E_tilted[a_0] - E[a_0] `(S, B, d)`; mean: the predicted action. In place of `gradient`."""
+        """E_tilted[a_0] - E[a_0] `(S, B, d)`; mean: the predicted action."""
+
+
+Guide = EnergyGuide | ShiftGuide
 
 
 class ActionModel(nn.Module):
-    """What makes actions, for S seeds: how states and actions are scaled.
-
-    Subclasses have `sample(state, noise, steps, guide, scale, t)`: actions in [-1, 1] `(S, B, d)` from standardised
-    states and the noise at time t, guided by scale times a guide.
-    """
+    """What makes actions, for S seeds: how states and actions are scaled."""
 
     def __init__(self, seeds: int, state_dim: int, action_dim: int):
         super().__init__()
-        sizes = {"state_mean": state_dim, "state_std": state_dim, "low": action_dim, "high": action_dim}
-        for name, size in sizes.items():
-            self.register_buffer(name, torch.zeros(seeds, 1, size))
+        self.state_mean, self.state_std = (nn.Buffer(torch.zeros(seeds, 1, state_dim)) for _ in range(2))
+        self.low, self.high = (nn.Buffer(torch.zeros(seeds, 1, action_dim)) for _ in range(2))
+
+    def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0, t=1.0) -> Tensor:
+        """Actions in [-1, 1] `(S, B, d)` from standardised states and the noise at time t, guided by scale times a guide."""
+        raise NotImplementedError
 
     def scale(self, state_mean: Tensor, state_std: Tensor, low: Tensor, high: Tensor) -> None:
         """Set mean and standard deviation of states `(n,)` and the action box `(d,)`, those of the data."""
@@ -58,14 +65,14 @@ class Behavior(ActionModel):
     def __init__(self, seeds: int, state_dim: int, action_dim: int, width: int, depth: int, variance_times: int = 1):
         super().__init__(seeds, state_dim, action_dim)
         self.noise_net = NoiseNet(seeds, state_dim, action_dim, width, depth, VP)
-        self.register_buffer("variance", torch.ones(seeds, variance_times))
+        self.variance = nn.Buffer(torch.ones(seeds, variance_times))
 
     def sample(self, state: Tensor, noise: Tensor, steps: int, guide: Guide | None = None, scale=0.0, t=1.0) -> Tensor:
-        by = {"t_start": t}
+        by: dict[str, Any] = {"t_start": t}
         if hasattr(guide, "shift"):
-            by["shift"] = lambda a, t, mean: guide.shift(state, a, t, mean)
+            by["shift"] = lambda a, t, mean: cast(ShiftGuide, guide).shift(state, a, t, mean)
         elif guide is not None:
-            by["energy_gradient"] = lambda a, t: guide.gradient(state, a, t)
+            by["energy_gradient"] = lambda a, t: cast(EnergyGuide, guide).gradient(state, a, t)
         noise_model = lambda a, t: self.noise_net(state, a, t)  # noqa: E731
         return sampler.sample(noise_model, noise, VP, steps, **by, guidance_scale=scale, low=-1.0, high=1.0)
 
@@ -78,8 +85,7 @@ class Critic(nn.Module):
         self.q = TwinQ(seeds, state_dim, action_dim, width, depth)
         self.q_target = TwinQ(seeds, state_dim, action_dim, width, depth).requires_grad_(False)
         self.value = ValueNet(seeds, state_dim, width, depth)
-        for name in ("std", "lowest", "highest"):
-            self.register_buffer(name, torch.ones(seeds, 1))
+        self.std, self.lowest, self.highest = (nn.Buffer(torch.ones(seeds, 1)) for _ in range(3))
 
     def advantage(self, state: Tensor, action: Tensor) -> Tensor:
         """(min Q - V) / std over the data: state `(S, B, n)` standardised, action `(S, B K, d)` -> `(S, B K)`.
@@ -118,9 +124,9 @@ def advantage_at(critic: Critic, state: Tensor) -> Callable[[Tensor], Tensor]:
 class ClosedForm(nn.Module):
     """Guidance without a network: the gradient of a closed form of the energy, through behavior model and critic."""
 
-    def __init__(self, kind: str, behavior: Behavior, critic: Critic, beta: float):
+    def __init__(self, kind: str, behavior: Behavior, critic: Critic, beta: Tensor | float):
         super().__init__()
-        self.kind, self.behavior, self.critic, self.beta = kind, behavior, critic, beta
+        self.kind, self.behavior, self.critic, self.beta = kind, behavior, critic, cast(Any, beta)
 
     def gradient(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         """grad_{a_t} of `guidance.closed_form`, not clamped, at the posterior mean in the box: `(S, B, d)`, t 0-d."""
@@ -153,7 +159,7 @@ class ClosedShift(ClosedForm):
         return guidance.taylor_shift(gradient, variance if one else self.beta * variance, self.beta if one else 1.0)
 
 
-def take_seeds(module: nn.Module, rows: Sequence[int], seeds: int) -> nn.Module:
+def take_seeds(module: Module, rows: Sequence[int], seeds: int) -> Module:
     """A frozen copy of a stacked module with the given rows of its seed axis (a row may come twice)."""
     made = copy.deepcopy(module).requires_grad_(False)
     for name, tensor in [*made.named_parameters(), *made.named_buffers()]:

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         sizes = [inputs, *[width] * depth]
-        self.layers = nn.ModuleList(SeedLinear(seeds, i, o) for i, o in pairwise(sizes))
+        self.layers = cast(Sequence[SeedLinear], nn.ModuleList(SeedLinear(seeds, i, o) for i, o in pairwise(sizes)))
         self.out = SeedLinear(seeds, width, outputs)
         self.norm, self.residual = norm, residual
 
@@ -125,11 +126,10 @@ class EnergyNet(nn.Module):
         super().__init__()
         self.vp, self.gate = vp, gate
         if gate == "jacobian":
-            self.register_buffer("variance", torch.ones(seeds, times))
+            self.variance = nn.Buffer(torch.ones(seeds, times))
         self.offset = MLP(seeds, state_dim + TIME_FEATURES, 1, width // 2, 2)
         self.net = MLP(seeds, state_dim + action_dim + TIME_FEATURES, 1, width, depth, residual=True)
-        self.register_buffer("loc", torch.zeros(seeds, 1))
-        self.register_buffer("scale", torch.ones(seeds, 1))
+        self.loc, self.scale = nn.Buffer(torch.zeros(seeds, 1)), nn.Buffer(torch.ones(seeds, 1))
 
     def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         h = self.net(torch.cat([state, noisy_action, time_features(t, state)], -1)).squeeze(-1)
@@ -211,8 +211,7 @@ class ShiftNet(nn.Module):
         super().__init__()
         self.power = power
         self.net = VelocityNet(seeds, state_dim, action_dim, width, depth)
-        self.register_buffer("variance", torch.ones(seeds, times))
-        self.register_buffer("scale", torch.ones(seeds, 1))
+        self.variance, self.scale = nn.Buffer(torch.ones(seeds, times)), nn.Buffer(torch.ones(seeds, 1))
 
     def forward(self, state: Tensor, noisy_action: Tensor, t: Tensor) -> Tensor:
         """v: the shift in units of its own size, `size`."""

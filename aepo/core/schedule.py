@@ -52,7 +52,7 @@ class VPSchedule:
             raise ValueError(f"steps must be at least 1, got {steps}")
         ends = torch.tensor([t_start, T_MIN], dtype=torch.float64)
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        scales = {"logsnr": (self.logsnr, self.time), "uniform": (torch.clone, torch.clone)}
+        scales: dict[str, tuple] = {"logsnr": (self.logsnr, self.time), "uniform": (torch.clone, torch.clone)}
         forth, back = scales.get(grid, (torch.sqrt, torch.square))
         a, b = forth(ends)
         times = back(a + (b - a) * u)
@@ -68,7 +68,7 @@ def check_time(t: Tensor) -> None:
 
 def clip(value: Tensor, low: Limit, high: Limit) -> Tensor:
     """A value in the box [low, high], where there is one."""
-    return value if low is None and high is None else value.clamp(low, high)
+    return value if low is None and high is None else value.clamp(low, high)  # type: ignore[arg-type]
 
 
 def expand_time(value: Tensor, like: Tensor) -> Tensor:

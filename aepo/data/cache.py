@@ -77,7 +77,7 @@ def read(target: Path) -> Cached | None:
         tensors, stored = files.load_tensors(target)
     except files.StudyError:
         return None
-    made = stored.get("made")
+    made = stored.get("made", {})
     return (tensors, made) if stored.get("made_hash") == settings.digest(made) else None
 
 

@@ -4,7 +4,7 @@ import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import gymnasium as gym
 import numpy as np
@@ -29,14 +29,14 @@ def collect_dataset(task: Task, dataset_id: str, data: DataSettings) -> str:
     with storage.claim(dataset_id) as staging:
         if staging is None:
             return dataset_id
-        storage.reserve(staging, data.steps, data.steps // task.horizon, task.dimensions)
-        episodes = RECIPES[task.recipe](task, data.steps, data.seed)
-        storage.reserve(staging, data.steps, len(episodes), task.dimensions)
-        spec, arguments = gym.spec(task.env_id), POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs
+        storage.reserve(staging, data.steps, data.steps // task.horizon, cast(tuple, task.dimensions))
+        episodes = RECIPES[task.recipe or ""](task, data.steps, data.seed)
+        storage.reserve(staging, data.steps, len(episodes), cast(tuple, task.dimensions))
+        spec, arguments = gym.spec(task.env_id or ""), POINTMAZE_WALK if task.recipe == "pointmaze" else task.env_kwargs
         *references, origin = reference_scores(task, data.seed)
         acted = f"{task.recipe} controller, action noise {ACTION_NOISE:g}"
         if task.recipe == "actors":
-            steps = ", ".join(map(str, tier_checkpoints(task.env_id, task.tier)))
+            steps = ", ".join(map(str, tier_checkpoints(task.env_id or "", task.tier)))
             algorithm = training(task.env_id)["algorithm"]
             acted = f"{algorithm}, sampled actions of the checkpoints after {steps} steps"
         cache.create(
@@ -116,11 +116,11 @@ def load_checkpoint(env_id: str, steps: int) -> SquashedGaussian:
 
 def collect_actors(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     """Episodes of the trained actors of the task's tier, with sampled actions; several checkpoints in equal shares."""
-    checkpoints = tier_checkpoints(task.env_id, task.tier)
+    checkpoints = tier_checkpoints(task.env_id or "", task.tier)
     episodes: list[EpisodeBuffer] = []
     with Progress("collect", steps) as bar:
         for i, (checkpoint, share) in enumerate(zip(checkpoints, _split(steps, len(checkpoints)), strict=True)):
-            episodes += _play(task, load_checkpoint(task.env_id, checkpoint), share, [seed, i], bar)
+            episodes += _play(task, load_checkpoint(task.env_id or "", checkpoint), share, [seed, i], bar)
     return episodes
 
 
@@ -129,8 +129,8 @@ def _play(task: Task, actor: SquashedGaussian, steps: int, key: list[int], bar: 
     shares = _split(steps, _side_by_side(steps, task.horizon))
     rng = np.random.default_rng(key)
     seeds = [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(len(shares))]
-    envs = [gym.make(task.env_id, disable_env_checker=True, **task.env_kwargs) for _ in shares]
-    running = [([env.reset(seed=seed)[0]], [], []) for env, seed in zip(envs, seeds, strict=True)]
+    envs = [gym.make(task.env_id or "", disable_env_checker=True, **task.env_kwargs) for _ in shares]
+    running = [([env.reset(seed=seed)[0]], list[Any](), list[Any]()) for env, seed in zip(envs, seeds, strict=True)]
     episodes: list[list[EpisodeBuffer]] = [[] for _ in envs]
     for step in range(max(shares)):
         chosen = actor.act(np.array([observations[-1] for observations, _, _ in running]), rng)
@@ -160,11 +160,7 @@ def _side_by_side(steps: int, horizon: int) -> int:
     return next((count for count in range(most, 0, -1) if steps % (count * horizon) == 0), most)
 
 
-RECIPES = {
-    "waypoint": collect_walk,
-    "pointmaze": collect_walk,
-    "actors": collect_actors,
-}  # (task, steps, seed) -> episodes
+RECIPES = {"waypoint": collect_walk, "pointmaze": collect_walk, "actors": collect_actors}  # of (task, steps, seed)
 
 
 def reference_scores(task: Task, seed: int) -> tuple[float, float, str]:

@@ -1,7 +1,7 @@
 """A task's transitions as tensors: made where they are missing, read through Minari, checked, scaled."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,7 @@ class Dataset:
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Self:
         """The same data on a device, floating-point tensors in `dtype`."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {key: x.to(device, dtype if x.is_floating_point() else None) for key, x in tensors.items()}
         return replace(self, **moved)
 
@@ -84,7 +84,7 @@ def load(task: Task, profile: str) -> Dataset:
         raise files.StudyError(f"dataset {dataset_id} is not on disk: {remedy}")
     folder = storage.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
-    stored = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
+    stored: Any = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
     references = task.references or (None if None in stored else stored)
     if references and not in_order(*references):
         problem = f"{folder}/data/metadata.json has the reference scores {stored}, which are not low before high"
@@ -92,8 +92,8 @@ def load(task: Task, profile: str) -> Dataset:
         raise files.StudyError(f"{problem}: {remedy}")
     with files.memory(f"dataset {dataset_id}", "use a machine with more memory"):
         tensors, made = cache.load_or_build(folder, dataset_id, task)
-    told = {"dataset_id": dataset_id, "content_hash": made["content_hash"], "warnings": tuple(made["warnings"])}
-    data = Dataset(reference_scores=references, **told, **tensors)
+    told: dict[str, Any] = {"content_hash": made["content_hash"], "warnings": tuple(made["warnings"])}
+    data = Dataset(dataset_id, reference_scores=references, **told | tensors)
     if references is None and task.env_id:
         ordered = np.sort(recorded_returns(data, task.horizon, task.continuing, task.recorded_return))
         share = max(1, len(ordered) // 20)

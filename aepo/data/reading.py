@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import h5py
@@ -21,8 +21,8 @@ ENORMOUS = 1e6  # times what 99% of an array's numbers stay below
 WHOLE = "give the path of a whole HDF5 file"
 STEPWISE = ("actions", "rewards", "terminations", "truncations")
 STORED = {"state": "observations", "next_state": "observations", "action": "actions", "reward": "rewards"}
-TYPES = dict.fromkeys(("minari_version", "dataset_id", "data_format", "observation_space", "action_space"), str)
-TYPES |= dict.fromkeys(("total_episodes", "total_steps"), int)
+TYPES: dict[str, Any] = dict.fromkeys(("total_episodes", "total_steps"), int)
+TYPES |= dict.fromkeys(("minari_version", "dataset_id", "data_format", "observation_space", "action_space"), str)
 TYPES |= dict.fromkeys(("ref_min_score", "ref_max_score"), float | int | None)
 REOPEN = 500  # episodes after which the file is opened anew: HDF5 keeps 20 kB a short episode until it is closed
 
@@ -68,7 +68,7 @@ def transitions(folder: Path, dataset_id: str, task: Task) -> tuple[dict[str, np
     if expected and not (np.allclose(box.low, expected.low) and np.allclose(box.high, expected.high)):
         other = f"the environment {task.env_id} {expected}"
         raise StudyError(f"{name} has the action space {box}, {other}: it belongs to another version of it")
-    shapes = {"state": (count, size), "next_state": (count, size), "action": (count, width)}
+    shapes: dict[str, tuple[int, ...]] = {"state": (count, size), "next_state": (count, size), "action": (count, width)}
     shapes |= dict.fromkeys(("reward", "terminated", "truncated"), (count,))
     arrays = {key: np.empty(shape, np.float32) for key, shape in shapes.items()}
     arrays["episode"] = np.empty(count, np.int64)
@@ -104,7 +104,7 @@ def environment_box(task: Task, sizes: tuple[int, int], name: str) -> gym.spaces
     """The action box of the task's environment, None where it has none; StudyError where sizes are not the task's."""
     box, expected, other = None, task.dimensions, f"task {task.name}"
     if task.env_id and not (expected and expected != sizes):
-        env, other = environments.make(task), f"the environment {task.env_id}"
+        env, other = cast(Any, environments.make(task)), f"the environment {task.env_id}"
         box, expected = env.action_space, (env.observation_space.shape[0], env.action_space.shape[0])
         env.close()
     if expected and expected != sizes:
@@ -207,7 +207,7 @@ def episodes_of(
                     raise StudyError(f"{name}: episode {i} {kind} ({error}): {remedy}") from None
                 steps = found["rewards"].size
                 sizes = sizes or tuple(found[key].shape[-1] for key in ("observations", "actions") if found[key].ndim)
-                wanted = dict.fromkeys(STEPWISE, (steps,))
+                wanted: dict[str, tuple[int, ...]] = dict.fromkeys(STEPWISE, (steps,))
                 wanted |= {"observations": (steps + 1, *sizes[:1]), "actions": (steps, *sizes[1:])}
                 if not steps or wanted != {key: array.shape for key, array in found.items()}:
                     shown = ", ".join(f"{key} {array.shape}" for key, array in found.items())

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pydantic
 import yaml
@@ -122,9 +122,9 @@ def _allowed(name: str, default: Any) -> Any:
     if isinstance(default, bool):
         return bool
     if isinstance(default, Mapping):
-        return dict[Literal[tuple(default)], _allowed(name, 0.0)]
+        return dict[Literal[tuple(default)], _allowed(name, 0.0)]  # type: ignore[misc]
     if isinstance(default, tuple):
-        return Annotated[list[_allowed(name, 0.0)], Field(min_length=1)]
+        return Annotated[list[_allowed(name, 0.0)], Field(min_length=1)]  # type: ignore[misc]
     if isinstance(limits, list):
         kind = bool if limits == [False, True] else Literal[tuple(limits)]
     else:
@@ -134,7 +134,7 @@ def _allowed(name: str, default: Any) -> Any:
 
 def _model(name: str, defaults: Mapping[str, Any]) -> type[pydantic.BaseModel]:
     """What a file may change of these settings."""
-    types = {key: (_allowed(key, value), None) for key, value in defaults.items()}
+    types: dict[str, Any] = {key: (_allowed(key, value), None) for key, value in defaults.items()}
     return pydantic.create_model(name, __config__=STRICT, **types)
 
 
@@ -176,7 +176,7 @@ class TaskFile(pydantic.BaseModel):
     env_kwargs: ARGUMENTS = ARGUMENTS({})
     observation_keys: list[str] = []
     references: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    settings: SETTINGS = SETTINGS()
+    settings: SETTINGS = SETTINGS()  # type: ignore[valid-type]
 
 
 def in_order(low: float, high: float) -> bool:
@@ -200,7 +200,7 @@ def _read(path: Path) -> Task:
         origin = _source(given.dataset, given.name, path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"task file {path}: {_sentence(error)}") from None
-    changed = given.settings.model_dump(exclude_unset=True)
+    changed = given.settings.model_dump(exclude_unset=True)  # type: ignore[attr-defined]
     return Task(
         suite="own",
         **_tuples(given.model_dump(exclude={"dataset", "settings"})),
@@ -222,7 +222,7 @@ def _sentence(error: Exception) -> str:
         return f"cannot be read ({getattr(error, 'strerror', None) or f'it is {kind}'})"
     if not isinstance(error, pydantic.ValidationError):
         return str(error)
-    first, model = error.errors()[0], TaskFile
+    first, model = error.errors()[0], cast(Any, TaskFile)
     *above, key = [str(part) for part in first["loc"] if part != "[key]"]
     if first["type"] not in ("missing", "extra_forbidden"):
         return f"{': '.join([*above, key])}: {first['msg'].replace('Input', 'it', 1)}, got {first['input']!r:.100}"

@@ -1,6 +1,6 @@
 """The way-point controller of the point mazes: walks between random goals, as D4RL's Maze2D and Minari's PointMaze do."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from minari.data_collector.episode_buffer import EpisodeBuffer
@@ -36,13 +36,13 @@ class WaypointController:
     """
 
     def __init__(self, maze, radius: float = WAYPOINT_RADIUS, jitter: np.random.Generator | None = None):
-        self.maze, self.radius, self.jitter, self.waypoints = maze, radius, jitter, []
+        self.maze, self.radius, self.jitter, self.waypoints = maze, radius, jitter, list[np.ndarray]()
         free = np.array([[cell != 1 for cell in row] for row in maze.maze_map])
-        self._values = {goal: value_iteration(free, goal) for goal in map(tuple, np.argwhere(free).tolist())}
+        self._values = {(i, j): value_iteration(free, (i, j)) for i, j in np.argwhere(free).tolist()}
 
     def cell(self, position: np.ndarray) -> tuple[int, int]:
         """(row, column) of the cell around xy."""
-        return tuple(int(i) for i in self.maze.cell_xy_to_rowcol(position))
+        return cast(tuple[int, int], tuple(int(i) for i in self.maze.cell_xy_to_rowcol(position)))
 
     def center(self, cell: tuple[int, int]) -> np.ndarray:
         """xy of a cell's center."""
@@ -95,7 +95,7 @@ def collect_walk(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     observation of a segment carries the goal of that segment, the last one too.
     """
     own_goals = task.recipe == "pointmaze"
-    env = without_file(task.env_id, **(POINTMAZE_WALK if own_goals else task.env_kwargs)).unwrapped
+    env: Any = without_file(task.env_id or "", **(POINTMAZE_WALK if own_goals else task.env_kwargs)).unwrapped
     rng = np.random.default_rng([seed, 0])
     controller = WaypointController(env.maze, *((POINTMAZE_RADIUS, rng) if own_goals else ()))
     longest, patience = (steps, PATIENCE) if own_goals else (task.horizon, task.horizon)
@@ -105,7 +105,7 @@ def collect_walk(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     with Progress("collect", steps) as bar:
         while done < steps:
             goal = env.goal.copy() if own_goals else controller.random_goal(state[:2], rng)
-            states, actions, rewards, reached = [state], [], [], False
+            states, actions, rewards, reached = [state], list[np.ndarray](), list[float](), False
             while not reached and len(actions) < min(longest, steps - done):
                 if len(actions) % patience == 0:
                     controller.set_goal(state[:2], goal)
@@ -118,7 +118,7 @@ def collect_walk(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
                 reached = info["success"] if own_goals else np.hypot(*(goal - state[:2])) < REACHED_RADIUS
             done += len(actions)
             bar.update(len(actions))
-            observations = np.array(states)
+            observations: Any = np.array(states)
             if own_goals:
                 goals, positions = np.tile(goal, (len(states), 1)), observations[:, :2].copy()
                 observations = {"achieved_goal": positions, "desired_goal": goals, "observation": observations}
@@ -134,13 +134,13 @@ def _ball(observation: Any) -> np.ndarray:
 
 def maze_references(task: Task, seed: int) -> tuple[float, float, str]:
     """Mean returns of the random policy and of the noiseless controller sent to whatever goal the environment has."""
-    env = without_file(task.env_id, **task.env_kwargs)
+    env: Any = without_file(task.env_id or "", **task.env_kwargs)
     controller, returns = WaypointController(env.unwrapped.maze), np.zeros((2, REFERENCE_EPISODES))
     for drives, episode in np.ndindex(returns.shape):
         if not episode:
             env.action_space.seed(seed)
         observation, _ = env.reset(seed=seed + episode)
-        goal, truncated = None, False
+        goal, truncated = np.empty(0), False
         while not truncated:
             state = _ball(observation)
             if not np.array_equal(goal, env.unwrapped.goal):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -89,13 +89,13 @@ class Mixture:
         """log mu(x) `(...,)` for x `(..., d)`; every covariance must be positive definite."""
         return torch.logsumexp(self._parts(x, torch.ones(()), torch.zeros(()))[0], -1)
 
-    def noised(self, t: Tensor, vp: VPSchedule) -> Self:
+    def noised(self, t: Tensor, vp: VPSchedule) -> "Mixture":
         """mu_t = sum_k w_k N(alpha_t mu_k, alpha_t^2 S_k + sigma_t^2 I), t 0-d."""
         alpha, sigma = self._scales(t, vp)
         identity = torch.eye(self.means.shape[1], dtype=self.means.dtype)
         return Mixture(self.weights, alpha * self.means, alpha**2 * self.covariances + sigma**2 * identity)
 
-    def tilted(self, slope: Tensor, beta: float) -> Self:
+    def tilted(self, slope: Tensor, beta: float) -> "Mixture":
         """mu exp(beta g.a), g = slope: weights w_k e^(beta g.mu_k + beta^2/2 g'S_k g), means mu_k + beta S_k g."""
         shift = self.covariances @ slope
         log_weights = self.weights.log() + beta * self.means @ slope + 0.5 * beta**2 * shift @ slope

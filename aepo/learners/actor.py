@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
-from aepo.core.models import ActionModel, ClosedForm, ClosedShift, Critic, Guide
+from aepo.core.models import ActionModel, Behavior, ClosedForm, ClosedShift, Critic, Guide
 from aepo.learners.capture import CapturedCalls
 from aepo.learners.policies import Trained
 from aepo.methods import Method
@@ -86,7 +86,7 @@ class Actor:
         action = self.behavior.sample(repeated, start, *how)
         if count == 1:
             return action
-        score = self.critic.advantage(state, action).view(seeds, batch, count)
+        score = cast(Critic, self.critic).advantage(state, action).view(seeds, batch, count)
         taken = score.argmax(-1) if self.draws == count else _drawn(score / self.temperature, noise[:, :, count, 0])
         taken = taken[..., None, None].expand(-1, -1, 1, d)
         return action.view(seeds, batch, count, d).gather(2, taken).squeeze(2)
@@ -109,11 +109,11 @@ def make_actor(
         if method.trusted and not how.differentiated:
             if how.trust is None:
                 raise ValueError(f"method {method.name!r} needs trust: how far to follow the critic")
-            beta = how.trust * (behavior.agreement >= AGREED)
+            beta = how.trust * (cast(Tensor, behavior.agreement) >= AGREED)
         closed = ClosedForm if how.differentiated else ClosedShift
-        followed = not isinstance(beta, Tensor) or bool(beta.any())
-        guide = closed(how.form or method.shift, behavior, critic, beta) if followed else None
-    guidance_scale = how.guidance_scale if method.guided else 0.0
+        acts = not isinstance(beta, Tensor) or bool(beta.any())
+        guide = closed(how.form or method.shift, cast(Behavior, behavior), cast(Critic, critic), beta) if acts else None
+    guidance_scale: float | Sequence[float] | Tensor = how.guidance_scale if method.guided else 0.0
     if isinstance(guidance_scale, Sequence):
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)
     guide, best = guide if method.guided else None, method.best

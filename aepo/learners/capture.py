@@ -53,6 +53,6 @@ class CapturedCalls:
     def _capture(self, shape: tuple, held: list[Tensor]) -> None:
         output: list[Tensor] = []
         on_side_stream(lambda: self.run(*held))
-        captured = graph(lambda: output.append(self.run(*held)), self.name)
+        if captured := graph(lambda: output.append(self.run(*held)), self.name):
+            self.captured[shape] = (captured, held, output)
         self.failed = captured is None
-        self.captured[shape] = (captured, held, output)

@@ -25,13 +25,14 @@ class Transitions:
         self.share, self.floored, scale = settings.hindsight, settings.return_floor, reward_scale(data, settings)
         if not 0 <= self.share <= 1:
             raise StudyError(f"critic: hindsight is a share of a batch: give 0 to 1, not {self.share}")
-        n, d = data.state.shape[1], data.action.shape[1]
+        assert settings.discount is not None  # the rule's, where none was set (`discount.chosen_discount`)
+        n, d, self.discount = data.state.shape[1], data.action.shape[1], settings.discount
         self.sizes = [n, n, d, 3]
-        floor = return_floor(data, settings.discount) if self.floored else torch.full_like(data.reward, -torch.inf)
+        floor = return_floor(data, self.discount) if self.floored else torch.full_like(data.reward, -torch.inf)
         states = [data.standardize(data.state), data.standardize(data.next_state)]
         numbers = torch.stack([scale * data.reward, data.terminated, scale * floor], 1)
         self.packed = torch.cat([*states, data.action, numbers], 1)
-        self.hindsight = Hindsight(data, settings.discount, settings.goal_radius, scale) if self.share else None
+        self.hindsight = Hindsight(data, self.discount, settings.goal_radius, scale) if self.share else None
 
     def batch(self, draws: Draws) -> tuple[Tensor, ...]:
         """State and next state standardised, action, reward scaled, terminated, floor of a step's draws."""
@@ -54,6 +55,7 @@ def reward_scale(data: Dataset, settings: CriticSettings) -> float:
     """The factor on rewards: as set, or the one that makes Q about 1, (1 - discount) / mean |r|; 1 where all r are 0."""
     if settings.reward_scale is not None:
         return settings.reward_scale
+    assert settings.discount is not None
     size = float(data.reward.double().abs().mean())
     return (1 - settings.discount) / size if size > 0 else 1.0
 
@@ -97,9 +99,9 @@ def critic_learner(
         return {"index": random.index(len(data), settings.batch)} | transitions.draw_goals(random, settings.batch)
 
     def loss(draws: Draws):
-        state, next_state, action, *rest, floor = transitions.batch(draws)
+        state, next_state, action, reward, ended, floor = transitions.batch(draws)
         next_value, value_loss, value_info = values(state, next_state, action, draws["index"])
-        td_loss, info = losses.td_loss(critic.q, state, action, *rest, next_value, settings.discount, floor)
+        td_loss, info = losses.td_loss(critic.q, state, action, reward, ended, next_value, transitions.discount, floor)
         return value_loss + td_loss, value_info | info
 
     parameters = [*critic.q.parameters(), *critic.value.parameters()]

@@ -35,18 +35,18 @@ class Random:
 
     def __init__(self, seeds: Sequence[int], *name: object, like: Tensor, count: int = 1):
         self.generators = [generator(seed, *name, device=like.device) for seed in seeds]
-        self.count, self.device, self.kind = count, like.device, {"device": like.device, "dtype": like.dtype}
+        self.count, self.device, self.dtype = count, like.device, like.dtype
 
     def _stack(self, draw: Callable[[Generator], Tensor]) -> Tensor:
         return torch.stack([draw(g) for g in self.generators], 1)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers."""
-        return self._stack(lambda g: torch.randn(self.count, *shape, generator=g, **self.kind))
+        return self._stack(lambda g: torch.randn(self.count, *shape, generator=g, device=self.device, dtype=self.dtype))
 
     def uniform(self, *shape: int) -> Tensor:
         """Numbers from [0, 1)."""
-        return self._stack(lambda g: torch.rand(self.count, *shape, generator=g, **self.kind))
+        return self._stack(lambda g: torch.rand(self.count, *shape, generator=g, device=self.device, dtype=self.dtype))
 
     def index(self, size: int, *shape: int) -> Tensor:
         """Whole numbers below `size`."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class Pairs:
 
 def applied(method: Method, settings: EnergySettings) -> Method:
     """The method with the switches that the settings set."""
-    changed = {"energy": settings.form, "gate": settings.gate, "bregman": settings.bregman}
+    changed: dict[str, Any] = {"energy": settings.form, "gate": settings.gate, "bregman": settings.bregman}
     return replace(method, **{name: value for name, value in changed.items() if value is not None})
 
 
@@ -75,10 +76,11 @@ def target(problem: Problem, pairs: Pairs) -> Tensor:
     not guide, and where states differ more than their actions do, a network learns nothing else. `settings.clamp`: closed
     forms to beta times the range of recorded advantages.
     """
-    kind, beta, critic, noisy, t = problem.method.energy, problem.beta, problem.critic, pairs.noisy_action, pairs.t
+    kind, beta, critic = problem.method.energy or "", problem.beta, problem.critic
+    noisy, t = pairs.noisy_action, pairs.t
     if kind == "support":
-        q = pairs.candidate_q
-        energy = guidance.support_energy(q, pairs.candidates, noisy, t, VP, beta, check=False)
+        q, candidates = cast(Tensor, pairs.candidate_q), cast(Tensor, pairs.candidates)
+        energy = guidance.support_energy(q, candidates, noisy, t, VP, beta, check=False)
         return energy - torch.logsumexp(beta * q, -1) + math.log(q.shape[-1])
     if kind == "clean":
         return beta * (critic.advantage(pairs.state, pairs.action) - pairs.baseline)
@@ -92,13 +94,11 @@ def energy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "energy
     """The training of the energy or shift network of a method by its target and loss."""
     problem.behavior.requires_grad_(False)
     problem.critic.requires_grad_(False)
-    settings, kind = problem.settings, problem.method.energy
+    settings, kind, times = problem.settings, problem.method.energy or "", problem.behavior.variance.shape[-1]
     sizes = (len(seeds), problem.state.shape[1], problem.data.action.shape[1], settings.width, settings.depth)
-    if kind.startswith("shift-"):
-        net, make = ShiftNet(*sizes, problem.behavior.variance.shape[-1]), _shift
-    else:
-        net = EnergyNet(*sizes, VP, problem.method.gate, problem.behavior.variance.shape[-1])
-        make = _contrastive if kind == "contrastive" else _regression
+    shifts, gate = kind.startswith("shift-"), problem.method.gate
+    net = ShiftNet(*sizes, times) if shifts else EnergyNet(*sizes, VP, gate, times)
+    make: Callable = _shift if shifts else _contrastive if kind == "contrastive" else _regression
     if hasattr(net, "variance"):
         net.variance.copy_(problem.behavior.variance)
     draw, pairs, loss = make(problem, initialize(net.to(problem.state), seeds, "energy"), seeds)
@@ -123,8 +123,8 @@ def _first(problem: Problem, draw: Callable, pairs: Callable, seeds: tuple[int, 
 
 def _regression(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
     """Regression on `target`, of recorded actions or of support actions; gives the network the scale of its targets."""
-    settings, kind, support, action = problem.settings, problem.method.energy, problem.support, problem.data.action
-    supported, closed = kind == "support", kind in guidance.KINDS
+    settings, support, action = problem.settings, cast(Support, problem.support), problem.data.action
+    supported, closed = problem.method.energy == "support", problem.method.energy in guidance.KINDS
     if supported:
         candidates = torch.cat([action[support.index].unsqueeze(2), support.action], 2)
         quality = advantages(problem.critic, problem.state, support.index, candidates)
@@ -201,7 +201,7 @@ class Beyond:
 
 def _contrastive(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
     """Contrastive energy prediction over the support actions of a state."""
-    support, groups = problem.support, problem.settings.groups
+    support, groups = cast(Support, problem.support), problem.settings.groups
     scaled_q = problem.beta * advantages(problem.critic, problem.state, support.index, support.action)
     net.scale.fill_(problem.beta)
     _, states, size, d = support.action.shape
@@ -227,7 +227,8 @@ def _contrastive(problem: Problem, net: EnergyNet, seeds: tuple[int, ...]):
 def _shift(problem: Problem, net: ShiftNet, seeds: tuple[int, ...]):
     """Regression on a closed form of the shift ("taylor", "cubature"), in units of its size; beyond the data too."""
     settings, data, state = problem.settings, problem.data, problem.state
-    closed = ClosedShift(problem.method.energy.removeprefix("shift-"), problem.behavior, problem.critic, problem.beta)
+    kind = (problem.method.energy or "").removeprefix("shift-")
+    closed = ClosedShift(kind, problem.behavior, problem.critic, problem.beta)
     beyond = Beyond(problem, settings.beyond is not False)
 
     def draw(random: Random) -> Draws:

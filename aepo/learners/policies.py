@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +99,8 @@ class Problem:
 def policy_learner(problem: Problem, seeds: tuple[int, ...], name: str = "policy") -> tuple[Learner, Trained]:
     """The training of a policy."""
     data, kind, settings, its_critic = problem.data, problem.kind, problem.settings, problem.critic_settings
-    sizes = [(data.state.shape[1], data.action.shape[1], x.width, x.depth) for x in (settings, its_critic)]
-    module = Trained(kind, len(seeds), *sizes, problem.times).to(data.state)
+    own, its = ((data.state.shape[1], data.action.shape[1], x.width, x.depth) for x in (settings, its_critic))
+    module = Trained(kind, len(seeds), own, its, problem.times).to(data.state)
     initialize(module.policy, seeds, "policy")
     for model in (module.policy, module.average):
         model.scale(data.state_mean, data.state_std, data.action_low, data.action_high)
@@ -130,7 +131,7 @@ def _advantage_weighted(problem: Problem, module: Trained):
     def loss(draws: Draws):
         states, action, policy = state[draws["index"]], data.action[draws["index"]], module.policy
         with torch.no_grad():
-            advantage = problem.critic.advantage(states, action)
+            advantage = cast(Critic, problem.critic).advantage(states, action)
         mean = policy.mean(states)
         return losses.awr_loss(mean, policy.log_std, action, advantage, problem.beta, settings.weight_cap)
 
@@ -168,7 +169,7 @@ def agreement(behavior: Behavior, critic: Critic, data: Dataset, seeds: Sequence
 def _resampled(problem: Problem, module: Trained):
     """Denoising of recorded pairs, drawn anew by `chances`: cloning of the law of pairs times (1 + w / mean w) / 2."""
     data, settings = problem.data, problem.settings
-    state, chance = data.standardize(data.state), chances(data, problem.critic, problem.beta, settings)
+    state, chance = data.standardize(data.state), chances(data, cast(Critic, problem.critic), problem.beta, settings)
 
     def draw(random: Random) -> Draws:
         draws = random.diffusion(len(data), settings.batch, data.action.shape[1])
@@ -183,8 +184,9 @@ def _resampled(problem: Problem, module: Trained):
 
 def _energy_weighted(problem: Problem, module: Trained):
     """Denoising or flow matching of support actions, each drawn with the probability softmax_j(beta Q_j) of its weight."""
-    support, settings, state = problem.support, problem.settings, problem.data.standardize(problem.data.state)
-    quality = advantages(problem.critic, state, support.index, support.action)
+    support, settings, critic = cast(Support, problem.support), problem.settings, cast(Critic, problem.critic)
+    state = problem.data.standardize(problem.data.state)
+    quality = advantages(critic, state, support.index, support.action)
     chance = torch.softmax(problem.beta * quality, -1).cumsum(-1)
 
     def draw(random: Random) -> Draws:
@@ -235,11 +237,10 @@ def _actor_critic(problem: Problem, module: Trained):
         return losses.climbing_loss(cloning, q_of(state, proposed), settings.eta)
 
     def loss(draws: Draws):
-        state, next_state, action, *rest, floor = transitions.batch(draws)
+        state, next_state, action, reward, ended, floor = transitions.batch(draws)
         with torch.no_grad():
             next_q = module.q_target.minimum(next_state, next_actions(next_state, draws["next_noise"]))
-        discount = problem.critic_settings.discount
-        td_loss, info = losses.td_loss(module.q, state, action, *rest, next_q, discount, floor)
+        td_loss, info = losses.td_loss(module.q, state, action, reward, ended, next_q, transitions.discount, floor)
         own_loss, more = policy_loss(state, action, draws)
         total = td_loss + own_loss
         return total, {"loss": total.detach(), **info, **more}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -52,7 +52,7 @@ class Learner:
 
 def follow(moving: Sequence[tuple[nn.Module, nn.Module, float]]) -> Callable[[], None]:
     """An `after_step` that moves averaged or target networks toward the trained ones: (target, trained, rate) each."""
-    pairs = [(list(a.parameters()), [p.detach() for p in b.parameters()], rate) for a, b, rate in moving]
+    pairs = [(list[Tensor](a.parameters()), [p.detach() for p in b.parameters()], rate) for a, b, rate in moving]
 
     def after_step() -> None:
         for target, trained, rate in pairs:
@@ -94,7 +94,7 @@ class Steps:
         if not self.captured or self.graph:
             return self._replay(draws, rates) if self.captured else self._one_by_one(draws, rates)
         warm, rest = slice(self.WARM_UP), slice(self.WARM_UP, None)
-        total = capture.on_side_stream(lambda: self._one_by_one(part(draws, warm), rates[warm]))
+        total = cast(Draws, capture.on_side_stream(lambda: self._one_by_one(part(draws, warm), rates[warm])))
         if len(rates) > self.WARM_UP:
             self._capture(part(draws, 0), total)
             total = _added(total, self.run(part(draws, rest), rates[rest]))
@@ -115,7 +115,7 @@ class Steps:
             for key, value in self.inputs.items():
                 value.copy_(draws[key][i])
             self.rate.copy_(steps[i])
-            self.graph.replay()
+            cast(torch.cuda.CUDAGraph, self.graph).replay()
         return {key: value.clone() for key, value in self.total.items()}
 
     def _capture(self, draws: Draws, info: dict[str, Tensor]) -> None:
@@ -161,9 +161,9 @@ def fit(
             count = stop - start
             draws = learner.draw(Random(learner.seeds, learner.name, index, like=learner.trained[0], count=count))
             rates = [base_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(start, stop)]
-            row = {key: value / count for key, value in chunk_steps.run(draws, rates).items()}
-            row |= learner.diagnose(part(draws, -1))
-            columns, row = list(row), torch.stack(list(row.values()), -1).double().cpu()
+            means = {key: value / count for key, value in chunk_steps.run(draws, rates).items()}
+            means |= learner.diagnose(part(draws, -1))
+            columns, row = list(means), torch.stack(list(means.values()), -1).double().cpu()
             if not all(torch.isfinite(x).all() for x in (row, *learner.module.state_dict().values())):
                 bad = [str(s) for s, values in zip(learner.seeds, row, strict=True) if not torch.isfinite(values).all()]
                 whose, kept = f" of seed {', '.join(bad)}" if bad else "", store.paths() if store else []

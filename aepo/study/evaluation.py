@@ -40,14 +40,14 @@ class Copies:
     """`count` copies of a task's environment."""
 
     def __init__(self, task: Task, count: int):
-        self.envs = [environments.make(task) for _ in range(count)]
+        self.envs: list[Any] = [environments.make(task) for _ in range(count)]
         self.action_dim = self.envs[0].action_space.shape[0]
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """First observations `(K, n)` of the first K copies, one a seed."""
         return np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=False)])
 
-    def step(self, which: Sequence[int], actions: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, which: Sequence[int] | np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """One step of the copies `which`, actions `(K, d)`: observations `(K, n)`; reward, ended, success `(K,)`."""
         steps = [self.envs[i].step(action) for i, action in zip(which, actions, strict=True)]
         observation, reward, terminated, truncated, info = map(np.array, zip(*steps, strict=True))
@@ -64,9 +64,9 @@ def rollout(
     """
     shape, numbers = (len(seeds), episodes), range(first, first + episodes)
     noise_shape = (horizon, actor.draws, copies.action_dim)
-    noise = [torch.randn(noise_shape, generator=generator(seed, "episode", e)) for seed in seeds for e in numbers]
+    drawn = [torch.randn(noise_shape, generator=generator(seed, "episode", e)) for seed in seeds for e in numbers]
     device = actor.behavior.low.device
-    noise = torch.stack(noise).view(*shape, *noise_shape).to(device)
+    noise = torch.stack(drawn).view(*shape, *noise_shape).to(device)
     starts = [int(generator(seed, "start", e).initial_seed() % 2**31) for seed in seeds for e in numbers]
     observation = copies.reset(starts).reshape(*shape, -1)
     returns, length, success = np.zeros(shape), np.zeros(shape, dtype=int), np.full(shape, np.nan)
@@ -100,7 +100,7 @@ def rollout(
 
 def play(actor: Actor, task: Task, seeds: Sequence[int], episodes: int, name: str, progress_folder: Path) -> Rollouts:
     """`rollout` in the task's environment, in rounds where so many copies of it at once would fill the memory."""
-    most = next((count for kind, count in MOST_COPIES.items() if task.env_id.startswith(kind)), len(seeds) * episodes)
+    most = next((n for kind, n in MOST_COPIES.items() if (task.env_id or "").startswith(kind)), len(seeds) * episodes)
     together = min(episodes, max(1, most // len(seeds)))
     copies, rounds = Copies(task, len(seeds) * together), []
     for first in range(0, episodes, together):
@@ -171,7 +171,7 @@ def _kept_or_played(run: Run, name: str, method: str, seeds: Sequence[int], cont
     with files.lock(run.folder, f"evaluation-{name}"):
         started, rollouts = time.time(), _stored(path, digest)
         played = rollouts is None
-        if played:
+        if rollouts is None:
             with files.memory(label, FEWER):
                 actor = load_actor(run.folder, method, seeds, Acting.of(content), run.device)
                 rollouts = play(actor, run.task, seeds, content["episodes"], label, run.folder / "progress")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,7 +42,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def panels(count: int, width: float, height: float, most: int = 6, **shared: bool) -> tuple[Figure, list[plt.Axes]]:
+def panels(count: int, width: float, height: float, most: int = 6, **shared: Any) -> tuple[Figure, list[plt.Axes]]:
     """A figure of `count` panels of that size in inches, in rows of at most `most`."""
     columns = min(count, most)
     rows = -(-count // columns)
@@ -67,7 +68,7 @@ def action_match(recorded: np.ndarray, sampled: np.ndarray) -> Figure:
     joint = both if len(shown) > 1 else {}
     figure, axes = panels(len(joint) + len(shown), 3.2, 3)
     for ax, (label, actions) in zip(axes, joint.items(), strict=False):
-        ax.hist2d(*actions[:, shown].T, bins=50, range=[[-1, 1]] * 2, cmap="viridis", norm="log")
+        ax.hist2d(actions[:, shown[0]], actions[:, shown[1]], bins=50, range=[[-1, 1]] * 2, cmap="viridis", norm="log")
         ax.set(title=f"{label} actions", xlabel=f"action {shown[0]}", ylabel=f"action {shown[1]}", aspect="equal")
     for i, ax in zip(shown, axes[len(joint) :], strict=True):
         for label, actions in both.items():
@@ -83,7 +84,7 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
 
     Of more than two actions: the two that guidance moves most, the others at the mean of the guided samples.
     """
-    actor, low = policy.actor, policy.actor.behavior.low
+    actor, low = cast(Any, policy.actor), policy.actor.behavior.low
     device, d = low.device, low.shape[-1]
     raw = torch.as_tensor(state, dtype=torch.float32, device=device)
     seen = actor.behavior.standardize(raw.expand(1, 500, -1))
@@ -98,7 +99,7 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
         if d == 1:
             ax.hist(actions[:, 0], bins=40, range=(-1.1, 1.1))
         else:
-            ax.scatter(*actions[:, pair].T, s=4, alpha=0.5)
+            ax.scatter(actions[:, pair[0]], actions[:, pair[1]], s=4, alpha=0.5)
             ax.set(ylim=(-1.1, 1.1), aspect="equal", ylabel=names[1])
         ax.set(title=title, xlim=(-1.1, 1.1), xlabel=names[0])
     axis = torch.linspace(-1.5, 1.5, 15, device=device)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from aepo.study import runs
 LARGEST = 1e6  # of a guidance scale: networks overflow far beyond
 
 
-def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -> torch.nn.Module:
+def load_networks(folder: Path, stage: str, seeds: Sequence[int], device: str) -> Any:
     """Networks of a finished stage for the given seeds; StudyError where the file or a seed is missing."""
     path = Path(folder) / f"{stage}.safetensors"
     tensors, meta = files.load_networks(path)
@@ -64,8 +64,7 @@ def _networks(stage: str, tensors: dict[str, Tensor], settings: dict, count: int
     if settings["energy"].startswith("shift-"):
         d = tensors["net.net.out.weight"].shape[-1]
         n = tensors["net.net.layers.0.weight"].shape[1] - d - TIME_FEATURES
-        power = settings.get("power", 0.5)  # what was stored before had sqrt(c_t)
-        return ShiftNet(count, n, d, *size, tensors["variance"].shape[-1], power)
+        return ShiftNet(count, n, d, *size, tensors["variance"].shape[-1], settings["power"])
     n = tensors["offset.layers.0.weight"].shape[1] - TIME_FEATURES
     d = tensors["net.layers.0.weight"].shape[1] - n - TIME_FEATURES
     times = tensors["variance"].shape[-1] if settings["gate"] == "jacobian" else 1
@@ -110,11 +109,10 @@ class Policy:
             where = f"{folder}/manifest.json"
             raise StudyError(f"{where} has no evaluation of {method!r}: run notebook 07_evaluation first")
         how = Acting.of(evaluated)
-        if guidance_scale is None:
-            guidance_scale = how.guidance_scale
-            if isinstance(guidance_scale, list):  # one a seed; a seed that is not there is refused with its networks
-                guidance_scale = dict(zip(evaluated["seeds"], guidance_scale, strict=True)).get(seed, 1.0)
-        how = replace(how, beta=how.beta if beta is None else beta, guidance_scale=guidance_scale)
+        scale = how.guidance_scale if guidance_scale is None else guidance_scale
+        if isinstance(scale, list):  # one a seed; a seed that is not there is refused with its networks
+            scale = dict(zip(evaluated["seeds"], scale, strict=True)).get(seed, 1.0)
+        how = replace(how, beta=how.beta if beta is None else beta, guidance_scale=scale)
         return cls(load_actor(folder, method, [seed], how, device), evaluated.get("observation_keys", ()))
 
     def act(

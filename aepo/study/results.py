@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -39,8 +39,8 @@ def episode_rows(rollouts: Rollouts, scales: Sequence[float], seeds: Sequence[in
 
 def evaluated_rows(run: Run, method: str, variant: str = "") -> pd.DataFrame:
     """A method's evaluation, played or kept, as rows of returns.csv without their score."""
-    beta, scales = evaluation.guidance_of(run, method)
-    return episode_rows(evaluation.evaluate(run, method), scales, run.seeds, method=method, variant=variant, beta=beta)
+    (beta, scales), rollouts = evaluation.guidance_of(run, method), cast(Rollouts, evaluation.evaluate(run, method))
+    return episode_rows(rollouts, scales, run.seeds, method=method, variant=variant, beta=beta)
 
 
 def curve_rows(run: Run, method: str) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def _stage(
 ) -> None:
     """Leave an artefact as it is where the hash of `content` fits, else train the seeds that it lacks, and write it."""
     digest = settings_table.digest(content)
-    meta = {"stage": name, "settings": content, "settings_hash": digest}
+    meta: dict[str, Any] = {"stage": name, "settings": content, "settings_hash": digest}
     meta |= {"versions": files.versions(), "threads": THREADS}
     entry = {**meta, "device": run.device, "steps": settings.steps if settings else 0}
     with files.lock(run.folder, name), files.memory(name, REMEDY):
@@ -101,7 +101,7 @@ def _content(settings: Any, run: Run, data: Dataset, **more: Any) -> dict[str, A
 
 def _of_seeds(run: Run, seeds: tuple[int, ...], problem: Any) -> Any:
     """A problem with the given seeds of what is stacked for the run's, for a training that adds seeds to earlier ones."""
-    rows, own = [run.seeds.index(seed) for seed in seeds], {}
+    rows, own = [run.seeds.index(seed) for seed in seeds], dict[str, Any]()
     for name, made in vars(problem).items():
         if isinstance(made, nn.Module):
             own[name] = take_seeds(made, rows, len(run.seeds))
@@ -141,8 +141,8 @@ def train_critic(run: Run, data: Dataset, behavior: Behavior | None = None) -> C
         content["behavior"] = _settings_hash(run, "behavior")
 
     def build(seeds: tuple[int, ...]) -> tuple[Learner, Critic]:
-        rows = [run.seeds.index(seed) for seed in seeds]
-        return critic_learner(data, seeds, settings, take_seeds(behavior, rows, len(run.seeds)) if softmax else None)
+        rows, model = [run.seeds.index(seed) for seed in seeds], cast(Behavior, behavior)
+        return critic_learner(data, seeds, settings, take_seeds(model, rows, len(run.seeds)) if softmax else None)
 
     _stage(run, "critic", content, build, settings, lambda module, seeds: finish_critic(module, data))
     return load_networks(run.folder, "critic", run.seeds, run.device)
@@ -177,7 +177,7 @@ def train_policy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     rounds = settings.rounds if entry.policy in RENEWED else 1
     name, model, source = runs.policy_stage(method, beta), behavior, "behavior"
     times, its_critic = run.profile.behavior.variance_times, critic_settings(run, data)
-    problem = Policies(entry.policy, data, beta / rounds, settings, its_critic, critic, times=times)
+    problem = Policies(entry.policy or "", data, beta / rounds, settings, its_critic, critic, times=times)
     if entry.policy not in RENEWED:
         return _train_policy(run, problem, name, settings.steps)
     for index in range(rounds):
@@ -222,9 +222,9 @@ def train_energy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     settings, data = run.profile.energy, data.to(run.device)
     entry, beta = applied(_entry(method, "energy"), settings), run.profile.evaluation.beta[method]
     name = runs.energy_stage(method, beta)
-    made_of = {stage: _settings_hash(run, stage) for stage in ("behavior", "critic")}
+    made_of: dict[str, Any] = {stage: _settings_hash(run, stage) for stage in ("behavior", "critic")}
     made_of |= {"energy": entry.energy, "gate": entry.gate, "bregman": entry.bregman, "beta": beta}
-    made_of |= {"power": 1.0} if entry.energy.startswith("shift-") else {}  # of `ShiftNet`
+    made_of |= {"power": 1.0} if (entry.energy or "").startswith("shift-") else {}  # of `ShiftNet`
     support = train_support(run, data, behavior) if entry.energy in SUPPORTED else None
     problem = Guidance(data, behavior, critic, entry, beta, settings, support, run.profile.critic.hindsight > 0)
 

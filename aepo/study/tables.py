@@ -55,7 +55,7 @@ def readable_task_table(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _interval(value: float, low: float, high: float, digits: int = 1) -> str:
+def _interval(value: float, low: float, high: float, *, digits: int = 1) -> str:
     """A value with its interval in brackets, or a dash."""
     return "-" if np.isnan(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -175,7 +175,7 @@ def markdown_summary(table: pd.DataFrame) -> str:
     for row in table.to_dict("records"):
         iqm, ahead, chance = ([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in ("iqm", "ahead", "p"))
         shown = [f"`{row['method']}`", _interval(*iqm), f"{row['mean']:.1f}", f"{row['rank']:.1f}"]
-        rows.append([*shown, _interval(*ahead), _interval(*chance, 2)])
+        rows.append([*shown, _interval(*ahead), _interval(*chance, digits=2)])
     return markdown_table(["method", "IQM [95%]", "mean", "mean rank", f"{best} ahead by", f"P({best} > it)"], rows)
 
 
@@ -203,13 +203,6 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def not_run(scores: pd.DataFrame) -> list[str]:
-    """What was not run: a sentence a method that some task of the study lacks."""
-    wide = score_matrix(scores).reindex(NAMES[1:]).isna()
-    lacking = wide[wide.any(axis=1)].iterrows()
-    return [f"{m}: not run" + ("" if row.all() else f" on {', '.join(wide.columns[row])}") for m, row in lacking]
-
-
 def markdown_study(main: pd.DataFrame) -> str:
     """The tables as text: score by task (methods that only some tasks have apart), a summary a group of methods."""
     scores = seed_scores(main)
@@ -227,7 +220,7 @@ def markdown_study(main: pd.DataFrame) -> str:
             parts.append(markdown_summary(summary_table(scores, methods, apart)))
         if first and len({kind_of_task(task) for task in tasks}) > 1:
             parts.append(markdown_kinds(scores, methods, tasks))
-    return "\n\n".join([*parts, "\n".join(not_run(scores))])
+    return "\n\n".join(parts)
 
 
 def markdown_results(path: Path, profile: str) -> str:

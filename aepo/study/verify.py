@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -128,7 +128,7 @@ def _of_data(kept: _Kept) -> Iterator[str]:
     for dataset_id, entry in data.items() if kept.task else ():
         place = storage.root() / dataset_id
         if storage.complete(dataset_id):
-            found = cache.content_hash(reading.transitions(place, dataset_id, kept.task)[0])
+            found = cache.content_hash(reading.transitions(place, dataset_id, cast(tasks.Task, kept.task))[0])
             if found != entry["content_hash"]:
                 yield f"dataset {dataset_id} in {place} has hash {found}, the run was made of {entry['content_hash']}"
 
@@ -161,11 +161,11 @@ def _of_returns(kept: _Kept) -> Iterator[str]:
     if frame["score"].notna().any() and not any(_same(frame["score"], score) for score in scores):
         yield f"{path}: the column score does not follow from the returns and the manifest's reference scores"
 
-    study, key = runs.results_path(kept.folder.parents[1], profile), ["method", "variant"]
+    study, keys = runs.results_path(kept.folder.parents[1], profile), ["method", "variant"]
     if study.exists():
         everything = read_results(study)
         own = everything[(everything["profile"] == profile) & (everything["task"] == kept.folder.name)]
-        own = own[pd.MultiIndex.from_frame(own[key]).isin(pd.MultiIndex.from_frame(frame[key]))]
+        own = own[pd.MultiIndex.from_frame(own[keys]).isin(pd.MultiIndex.from_frame(frame[keys]))]
         if len(own) and not all(_same(own[column], frame[column]) for column in frame):
             yield f"{study}: its rows of {profile} {kept.folder.name} are not those of {path}"
 

@@ -19,12 +19,12 @@ class MazeMap:
     """Walls and goal of a task's maze, to draw under anything that has positions: the first two numbers of a state."""
 
     def __init__(self, env: gym.Env):
-        unwrapped = env.unwrapped
-        self.maze, self.scale = unwrapped.maze, float(unwrapped.maze.maze_size_scaling)
+        self.maze, unwrapped = env.unwrapped.get_wrapper_attr("maze"), env.unwrapped
+        self.scale = float(self.maze.maze_size_scaling)
         self.free = np.array([[cell != 1 for cell in row] for row in self.maze.maze_map])
         cells = self.maze.unique_goal_locations
-        fixed = isinstance(unwrapped, environments.Maze2D)
-        self.goal = unwrapped.goal if fixed else np.asarray(cells[0], dtype=float) if len(cells) == 1 else None
+        one = np.asarray(cells[0], dtype=float) if len(cells) == 1 else None
+        self.goal = unwrapped.goal if isinstance(unwrapped, environments.Maze2D) else one
 
     def project(self, states: np.ndarray) -> np.ndarray:
         """Positions `(..., 2)` of states `(..., n)`."""
@@ -43,7 +43,7 @@ class MazeMap:
             axes.add_patch(plt.Rectangle((x - half, y - half), self.scale, self.scale, color="0.75", zorder=0))
         if self.goal is not None:
             look = {"fill": False, "color": "crimson", "lw": 1.5, "zorder": 3}
-            axes.add_patch(plt.Circle(self.goal, environments.GOAL_RADIUS, **look))
+            axes.add_patch(plt.Circle((self.goal[0], self.goal[1]), environments.GOAL_RADIUS, **look))
         y, x = (half * count for count in self.free.shape)
         axes.set(xlim=(-x, x), ylim=(-y, y), aspect="equal", xlabel="x", ylabel="y")
         axes.grid(False)
