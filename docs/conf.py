@@ -6,7 +6,7 @@ from pathlib import Path
 project, author, copyright = "The AEPO study", "the authors of the AEPO study", "MIT license"
 html_title = project
 extensions = ["myst_nb"]
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "notebooks/*.ipynb"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "policies/*/*.md", "notebooks/*.ipynb"]
 root_doc = "README"
 html_theme = "furo"
 html_copy_source = False
@@ -19,11 +19,12 @@ mathjax_path = "tex-svg.js"
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    "Pages": ["tasks", "methods", "results", "reproducing", "data", "speed", "glossary"],
+    "Pages": ["tasks", "methods", "results", "policies", "reproducing", "data", "speed", "glossary"],
+    "Policies": [f"{path.parent.name}/README" for path in sorted((ROOT / "policies").glob("*/README.md"))],
     "Notebooks": [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
     "Project": ["CONTRIBUTING", "CHANGELOG"],
 }
-FOLDERS = {"Pages": "docs/", "Notebooks": "notebooks/", "Project": ""}
+FOLDERS = {"Pages": "docs/", "Policies": "policies/", "Notebooks": "notebooks/", "Project": ""}
 
 
 def add_contents(app, docname, source):

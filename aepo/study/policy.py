@@ -90,21 +90,26 @@ class Policy:
     def load(
         cls,
         folder: str | Path,
-        method: str = "aepo",
+        method: str | None = None,
         seed: int = 0,
         beta: float | None = None,
         guidance_scale: float | None = None,
         device: str | None = None,
     ) -> Self:
-        """Load a method's policy from runs/<profile>/<task>; beta and guidance_scale are those evaluated where None."""
-        if method not in METHODS:
+        """Load a method's policy from runs/<profile>/<task>; beta and guidance_scale are those evaluated where None.
+
+        method: None is the only one that the folder has, or aepo where it has several.
+        """
+        if method is not None and method not in METHODS:
             raise StudyError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
         for name, value in {"beta": beta, "guidance_scale": guidance_scale}.items():
             if value is not None and not (isinstance(value, Real) and abs(value) <= LARGEST):
                 raise ValueError(f"{name} must be a finite number, at most {LARGEST:g} in size, got {value!r:.80}")
         folder = runs.find_folder(folder)
         device = runs.choose_device(device or "auto")
-        evaluated = runs.read_manifest(folder).get("evaluation", {}).get(method, {})
+        known = runs.read_manifest(folder).get("evaluation", {})
+        method = method or (next(iter(known)) if len(known) == 1 else "aepo")
+        evaluated = known.get(method, {})
         if not evaluated:
             where = f"{folder}/manifest.json"
             raise StudyError(f"{where} has no evaluation of {method!r}: run notebook 07_evaluation first")
