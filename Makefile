@@ -59,8 +59,8 @@ figures: setup ## draw the study's figures from runs/results.csv, and nothing el
 notebooks: setup ## run the committed notebooks at the smoke profile and store their outputs
 	@sh scripts/notebooks.sh
 
-example: setup ## export seed 0 of the quick run as the tracked example policy
-	@$(BIN)/aepo export "runs/quick/$(TASK)" "runs/example/$(TASK)" --seed 0
+example: setup ## of the quick run: seed 0 as the tracked example policy, executed notebooks into docs/quick
+	@sh scripts/example.sh "$(RUNS)" "$(TASK)"
 
 site: setup ## the pages and notebooks, with their stored outputs, as a site with a search in site/
 	@AEPO_SETUP_MB=500 sh scripts/setup.sh docs/requirements.txt

@@ -6,7 +6,15 @@ from pathlib import Path
 project, author, copyright = "The AEPO study", "the authors of the AEPO study", "MIT license"
 html_title = project
 extensions = ["myst_nb"]
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "policies/*/*.md", "notebooks/*.ipynb"]
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/*.md",
+    "policies/*/*.md",
+    "docs/quick/*.ipynb",
+    "notebooks/*.ipynb",
+]
 root_doc = "README"
 html_theme = "furo"
 html_copy_source = False
@@ -22,9 +30,16 @@ PAGES = {
     "Pages": ["tasks", "methods", "results", "policies", "reproducing", "data", "speed", "glossary"],
     "Policies": [f"{path.parent.name}/README" for path in sorted((ROOT / "policies").glob("*/README.md"))],
     "Notebooks": [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
+    "Executed at quick": [path.stem for path in sorted((ROOT / "docs" / "quick").glob("*.ipynb"))],
     "Project": ["CONTRIBUTING", "CHANGELOG"],
 }
-FOLDERS = {"Pages": "docs/", "Policies": "policies/", "Notebooks": "notebooks/", "Project": ""}
+FOLDERS = {
+    "Pages": "docs/",
+    "Policies": "policies/",
+    "Notebooks": "notebooks/",
+    "Executed at quick": "docs/quick/",
+    "Project": "",
+}
 
 
 def add_contents(app, docname, source):

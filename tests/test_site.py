@@ -61,7 +61,7 @@ def pages(site):
 
 
 def test_every_page_and_notebook_is_on_the_site(site, pages):
-    sources = [*ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    sources = [*ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("docs/quick/*.ipynb")]
     sources += [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
     built = {site / path.relative_to(ROOT).with_suffix(".html") for path in sources}
     assert built <= set(pages)
