@@ -16,10 +16,10 @@ else
 SETUP_MB := 4000
 endif
 
-.PHONY: help setup reproduce theory evaluate ablations test test-survival lab bench results figures notebooks example site
+.PHONY: help setup reproduce theory evaluate ablations test test-browser test-survival lab bench results figures notebooks example site
 
 help: ## list the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  variables: TASK=$(TASK) (or a,b,c) SUITE=maze2d PROFILE=$(PROFILE) (smoke, quick, study, full) METHODS=a,b SEEDS=n DEVICE=auto RUNS=runs CLUSTER=slurm"
 
 setup: ## build .venv from the exact pins of requirements.txt
@@ -33,6 +33,9 @@ theory: setup ## the notebooks that need no task: the derivation (01) and the ex
 
 test: setup ## unit and stage tests, every notebook at the smoke profile against its stored outputs, ruff, types
 	@sh scripts/test.sh
+
+test-browser: setup ## run every notebook in JupyterLab in Chromium; pictures of them in .test/browser
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_lab.py -m lab -rs
 
 test-survival: setup ## kill 60 stages and parents at random moments, resume, compare bytes (KILLS=60)
 	@$(BIN)/python scripts/survival.py --kills $(or $(KILLS),60) --seed 0

@@ -4,7 +4,6 @@ import functools
 import http.server
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,11 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import browser
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PACKAGES = ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")
 
 
@@ -100,9 +99,7 @@ def test_the_search_has_an_index_of_every_page(site):
 
 @pytest.mark.browser
 def test_a_browser_shows_the_index_and_searches(site, tmp_path):
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)}")
+    program = browser.find()
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -111,7 +108,7 @@ def test_a_browser_shows_the_index_and_searches(site, tmp_path):
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
         options += ["--virtual-time-budget=20000", "--dump-dom"]
         address = f"http://127.0.0.1:{server.server_port}/{address}"
-        done = subprocess.run([browser, *options, address], capture_output=True, text=True, timeout=300)
+        done = subprocess.run([program, *options, address], capture_output=True, text=True, timeout=300)
         path = tmp_path / "page.html"
         path.write_text(done.stdout, "utf-8")
         return Page(path)
