@@ -16,7 +16,7 @@ else
 SETUP_MB := 4000
 endif
 
-.PHONY: help setup reproduce theory evaluate ablations test test-browser test-survival lab bench results figures notebooks example site
+.PHONY: help setup reproduce theory evaluate ablations test test-browser test-survival lab bench gpu gpu-wheels results figures notebooks example site
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,12 @@ lab: setup ## JupyterLab on the notebooks, at 127.0.0.1 with its token
 bench: setup ## time every stage, sampling and loading on this machine: runs/bench.csv, notebook 10 and its figures
 	@$(BIN)/python -m benchmarks.bench --device "$(DEVICE)" --output "$(RUNS)/bench.csv" $(BENCH)
 	@$(BIN)/aepo performance --profile "$(PROFILE)" --device "$(DEVICE)" --runs-dir "$(RUNS)"
+
+gpu: ## tests, timings and tasks at full on a GPU without a network, at most 8 minutes (GPU="--seconds 300 --parts study")
+	@$(firstword $(wildcard $(BIN)/python) python3) scripts/gpu.py $(GPU)
+
+gpu-wheels: setup ## put into wheels/ what make gpu needs beside torch, NumPy and pandas
+	@$(BIN)/python scripts/gpu_wheels.py
 
 evaluate: setup ## as reproduce, to the same numbers, without notebooks and figures: for many tasks on few cores
 	@$(BIN)/aepo evaluate --task "$(TASK)" --suite "$(SUITE)" --profile "$(PROFILE)" --methods "$(METHODS)" --seeds "$(SEEDS)" --device "$(DEVICE)" --runs-dir "$(RUNS)"

@@ -2,13 +2,15 @@
 
 `python -m benchmarks.bench` prints the figures and writes runs/bench.csv. A figure is a median over rounds; what is
 compared in a ratio is timed in turn, round by round, so that a machine whose speed drifts drifts for both. On the CPU it
-is this process's own CPU time, of one thread; on a GPU the time until the device is done.
+is this process's own CPU time, of one thread; on a GPU the time until the device is done, of steps and calls replayed from
+CUDA graphs, with a ratio to the same ones by one (ratio_captured).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import platform
 import resource
@@ -29,14 +31,13 @@ import pandas as pd
 import torch
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from torch.utils import benchmark
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from aepo import files, settings
 from aepo.core.models import VP, Behavior, Critic
 from aepo.core.networks import EnergyNet, generator
 from aepo.data import datasets, tasks
 from aepo.data.datasets import Dataset
-from aepo.learners import critics
+from aepo.learners import critics, policies
 from aepo.learners.actor import Actor
 from aepo.learners.behavior import behavior_learner
 from aepo.learners.draws import Draws, Random, part
@@ -46,9 +47,13 @@ from aepo.learners.training import Learner, Steps
 from aepo.methods import METHODS
 from aepo.settings import Profile
 from aepo.study import runs
+from benchmarks.products import products_of
 
 HOPPER = (11, 3)
 STAGES = ("behavior", "critic", "energy-aepo", "energy-aepo-net", "energy-aepo-support", "energy-qgpo")
+POLICIES = tuple(f"policy-{kind}" for kind in policies.MODELS)
+PATIENCE = 12.0  # seconds of a median
+MOST_ALONE = 8  # seeds that are also trained one beside another, without a stack
 MOST_GROUPS = 256  # sets of the contrastive loss in a batch, each of `support` noised actions
 QGPO = {  # the sizes of its public code: noise network 1.63M, twin Q 0.27M, energy 0.21M at state 11, action 3
     "behavior": {"width": 512, "depth": 7},
@@ -99,16 +104,21 @@ def networks_of(data: Dataset, seeds: Sequence[int], profile: Profile) -> tuple[
 
 
 def learner_of(stage: str, data: Dataset, seeds: Sequence[int], profile: Profile, batch: int) -> Learner:
-    """The learner of a stage of STAGES with untrained networks below it."""
+    """The learner of a stage of STAGES or POLICIES with untrained networks below it."""
     seeds = tuple(seeds)
     if stage == "behavior":
         return behavior_learner(data, seeds, replace(profile.behavior, batch=batch))[0]
     if stage == "critic":
         return critics.critic_learner(data, seeds, replace(profile.critic, batch=batch, discount=0.99))[0]
     behavior, critic = networks_of(data, seeds, profile)
-    method = METHODS[stage.removeprefix("energy-")]
     groups = min(batch, MOST_GROUPS)
     energy = replace(profile.energy, batch=batch, groups=groups, target_batches=1, support_states=256)
+    if stage in POLICIES:
+        kind = stage.removeprefix("policy-")
+        support = sample_support(behavior, data, seeds, energy) if kind in policies.RENEWED else None
+        own, its_critic = replace(profile.policy, batch=batch), replace(profile.critic, discount=0.99)
+        return policies.policy_learner(policies.Problem(kind, data, 1.0, own, its_critic, critic, support), seeds)[0]
+    method = METHODS[stage.removeprefix("energy-")]
     support = sample_support(behavior, data, seeds, energy) if method.energy in SUPPORTED else None
     return energy_learner(Problem(data, behavior, critic, method, 1.0, energy, support), seeds)[0]
 
@@ -118,40 +128,7 @@ def draws_of(learner: Learner, steps: int) -> Draws:
     return learner.draw(Random(learner.seeds, "bench", like=learner.trained[0], count=steps))
 
 
-class ProductRecorder(TorchDispatchMode):
-    """Notes shape and strides of both factors of every matrix product of what runs under it."""
-
-    def __init__(self):
-        super().__init__()
-        self.factors: list[list[tuple[tuple[int, ...], tuple[int, ...]]]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm"):
-            self.factors.append([(tuple(x.shape), x.stride()) for x in args[-2:]])
-        return func(*args, **(kwargs or {}))
-
-
-def products_of(run: Callable[[], object], device: str) -> Callable[[], None]:
-    """A function that makes the matrix products of `run` again, sizes and layouts the same, and nothing else."""
-
-    @functools.cache
-    def factor(shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
-        reach = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        return torch.randn(reach, device=device).as_strided(shape, stride)
-
-    with ProductRecorder() as recorder:
-        run()
-    pairs = [[factor(*layout) for layout in pair] for pair in recorder.factors]
-
-    @torch.no_grad()
-    def again() -> None:
-        for a, b in pairs:
-            torch.matmul(a, b)
-
-    return again
-
-
-def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seconds: float = 12.0) -> list[float]:
+def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seconds: float = PATIENCE) -> list[float]:
     """Median milliseconds of several functions, called in turn; fewer rounds, at least 2, where they take over `seconds`."""
     clock = time.process_time if device == "cpu" else benchmark.timer
     taken: list[list[float]] = [[] for _ in runs]
@@ -167,55 +144,78 @@ def medians(runs: Sequence[Callable[[], object]], device: str, rounds: int, seco
 
 
 def bench_stage(
-    stage: str, networks: str, seeds: int, batch: int, device: str, rounds: int, dims: tuple[int, int] = HOPPER
+    stage: str,
+    networks: str,
+    seeds: int,
+    batch: int,
+    device: str,
+    rounds: int,
+    dims: tuple[int, int] = HOPPER,
+    seconds: float = PATIENCE,
 ) -> Iterator[Row]:
     """A training step of S stacked seeds: its time, its share of the product rate, and over that of separate runs."""
     profile = with_networks(networks)
     data = synthetic(*dims, device=device)
     stacked = learner_of(stage, data, range(seeds), profile, batch)
     chunk = Steps(stacked)
-    steps = 1 if seeds * batch > 4_096 else 4
+    steps = 20 if device == "cuda" else 1 if seeds * batch > 4_096 else 4  # a capture needs more than its warm-up
     draws, rates = draws_of(stacked, steps), [1e-3] * steps
     one = part(draws, 0)
     chunk.step(one)
     products = products_of(lambda: chunk.step(one), device)
-    alone = [learner_of(stage, data, [seed], profile, batch) for seed in range(seeds)]
+    alone = [learner_of(stage, data, [seed], profile, batch) for seed in range(seeds) if seeds <= MOST_ALONE]
     eager = [(Steps(learner, captured=False), draws_of(learner, steps)) for learner in alone]
     compared = [
         lambda: chunk.run(draws, rates),
         lambda: [products() for _ in rates],
         lambda: [own.run(inputs, rates) for own, inputs in eager],
     ]
-    ms, product, separate = (value / steps for value in medians(compared, device, rounds))
+    if chunk.captured:
+        plain = Steps(learner_of(stage, data, range(seeds), profile, batch), captured=False)
+        compared.append(lambda: plain.run(draws, rates))
+    ms, product, separate, *same = (value / steps for value in medians(compared, device, rounds, seconds))
     row = functools.partial(Row, stage, device, networks, seeds, batch)
     yield row("ms", ms)
     yield row("seed_steps_per_s", 1e3 * seeds / ms)
     yield row("product_share", product / ms)
-    yield row("ratio_eager", ms / separate)
+    if eager:
+        yield row("ratio_eager", ms / separate)
+    if chunk.graph:
+        yield row("ratio_captured", ms / same[0])
 
 
 def acting(
     networks: str, states: int, device: str = "cpu", solver_steps: int = 15, dims: tuple[int, int] = HOPPER
 ) -> list[Callable[[], object]]:
-    """Two policy calls for `states` states of one seed, guided and not."""
+    """Two policy calls for `states` states of one seed, guided and not; on a GPU both also as they are, not captured."""
     profile = with_networks(networks)
     n, d = dims
     data = synthetic(n, d, device=device)
     behavior, _ = networks_of(data, [0], profile)
     energy = EnergyNet(1, n, d, profile.energy.width, profile.energy.depth, VP).to(device).requires_grad_(False)
     state, noise = data.state[:states].unsqueeze(0), torch.randn(1, states, 1, d, device=device)
-    guided = Actor(behavior, None, energy, 1.0, solver_steps, 1)
-    unguided = Actor(behavior, None, None, 0.0, solver_steps, 1)
-    return [lambda: guided.act(state, noise), lambda: unguided.act(state, noise)]
+    actors = [Actor(behavior, None, energy, 1.0, solver_steps, 1), Actor(behavior, None, None, 0.0, solver_steps, 1)]
+    calls = [functools.partial(actor.act, state, noise) for actor in actors]
+    if device == "cuda":
+        calls += [torch.no_grad()(functools.partial(actor._act, state, noise)) for actor in actors]
+    return calls
 
 
 def bench_act(
-    networks: str, states: int, device: str, rounds: int, solver_steps: int = 15, dims: tuple[int, int] = HOPPER
+    networks: str,
+    states: int,
+    device: str,
+    rounds: int,
+    solver_steps: int = 15,
+    dims: tuple[int, int] = HOPPER,
+    seconds: float = PATIENCE,
 ) -> Iterator[Row]:
     """The time of the calls of `acting`."""
-    both = acting(networks, states, device, solver_steps, dims)
-    for case, ms in zip(("act-guided", "act-unguided"), medians(both, device, rounds), strict=True):
-        yield Row(case, device, networks, 1, states, "ms", ms)
+    taken = medians(acting(networks, states, device, solver_steps, dims), device, rounds, seconds)
+    for i, case in enumerate(("act-guided", "act-unguided")):
+        yield Row(case, device, networks, 1, states, "ms", taken[i])
+        if len(taken) > 2:
+            yield Row(case, device, networks, 1, states, "ratio_captured", taken[i] / taken[i + 2])
 
 
 def random_episode(number: int, length: int) -> EpisodeBuffer:
@@ -295,21 +295,30 @@ def write(rows: Sequence[Row], path: Path, header: Mapping[str, str]) -> None:
         temporary.write_text(comments + frame.to_csv(index=False))
 
 
-def cases(options: argparse.Namespace, device: str) -> Iterator[Iterator[Row]]:
-    """Every case that the options ask for; those that would take minutes and gigabytes on a CPU are left out."""
+def cases(options: argparse.Namespace, device: str) -> Iterator[tuple[tuple[str, str, int, int], Callable]]:
+    """Every case that the options ask for, with what measures it; what takes minutes or gigabytes on a CPU is left out."""
+    by = {"seconds": options.patience}
     for networks in options.networks:
-        for stage in STAGES:
+        for states in options.states:
+            act = functools.partial(bench_act, networks, states, device, options.rounds, **by)
+            yield ("act-guided", networks, 1, states), act
+        for stage in options.stages:
             for batch in options.batches:
                 for seeds in options.seeds:
                     huge = device == "cpu" and networks == "qgpo" and seeds * batch > LARGEST
                     if huge or (stage == "energy-qgpo" and batch > MOST_GROUPS):
                         print(f"{stage:22} {networks:8} seeds {seeds:2}  batch {batch:7}  left out: too large")
                     else:
-                        yield bench_stage(stage, networks, seeds, batch, device, options.rounds)
-        for states in options.states:
-            yield bench_act(networks, states, device, options.rounds)
+                        case = stage, networks, seeds, batch
+                        yield case, functools.partial(bench_stage, *case, device, options.rounds, **by)
     if options.load:
-        yield bench_load(options.load)
+        yield ("load", "", 0, options.load), functools.partial(bench_load, options.load)
+
+
+def measured(path: Path, device: str) -> set[tuple[str, str, int, int]]:
+    """The cases that bench.csv of this machine holds."""
+    found, case = read(path, device), ["case", "networks", "seeds", "batch"]
+    return set() if found is None else {*found[case].itertuples(index=False, name=None)}
 
 
 def count(text: str) -> int:
@@ -322,6 +331,7 @@ def count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every case, print it as it comes, and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES + POLICIES)
     parser.add_argument("--networks", nargs="+", default=["default", "qgpo"], choices=["default", "qgpo"])
     parser.add_argument("--seeds", nargs="+", type=count, default=[1, 4, 8], help="numbers of stacked seeds")
     parser.add_argument("--batches", nargs="+", type=count, default=[256, 4_096])
@@ -329,6 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--load", type=int, default=1_000_000, help="transitions of the dataset to load; 0: none")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--rounds", type=count, default=15, help="at most so many rounds behind each median")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds after which a case begins no round")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="seconds after which no case begins")
+    parser.add_argument("--missing", action="store_true", help="leave out what the output has of this machine")
     parser.add_argument("--output", type=Path, default=Path("runs/bench.csv"))
     options = parser.parse_args(arguments)
     try:
@@ -338,8 +351,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     header = machine(device)
     print(_comments(header), end="")
-    for case in cases(options, device):
-        rows = list(case)
+    start, left, failed = time.monotonic(), 0, []
+    done = measured(options.output, device) if options.missing else set()
+    for case, measure in cases(options, device):
+        if case in done:
+            continue
+        if time.monotonic() - start > options.seconds:
+            left += 1
+            continue
+        try:
+            rows = list(measure())
+        except Exception as error:
+            print(f"{' '.join(map(str, case))} failed: {type(error).__name__}: {error}", flush=True)
+            failed.append(case[0])
+            continue
         for row in rows:
             at = f"{row.case:22} {row.networks:8} seeds {row.seeds:2}  batch {row.batch:7}"
             print(f"{at}  {row.metric} {row.value:.3g}", flush=True)
@@ -349,6 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         memory = torch.cuda.max_memory_allocated() / 1e6
     write([Row("all", device, ",".join(options.networks), 0, 0, "mb", memory)], options.output, header)
     print(f"peak memory {memory:.0f} MB; written to {options.output}")
+    if left:
+        print(f"left: {left} cases of the benchmark; --missing measures these alone")
+    if failed:
+        raise SystemExit(f"{len(failed)} cases failed: {', '.join(dict.fromkeys(failed))}")
 
 
 if __name__ == "__main__":

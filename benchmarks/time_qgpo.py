@@ -21,7 +21,7 @@ import torch
 
 from aepo.learners.critics import critic_learner
 from aepo.learners.training import Steps
-from benchmarks import bench
+from benchmarks import bench, products
 
 ACTIONS, SOLVER_STEPS = 16, 15
 STEPS = {
@@ -104,7 +104,7 @@ def our_step(stage: str, batch: int) -> Callable[[], object]:
                 critic.advantage(state, action)
         chunk.run(draws, [1e-3])
 
-    return bench.products_of(step, "cpu") if stage == "products" else step
+    return products.products_of(step, "cpu") if stage == "products" else step
 
 
 def main() -> None:

@@ -4,9 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -137,14 +135,6 @@ def test_unguided_sampling_asks_no_energy(data, tiny_profile):
         assert len(calls) == expected
 
 
-def test_products_are_those_of_the_step():
-    """One linear map of a batch: its product, counted by hand."""
-    weight, x = torch.randn(2, 4, 5), torch.randn(2, 3, 4)
-    with bench.ProductRecorder() as recorder:
-        torch.baddbmm(torch.zeros(2, 1, 5), x, weight)
-    assert [[shape for shape, _ in pair] for pair in recorder.factors] == [[(2, 3, 4), (2, 4, 5)]]
-
-
 def test_qgpo_networks_have_the_public_sizes():
     profile = bench.with_networks("qgpo")
     data = bench.synthetic(*bench.HOPPER, rows=64)
@@ -158,59 +148,6 @@ def test_qgpo_networks_have_the_public_sizes():
 def test_unknown_profiles_are_refused(name):
     with pytest.raises(ValueError, match="unknown profile"):
         settings.get(name)
-
-
-def test_bench_csv_keeps_other_rows_of_the_same_machine(tmp_path):
-    path, here = tmp_path / "bench.csv", {"device": "cpu: a", "threads": "1"}
-    row = bench.Row("behavior", "cpu", "default", 1, 256, "ms", 2.0)
-    bench.write([row, replace(row, metric="product_share", value=0.5)], path, here)
-    bench.write([replace(row, value=3.0), replace(row, seeds=8)], path, here)
-    table = pd.read_csv(path, comment="#")
-    assert table[["seeds", "metric", "value"]].values.tolist() == [
-        [1, "product_share", 0.5],
-        [1, "ms", 3.0],
-        [8, "ms", 2.0],
-    ]
-    assert bench.read(path, "cpu") is None
-    bench.write([row], tmp_path / "own.csv", bench.machine("cpu"))
-    assert bench.read(tmp_path / "own.csv", "cpu")["ms"].tolist() == [2.0]
-    assert bench.read(tmp_path / "none.csv", "cpu") is None
-    bench.write([row], path, {**here, "threads": "2"})
-    assert len(pd.read_csv(path, comment="#")) == 1
-    assert path.read_text().startswith("# device: cpu: a\n# threads: 2\n")
-
-
-def options(output, **more):
-    words = {"networks": ["default"], "seeds": ["1", "2"], "batches": ["8"], "states": ["1"], "load": ["0"]} | more
-    own = [word for name, values in words.items() for word in (f"--{name}", *values)]
-    return [*own, "--device", "cpu", "--rounds", "1", "--output", str(output)]
-
-
-def test_the_benchmark_runs_and_refuses_what_it_cannot(tmp_path, capsys):
-    output = tmp_path / "bench.csv"
-    bench.main(options(output, load=["2000"]))
-    table = pd.read_csv(output, comment="#")
-    assert set(table["case"]) == {*bench.STAGES, "act-guided", "act-unguided", "load-first", "load", "all"}
-    stages = table[table["case"].isin(bench.STAGES)]
-    assert (stages.groupby(["case", "seeds"])["metric"].apply(set) >= {"ms", "product_share", "ratio_eager"}).all()
-    assert (table["value"] > 0).all()
-    for wrong, said in (({"networks": ["huge"]}, "invalid choice: 'huge'"), ({"states": ["0"]}, "above 0")):
-        with pytest.raises(SystemExit):
-            bench.main(options(tmp_path / "no.csv", **wrong))
-        assert said in capsys.readouterr().err
-    assert not (tmp_path / "no.csv").exists()
-
-
-def test_cases_that_take_too_long_are_left_out_with_a_word(monkeypatch, capsys):
-    measured = []
-    monkeypatch.setattr(bench, "bench_stage", lambda *case: measured.append(case[:4]))
-    asked = SimpleNamespace(networks=["qgpo"], seeds=[1, 8], batches=[256, 4_096], states=[], load=0, rounds=1)
-    list(bench.cases(asked, "cpu"))
-    assert ("critic", "qgpo", 8, 256) in measured
-    assert ("critic", "qgpo", 1, 4_096) in measured
-    assert ("energy-qgpo", "qgpo", 1, 4_096) not in measured
-    assert not any(seeds * batch > bench.LARGEST for *_, seeds, batch in measured)
-    assert capsys.readouterr().out.count("left out") == len(bench.STAGES) + 1
 
 
 def test_the_comparison_with_the_public_code_asks_for_its_folder(tmp_path):

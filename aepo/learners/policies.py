@@ -30,7 +30,7 @@ class Flow(ActionModel):
     def sample(self, state: Tensor, noise: Tensor, steps: int, *_: object) -> Tensor:
         """Midpoint steps from t = 1 to 0, two evaluations each, half as many as `steps`; there is no guidance."""
         count = max(1, steps // 2)
-        action, times = noise, torch.linspace(1, 0, 2 * count + 1).to(noise)
+        action, times = noise, torch.linspace(1, 0, 2 * count + 1, device=noise.device).to(noise)
         for start, middle in zip(times[:-1:2], times[1::2], strict=True):
             half = action - self.velocity(state, action, start) / (2 * count)
             action = action - self.velocity(state, half, middle) / count
