@@ -10,6 +10,7 @@ import pandas as pd
 from aepo import Policy, files
 from aepo.data import tasks
 from aepo.data.tasks import Task
+from aepo.learners.actor import AGREED
 from aepo.methods import DATASET, METHODS
 from aepo.study import runs, tables
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 POLICIES, DOCUMENT = ROOT / "policies", ROOT / "docs" / "policies.md"
 MARK = "<!-- below: what scripts/cards.py writes -->"
 PROFILE = "study"
+CORRELATED = f"{AGREED / (1 + AGREED):.2f}".removeprefix("0")  # as a correlation of the twins
 CARD = """# {task}: {method}, seed {seed}
 
 A policy of [the AEPO study](../../README.md), trained on recorded data alone by `{method}` ({source}). [What these folders are](../../docs/policies.md).
@@ -126,7 +128,7 @@ def facts(it: Exported) -> str:
         [
             "acting",
             f"{it.evaluation['solver_steps']} solver steps from {it.evaluation['noise_scale']:g} times the noise; where the"
-            f" twin critics correlate at .97, the shift with beta {it.evaluation['trust']:g}",
+            f" twin critics correlate at {CORRELATED}, the shift with beta {it.evaluation['trust']:g}",
         ],
         [
             "made with",
@@ -157,9 +159,9 @@ def limits(it: Exported) -> list[str]:
     ahead = ", ".join(f"`{name}` {score:.1f}" for name, score in better.items())
     agreed = f"The twin critics of this seed correlate at {it.agreement:.2f}"
     followed = (
-        f"{agreed}, above .97: the policy follows them, and what both get wrong it cannot see."
+        f"{agreed}, above {CORRELATED}: the policy follows them, and what both get wrong it cannot see."
         if it.actor.guide is not None
-        else f"{agreed}, below .97: the shift is off, and the policy is weighted cloning (`bc-weighted`)."
+        else f"{agreed}, below {CORRELATED}: the shift is off, and the policy is weighted cloning (`bc-weighted`)."
     )
     looked_at = it.task.name in tables.claims()["starred"]
     spread = ", ".join(f"{mean:.0f}" for mean in it.by_seed)

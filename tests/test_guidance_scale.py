@@ -1,5 +1,7 @@
 """The guidance scale by a rule: exact where the answer is known."""
 
+from dataclasses import replace
+
 import gaussian
 import pytest
 import torch
@@ -48,3 +50,15 @@ def test_scales_are_kept_until_the_networks_change(run, data, tiny, monkeypatch,
     assert guidance_scale.matched_scales(run, "aepo", 3.0) == scales
     with pytest.raises(files.StudyError, match=r"energy-aepo-b1\.safetensors is missing"):
         guidance_scale.matched_scales(run, "aepo", 1.0)
+
+
+def test_the_scale_is_chosen_for_the_time_that_sampling_starts_from(run, data, tiny, monkeypatch):
+    behavior = stages.train_behavior(run, data)
+    stages.train_energy(run, data, behavior, stages.train_critic(run, data), "aepo")
+    monkeypatch.setattr(guidance_scale, "STATES", 20)
+    seen, load = [], guidance_scale.load_actor
+    monkeypatch.setattr(guidance_scale, "load_actor", lambda *given: seen.append(given[3].t_start) or load(*given))
+    guidance_scale.matched_scales(run, "aepo", 3.0)
+    later = {**run.task.settings, "evaluation": {**run.task.settings.get("evaluation", {}), "t_start": 0.5}}
+    guidance_scale.matched_scales(replace(run, task=replace(run.task, settings=later)), "aepo", 3.0)
+    assert seen == [1.0, 0.5]

@@ -49,7 +49,7 @@ def matched_scales(run: Run, method: str, beta: float) -> list[float]:
     settings, networks = run.profile.evaluation, checksums(run, method, beta, "behavior", "critic")
     content = {"networks": networks, "seeds": list(run.seeds), "solver_steps": settings.solver_steps}
     content |= {"scales": list(SCALES), "states": STATES, "samples": SAMPLES}
-    content["noise_scale"] = settings.noise_scale[method]
+    content |= {"noise_scale": settings.noise_scale[method], "t_start": settings.t_start}
     digest = settings_table.digest(content)
     path = run.folder / "evaluation" / f"scale-{method}-b{beta:g}.json"
     with files.lock(run.folder, path.stem):
@@ -64,7 +64,7 @@ def _match(run: Run, method: str, beta: float) -> dict[str, list]:
     """`chosen` of each seed, with `target` and what each of SCALES `reached`."""
     settings, data = run.profile.evaluation, load(run.task, run.profile_name).to(run.device)
     behavior, critic = (load_networks(run.folder, stage, run.seeds, run.device) for stage in ("behavior", "critic"))
-    how = Acting(beta, 1.0, settings.solver_steps, noise_scale=settings.noise_scale[method])
+    how = Acting(beta, 1.0, settings.solver_steps, noise_scale=settings.noise_scale[method], t_start=settings.t_start)
     actor = load_actor(run.folder, method, run.seeds, how, run.device)
     random, count = Random(run.seeds, "scale", like=data.state), min(STATES, len(data))
     state = data.standardize(data.state)[random.subset(len(data), count)]
