@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--table", type=Path, help="CSV file to write too")
+    parser.add_argument("--table", type=Path, help="CSV file whose rows of these runs are written anew")
     given = parser.parse_args()
     parts = [
         compare(runs.find_folder(f), given.beta, given.candidates, given.steps, given.episodes) for f in given.runs
@@ -122,6 +122,9 @@ def main() -> None:
     table = pd.concat(parts, ignore_index=True).round(1)
     print(table.to_string(index=False))
     if given.table:
+        if given.table.exists():
+            both = pd.concat([pd.read_csv(given.table), table])
+            table = both.drop_duplicates(["task", "profile", "policy"], keep="last")
         with files.atomic_path(given.table) as temporary:
             table.to_csv(temporary, index=False)
 

@@ -94,13 +94,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders runs/<profile>/<task>")
     parser.add_argument("--output", type=Path, default=Path("figures/quick/study"))
-    parser.add_argument("--table", type=Path, help="CSV file to write too")
+    parser.add_argument("--table", type=Path, help="CSV file whose rows of these runs are written anew")
     given = parser.parse_args()
     figures.use_style()
     made = [compare(runs.find_folder(folder), given.output) for folder in given.runs]
     table = pd.concat(made, ignore_index=True)
     print(table.to_string(index=False, float_format="{:.3g}".format))
     if given.table:
+        if given.table.exists():
+            both = pd.concat([pd.read_csv(given.table), table])
+            table = both.drop_duplicates(["task", "profile", "trained", "states"], keep="last")
         with files.atomic_path(given.table) as temporary:
             table.to_csv(temporary, index=False, float_format="%.4g")
 
