@@ -41,7 +41,7 @@ test-survival: setup ## kill 60 stages and parents at random moments, resume, co
 	@$(BIN)/python scripts/survival.py --kills $(or $(KILLS),60) --seed 0
 
 lab: setup ## JupyterLab on the notebooks, at 127.0.0.1 with its token
-	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/03_dataset.ipynb $(LAB)
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_closed_form_guidance.ipynb $(LAB)
 
 bench: setup ## time every stage, sampling and loading on this machine: runs/bench.csv, notebook 10 and its figures
 	@$(BIN)/python -m benchmarks.bench --device "$(DEVICE)" --output "$(RUNS)/bench.csv" $(BENCH)

@@ -36,6 +36,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RunsDir = Annotated[str, typer.Option(help="Folder of all runs.")]
 Cores = Annotated[int, typer.Option(min=0, help="Notebooks at a time; 0: as many as there are cores.")]
 DataTask = Annotated[str, typer.Argument(help="Task (`aepo tasks` lists them), or the path of your own's YAML file.")]
+Folders = Annotated[list[Path], typer.Argument(help="Runs, or folders above.", default_factory=lambda: [Path("runs")])]
 Clip = Annotated[bool, typer.Option("--clip", help="Move actions outside the action box into it.")]
 
 
@@ -109,6 +110,8 @@ def reproduce(
     """Run what is left to do of the tasks: data, training, evaluation, figures; then print the table of results."""
     folder = batch.profile_folder(cluster)
     study = _study(profile, "cpu" if folder else device, runs_dir, task=task, suite=suite, methods=methods, seeds=seeds)
+    if len(study) == 1 and not folder and study[0].task.env_id:  # of several, one that fails is named, the others go on
+        environments.make(study[0].task).close()
     batch.reproduce(study, batch.Place(cores, memory, device, folder))
 
 
@@ -215,7 +218,7 @@ def results(
 
 
 @app.command()
-def verify(folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them.")]) -> None:
+def verify(folders: Folders) -> None:
     """Recompute the hashes of runs and the numbers of their tables, and print what does not match."""
     found = [folder for given in folders for folder in checks.find(given)]
     wrong = 0
@@ -253,8 +256,8 @@ def list_tasks(suite: Annotated[str, typer.Option(help="One suite, or local-smal
     """List the tasks: name, suite, source of the data, environment, profiles whose data are here, origin of scores."""
     with sentence():
         chosen = tasks.suite(suite) if suite else list(tasks.TASKS.values())
-    rows = []
-    for task in chosen:
+    rows = [("task", "suite", "data", "environment", "data here at", "scores")]
+    for task in sorted(chosen, key=lambda task: not task.recipe):
         here = ",".join(profile for profile, dataset_id in task.dataset_ids.items() if storage.complete(dataset_id))
         played = (task.env_id, task.scores) if task.env_id else ("none: train-only", "no score")
         rows.append((task.name, task.suite, task.source, played[0], here or "-", played[1]))

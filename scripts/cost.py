@@ -13,6 +13,8 @@ from aepo import files
 from aepo.methods import METHODS
 from aepo.study import figures, tables
 
+MARKERS = "oDs^vP"  # of the methods of one kind, which have one hue
+
 TRAINED = {  # the stages that a method with a policy of its own needs beside it
     "resampled": ["critic"],
     "weighted": ["behavior", "critic"],
@@ -56,12 +58,14 @@ def main() -> None:
         "action": "milliseconds of an action in 60 states, one core",
         "training": "seconds of a training of three seeds",
     }
+    shape = {method: MARKERS[i] for methods in figures.KINDS.values() for i, method in enumerate(methods)}
     for ax, (name, text) in zip(axes, texts.items(), strict=True):
         for method, row in table.iterrows():
             error = [[row["iqm"] - row["iqm_low"]], [row["iqm_high"] - row["iqm"]]]
-            ax.errorbar(row[name], row["iqm"], yerr=error, fmt="o", color=figures.COLORS[method], capsize=2)
-            ax.annotate(method, (row[name], row["iqm"]), xytext=(5, 3), textcoords="offset points", fontsize=8)
+            look = {"fmt": shape[method], "color": figures.COLORS[method], "capsize": 2, "label": method}
+            ax.errorbar(row[name], row["iqm"], yerr=error, **look)
         ax.set(xscale="log", xlabel=text)
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes[0].set(ylabel=f"interquartile mean score, {len(tasks)} tasks", title="score against the cost of an action")
     axes[1].set(title="score against the cost of a training")
     print(figures.save(figure, root / "figures" / profile / "study" / "cost.png"))

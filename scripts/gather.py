@@ -15,7 +15,6 @@ from aepo.study import ablations, results
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = 100
-KEY = ["profile", "task", "method", "variant"]
 
 
 def gathered(rows: pd.DataFrame, before: pd.DataFrame, profile: str, needed: list[str]) -> pd.DataFrame:
@@ -30,10 +29,9 @@ def gathered(rows: pd.DataFrame, before: pd.DataFrame, profile: str, needed: lis
     for _, recorded in rows[rows["method"] == methods.DATASET].groupby("task"):
         kept.append(recorded.iloc[np.unique(np.linspace(0, len(recorded) - 1, RECORDED).round().astype(int))])
     rows = pd.concat(kept)
-    other = before[~pd.MultiIndex.from_frame(before[KEY]).isin(pd.MultiIndex.from_frame(rows[KEY]))]
-    return pd.concat([other, rows], ignore_index=True).sort_values(
-        ["profile", "task"], kind="stable", ignore_index=True
-    )
+    key = results.KEY
+    other = before[~pd.MultiIndex.from_frame(before[key]).isin(pd.MultiIndex.from_frame(rows[key]))]
+    return pd.concat([other, rows], ignore_index=True).sort_values(key, kind="stable", ignore_index=True)
 
 
 def main() -> None:

@@ -75,6 +75,7 @@ BAD = [
     ("- 1\n- 2\n", "must hold keys and values: name, dataset"),
     ("dataset: a-v0\nenv_id: X-v0\n", "missing key 'horizon'"),
     (GOOD + "speed: 3\n", "unknown key 'speed'"),
+    (GOOD.replace("horizon", "horizn"), "unknown key 'horizn'; keys: name, dataset, env_id, horizon"),
     (GOOD.replace("200", "fast"), "horizon: it should be a valid integer, got 'fast'"),
     (GOOD.replace("200", "0"), "horizon: it should be greater than or equal to 1, got 0"),
     (GOOD.replace("200", "true"), "horizon: it should be a valid integer, got True"),

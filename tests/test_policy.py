@@ -225,12 +225,15 @@ def test_results_keep_what_other_runs_of_the_task_made(run):
     of = {"profile": "smoke", "task": "maze2d-umaze"}
     rows = [of | row | {"method": m, "variant": v} for m, v in (("qgpo", ""), ("bc", ""), ("bc", "noise 0"))]
     path.write_text(pd.DataFrame(rows).to_csv(index=False))
-    new = pd.DataFrame([row | {"method": "bc", "variant": "", "return": 5}])
+    new = pd.DataFrame([row | {"method": "bc", "variant": v, "return": 5} for v in ("", "curve")])
     run.folder.joinpath("returns.csv").write_text(new.to_csv(index=False))
     merged = results.merge_results(run)
     assert merged[["method", "variant", "return"]].values.tolist() == [
-        ["qgpo", "", 0], ["bc", "noise 0", 0], ["bc", "", 5]
+        ["bc", "", 5], ["qgpo", "", 0], ["bc", "noise 0", 0]
     ]  # fmt: skip
+    written = path.read_bytes()
+    results.merge_results(run)
+    assert path.read_bytes() == written, "a second merge changes nothing, so that a clone stays clean"
 
 
 def test_a_table_that_is_none_of_the_study_is_refused_in_one_sentence(tmp_path):

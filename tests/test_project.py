@@ -161,10 +161,23 @@ def test_a_notebook_without_the_stage_before_it_stops_with_one_sentence(tmp_path
     assert "run notebook 03_dataset first" in errors[0].evalue
 
 
-def test_aepo_tasks_prints_one_name_a_line(capsys, monkeypatch):
+def test_aepo_tasks_prints_one_name_a_line_those_that_can_be_made_here_first(capsys, monkeypatch):
     code, printed = aepo(capsys, monkeypatch, "tasks")
     assert code == 0
-    assert [line.split()[0] for line in printed.out.splitlines()] == list(tasks.TASKS)
+    head, *names = [line.split()[0] for line in printed.out.splitlines()]
+    assert head == "task"
+    assert sorted(names) == sorted(tasks.TASKS)
+    made = [bool(tasks.TASKS[name].recipe) for name in names]
+    assert made == sorted(made, reverse=True)
+
+
+def test_an_environment_that_is_none_is_told_before_any_notebook_starts(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("dataset: mine/data-v0\nenv_id: Pendulm-v1\nhorizon: 200\n")
+    code, printed = aepo(capsys, monkeypatch, "reproduce", "--task", str(path), "--runs-dir", str(tmp_path / "runs"))
+    assert code == 1
+    assert "Pendulm" in printed.err
+    assert not (tmp_path / "runs" / "quick" / "mine").exists()
 
 
 def test_wrong_calls_exit_with_2(capsys, monkeypatch):

@@ -126,7 +126,8 @@ def test_the_command(finished, copied, capsys, monkeypatch):
     assert not stop.value.code
     assert capsys.readouterr().out == f"{finished}: everything matches\n"
     flip(copied / "critic.safetensors")
-    monkeypatch.setattr("sys.argv", ["aepo", "verify", str(copied.parents[1])])
+    monkeypatch.chdir(copied.parents[2])
+    monkeypatch.setattr("sys.argv", ["aepo", "verify"])  # below runs
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1

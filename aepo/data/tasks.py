@@ -214,7 +214,7 @@ def _read(path: Path) -> Task:
 
 
 def _sentence(error: Exception) -> str:
-    """What is wrong with a file: of its values the first, with its key and what is wanted; where it is none, the keys."""
+    """What is wrong with a file: an unknown key, else the first value, with its key and what is wanted, or the keys."""
     if isinstance(error, yaml.YAMLError):
         return f"is not YAML ({' '.join(str(error).split())})"
     if isinstance(error, (OSError, UnicodeDecodeError, RecursionError)):
@@ -222,7 +222,7 @@ def _sentence(error: Exception) -> str:
         return f"cannot be read ({getattr(error, 'strerror', None) or f'it is {kind}'})"
     if not isinstance(error, pydantic.ValidationError):
         return str(error)
-    first, model = error.errors()[0], cast(Any, TaskFile)
+    first, model = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden"), cast(Any, TaskFile)
     *above, key = [str(part) for part in first["loc"] if part != "[key]"]
     if first["type"] not in ("missing", "extra_forbidden"):
         return f"{': '.join([*above, key])}: {first['msg'].replace('Input', 'it', 1)}, got {first['input']!r:.100}"

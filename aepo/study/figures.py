@@ -46,7 +46,8 @@ def panels(count: int, width: float, height: float, most: int = 6, **shared: Any
     """A figure of `count` panels of that size in inches, in rows of at most `most`."""
     columns = min(count, most)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **shared)
+    shared |= {"figsize": (width * columns, height * rows), "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, squeeze=False, **shared)
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     return figure, list(axes.flat[:count])
@@ -94,7 +95,8 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
     pair = sorted(np.argsort(-np.abs(guided.mean(0) - cloned.mean(0)), kind="stable")[:2])
     figure, axes = panels(len(times) + 2, 3, 3.1)
     names = [f"action {i}" for i in pair]
-    samples = {"guidance scale 0": cloned, f"guidance scale {actor.guidance_scale:g}": guided}
+    how = "" if actor.noise_scale else ",\nno initial noise"
+    samples = {f"guidance scale 0{how}": cloned, f"guidance scale {actor.guidance_scale:g}{how}": guided}
     for ax, (title, actions) in zip(axes, samples.items(), strict=False):
         if d == 1:
             ax.hist(actions[:, 0], bins=40, range=(-1.1, 1.1))
@@ -107,10 +109,8 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
     grid = torch.as_tensor(guided.mean(0), device=device).expand(1, len(plane), d).clone()
     grid[..., pair] = plane
     states, where = seen[:, :1].expand(-1, len(plane), -1), plane.cpu().numpy()
-    label, by = r"$\nabla E$", actor.guide.gradient if not hasattr(actor.guide, "shift") else None
-    if by is None:
-        label = "shift"
-        by = lambda s, a, t: actor.guide.shift(s, a, t, gaussian_posterior(actor.behavior, s, a, t)[0])  # noqa: E731
+    shift = lambda s, a, t: actor.guide.shift(s, a, t, gaussian_posterior(actor.behavior, s, a, t)[0])  # noqa: E731
+    label, by = ("shift", shift) if hasattr(actor.guide, "shift") else (r"$\nabla E$", actor.guide.gradient)
     for ax, t in zip(axes[2:], torch.tensor(times, device=device), strict=True):
         field = by(states, grid, t)[0, :, pair].cpu().numpy()
         if d == 1:

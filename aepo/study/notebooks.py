@@ -82,8 +82,8 @@ def forget_incomplete(folder: Path) -> None:
 
 def reached(folder: Path, chosen: Iterable[str]) -> list[str]:
     """Those of the chosen methods whose own networks are there."""
-    own = ("06_energy", "06_policy")
-    return [m for m in chosen if all(mark(folder, name).exists() for name in of_methods(own, [m]))]
+    needed = {method: of_methods(("06_energy", "06_policy"), [method]) for method in chosen}
+    return [method for method, names in needed.items() if all(mark(folder, name).exists() for name in names)]
 
 
 def can_go_on(folder: Path, chosen: Iterable[str]) -> bool:

@@ -18,6 +18,7 @@ from aepo.study.runs import Run
 COLUMNS = [
     "method", "variant", "beta", "guidance_scale", "seed", "checkpoint", "episode", "return", "length", "success", "score",
 ]  # fmt: skip
+KEY = ["profile", "task", "variant", "method"]  # whose rows come and go together, and the order of results.csv
 
 
 def episode_rows(rollouts: Rollouts, scales: Sequence[float], seeds: Sequence[int], **same: Any) -> pd.DataFrame:
@@ -122,14 +123,11 @@ def read_results(path: Path) -> pd.DataFrame:
 
 
 def merge_results(run: Run) -> pd.DataFrame:
-    """Put this run's rows into the study's results.csv in place of older ones of its methods and variants."""
+    """Put this run's rows, but for its curves, into the study's results.csv in place of those that it had."""
     path = runs.results_path(run.folder.parents[1], run.profile_name)
     rows = read_returns(run.folder / "returns.csv").assign(profile=run.profile_name, task=run.task.name)
-    rows = rows[["profile", "task", *COLUMNS]]
+    rows = rows[rows["variant"] != "curve"][["profile", "task", *COLUMNS]]
     with files.lock(path.parent, "results"):
-        if path.exists():
-            before, key = read_results(path), ["profile", "task", "method", "variant"]
-            other = before[~pd.MultiIndex.from_frame(before[key]).isin(pd.MultiIndex.from_frame(rows[key]))]
-            rows = pd.concat([other, rows], ignore_index=True)
-        rows = rows.sort_values(["profile", "task"], kind="stable", ignore_index=True)
-        return write(rows, path)
+        before = read_results(path) if path.exists() else rows[:0]
+        other = before[~pd.MultiIndex.from_frame(before[KEY]).isin(pd.MultiIndex.from_frame(rows[KEY]))]
+        return write(pd.concat([other, rows]).sort_values(KEY, kind="stable", ignore_index=True), path)

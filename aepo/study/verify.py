@@ -18,7 +18,7 @@ from aepo.files import StudyError
 from aepo.methods import DATASET
 from aepo.study import runs
 from aepo.study.ablations import slug
-from aepo.study.results import read_results, read_returns
+from aepo.study.results import KEY, read_results, read_returns
 
 NOT_HASHED = {"seconds", "device", "settings_hash", "versions", "git_commit"}  # of an evaluation's manifest entry
 TOLD = ("settings", "settings_hash", "seeds", "versions")  # by the manifest of a stage, as by its artefact
@@ -152,8 +152,7 @@ def _of_returns(kept: _Kept) -> Iterator[str]:
         for column, key in (("return", "returns"), ("length", "length"), ("success", "success")):
             if not _same(rows[column], tensors[key].flatten()):
                 yield f"{path}: column {column} of {method} is not what {name}.safetensors holds"
-        seeds = list(rows["seed"].unique())
-        if meta["settings"].get("seeds", seeds) != seeds:
+        if meta["settings"].get("seeds") not in (None, list(rows["seed"].unique())):
             yield f"{path}: seeds of {method} are not those of {name}.safetensors"
 
     references = [entry["reference_scores"] or (np.nan, np.nan) for entry in kept.manifest["data"].values()]
@@ -161,7 +160,8 @@ def _of_returns(kept: _Kept) -> Iterator[str]:
     if frame["score"].notna().any() and not any(_same(frame["score"], score) for score in scores):
         yield f"{path}: the column score does not follow from the returns and the manifest's reference scores"
 
-    study, keys = runs.results_path(kept.folder.parents[1], profile), ["method", "variant"]
+    study, keys = runs.results_path(kept.folder.parents[1], profile), KEY[2:]
+    frame = frame[frame["variant"] != "curve"].sort_values(keys, kind="stable")
     if study.exists():
         everything = read_results(study)
         own = everything[(everything["profile"] == profile) & (everything["task"] == kept.folder.name)]
