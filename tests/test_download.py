@@ -158,7 +158,7 @@ def test_without_network_it_says_so_at_once(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (said,), _ = download(f"http://127.0.0.1:{port}", tmp_path, ID)
-    assert f"is not in {tmp_path / 'minari'}, " in said["error"]
+    assert "is not on disk, and" in said["error"]
     assert "does not answer" in said["error"]
     assert "(`aepo data collect local-pointmaze-umaze`)" in said["error"]
     assert f"of another machine's Minari folder to {tmp_path / 'minari' / ID}; the task" in said["error"]

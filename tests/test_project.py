@@ -177,7 +177,7 @@ def test_an_environment_that_is_none_is_told_before_any_notebook_starts(capsys, 
     code, printed = aepo(capsys, monkeypatch, "reproduce", "--task", str(path), "--runs-dir", str(tmp_path / "runs"))
     assert code == 1
     assert "Pendulm" in printed.err
-    assert not (tmp_path / "runs" / "quick" / "mine").exists()
+    assert not list(tmp_path.rglob("*.ipynb"))
 
 
 def test_wrong_calls_exit_with_2(capsys, monkeypatch):

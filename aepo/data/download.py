@@ -63,7 +63,7 @@ def _check_that_the_hub_answers(dataset_id: str, task: Task) -> None:
         get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
     except Exception:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no connection within {CONNECT_SECONDS} s"
-        problem = f"dataset {dataset_id} is not in {storage.root().parent}, {constants.ENDPOINT} does not answer ({reason})"
+        problem = f"dataset {dataset_id} is not on disk, and {constants.ENDPOINT} does not answer ({reason})"
         copy = f"copy the folder {dataset_id} of another machine's Minari folder to"
         remedy = f"connect to the network, or {copy} {storage.root().parent / dataset_id}{instead(task)}"
         raise StudyError(f"{problem}: {remedy}") from None
