@@ -66,14 +66,27 @@ def test_cloning_returns_what_the_data_return(budgets):
     assert (~short[TEN]).sum() >= 8
 
 
+MISSED = "local-pointmaze-medium-dense"  # by .0004: a defect that stands in docs/methods.md
+
+
+def contrastive(budgets):
+    return budgets[budgets["stage"] == "energy-qgpo-b3"].pivot(index="task", columns="metric", values="value")
+
+
+@pytest.mark.parametrize(
+    "missed", [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="more steps are to be tried"))]
+)
+def test_the_contrastive_loss_is_near_the_least_that_is_known(budgets, missed):
+    wide = contrastive(budgets)
+    wide = wide.loc[[MISSED]] if missed else wide.drop(index=MISSED)
+    assert (wide["loss"] < wide["least loss"] + 0.06).all(), wide
+
+
 def test_the_contrastive_energy_is_as_good_as_its_labels_allow(budgets):
     """Chance is log 16 = 2.7726; most of t says next to nothing of the clean action, so that no energy is far below it."""
-    wide = budgets[budgets["stage"] == "energy-qgpo-b3"].pivot(index="task", columns="metric", values="value")
+    wide = contrastive(budgets)
     assert len(wide) >= 8
     assert "local-halfcheetah-medium-expert" in wide.index
-    above = wide["loss"] - wide["least loss"]
-    assert above.nlargest(2).iloc[1] < 0.06, above
-    assert above.max() < 0.07, above  # local-pointmaze-medium-dense
     assert (wide["least loss"] < 2.7726).all()
     assert (wide["least loss"] > 2.47).all(), "log 16 - .3 is out of reach of every estimate"
 

@@ -89,6 +89,25 @@ def test_the_settings_are_the_best_of_the_search():
     assert checked >= 3 * 11
 
 
+def test_what_the_readme_counts_is_so():
+    """On how many tasks the guidance acts, and on how many `aepo` is below cloning at low noise; its mean, and others'."""
+    counted = {9: "nine", 8: "eight", 22: "twenty-two"}
+    rows = tables.main_rows(ROOT / "runs" / "results.csv", "study")
+    wide = tables.score_matrix(tables.seed_scores(rows)).T
+    returns = rows.set_index(["task", "seed", "episode", "method"])["return"].unstack()
+    acts = (returns["aepo-weighted"] != returns["bc-weighted"])[returns["bc"].notna()].groupby(["task", "seed"]).any()
+    whole = acts.groupby("task").all().sum()
+    below = (wide["aepo"] < wide["bc-low-noise"]).sum()
+    text = (ROOT / "README.md").read_text()
+    assert f"It acts on {counted[whole]} of the {counted[len(wide)]} tasks" in text
+    assert f"below cloning at low noise on {counted[below]} of the {counted[len(wide)]}" in text
+    means = wide[["aepo", "bc-low-noise", "aepo-shift", "aepo-weighted"]].mean().round().astype(int)
+    assert (
+        "score of {} on all tasks; cloning at low noise has {}, `aepo-shift` {}, `aepo-weighted` {}.".format(*means)
+        in text
+    )
+
+
 def test_the_numbers_of_the_readme_are_those_of_the_tables():
     """Its table by kind of task, and each mean with an interval, stand in docs/results.md or are those of unseen tasks."""
     readme, printed = ((ROOT / name).read_text() for name in ("README.md", "docs/results.md"))
