@@ -131,11 +131,6 @@ def _stopped(notebook: dict | None) -> str | None:
     return None if notebook["metadata"].get("papermill", {}).get("end_time") else DID_NOT_END
 
 
-def _clock(seconds: float) -> str:
-    """Minutes and seconds as 3:07."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 def _stages_at_work(folder: Path) -> Iterator[str]:
     """Where each stage of a run folder stands, as `Progress` wrote it."""
     for path in sorted((folder / "progress").glob("*.txt")):
@@ -171,8 +166,8 @@ class _Changes:
             self.stamps[name] = now
             if word != self.said.get(name):
                 self.said[name] = word
-                took = f" in {_clock(time.time() - self.begun.get(name, time.time()))}" if word == "done" else ""
-                yield f"{name}: {word}{took}"
+                took = tqdm.format_interval(time.time() - self.begun.get(name, time.time()))
+                yield f"{name}: {word} in {took}" if word == "done" else f"{name}: {word}"
 
 
 def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> None:
@@ -184,7 +179,7 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
             over = process.poll() is not None
             for label, each in changes.items():
                 for change in each.look():
-                    tqdm.write(f"[{_clock(time.time() - started)}] {label}{change}", file=sys.stderr)
+                    tqdm.write(f"[{tqdm.format_interval(time.time() - started)}] {label}{change}", file=sys.stderr)
             if over:
                 return
             at_work = [label + said for label, each in changes.items() for said in _stages_at_work(each.part.folder)]
@@ -192,7 +187,7 @@ def watch(parts: Sequence[Part], process: subprocess.Popen, started: float) -> N
             line.set_description_str(text[:columns])
             if line.disable and at_work and time.time() - told > STAGES_EVERY:
                 told = time.time()
-                tqdm.write(f"[{_clock(told - started)}]   {text}", file=sys.stderr)
+                tqdm.write(f"[{tqdm.format_interval(told - started)}]   {text}", file=sys.stderr)
             time.sleep(0.25)
 
 
@@ -330,8 +325,7 @@ def bring_to_end(work: Work) -> str | None:
 def table(folder: Path) -> str:
     """The table of results of one run: last checkpoint, means over seeds and episodes, 95% bootstrap intervals."""
     shown = readable_task_table(task_table(read_returns(folder / "returns.csv")))
-    run = f"{folder.name} ({folder.parent.name})"
-    head = f"{run}: last checkpoint, mean and 95% bootstrap interval over seeds and episodes"
+    head = f"{folder.name} ({folder.parent.name}): last checkpoint, mean and 95% bootstrap interval over seeds and episodes"
     return f"\n{head}\n{shown.to_string(index=False)}\n"
 
 

@@ -19,6 +19,8 @@ class ProductRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm"):
             self.factors.append([(tuple(x.shape), x.stride()) for x in args[-2:]])
+        elif func.overloadpacket.__name__ == "_linear_pointwise":  # `fast.affine`
+            self.factors.append([(tuple(x.shape), x.stride()) for x in (args[0], args[1].t())])
         return func(*args, **(kwargs or {}))
 
 

@@ -16,7 +16,7 @@ from aepo.core.models import VP
 from aepo.learners import capture, training
 from aepo.learners.actor import Actor
 from aepo.learners.draws import part
-from benchmarks import bench
+from benchmarks import bench, products
 
 SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
 
@@ -193,6 +193,23 @@ def test_a_stack_computes_what_its_networks_compute_alone(seeds, outputs, kind):
     torch.testing.assert_close(*gradients)
     curved = [torch.autograd.grad(g[0].square().sum(), inputs[:2], retain_graph=True) for g in gradients]
     torch.testing.assert_close(*curved)
+
+
+@pytest.mark.parametrize(("seeds", "rows", "wide"), [(1, 8, True), (1, 7, False), (2, 8, False)])
+def test_a_wide_layer_acts_by_onednn_with_the_same_numbers(seeds, rows, wide):
+    """One seed's, of eight rows or more, without a graph; what is trained stays on baddbmm, whose bits results are of."""
+    layer = networks.SeedLinear(seeds, 512, 256)
+    torch.nn.init.normal_(layer.weight, std=0.05)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(seeds, rows, 512)
+    with torch.no_grad(), products.ProductRecorder() as recorder:
+        acted = layer(x)
+    expected = torch.baddbmm(layer.bias, x, layer.weight)
+    assert torch.equal(layer(x), expected)
+    assert layer(x).requires_grad
+    torch.testing.assert_close(acted, expected, rtol=1e-4, atol=1e-5)
+    shapes = [[shape for shape, _ in pair] for pair in recorder.factors]
+    assert shapes == ([[(rows, 512), (512, 256)]] if wide else [[(seeds, rows, 512), (seeds, 512, 256)]])
 
 
 @pytest.mark.parametrize("gate", [True, False, "jacobian"])

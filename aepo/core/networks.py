@@ -33,14 +33,11 @@ class SeedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(seeds, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        return fast.affine(x, self.weight, self.bias)
 
 
 class MLP(nn.Module):
-    """`depth` hidden layers of `width` with SiLU; `residual` skips from layer to layer.
-
-    `norm` adds layer normalisation, without gain and shift.
-    """
+    """`depth` hidden layers of `width` with SiLU; `residual` skips layers, `norm` normalises them, no gain, no shift."""
 
     def __init__(
         self, seeds: int, inputs: int, outputs: int, width: int, depth: int, norm: bool = False, residual: bool = False

@@ -118,15 +118,16 @@ def collect_actors(task: Task, steps: int, seed: int) -> list[EpisodeBuffer]:
     """Episodes of the trained actors of the task's tier, with sampled actions; several checkpoints in equal shares."""
     checkpoints = tier_checkpoints(task.env_id or "", task.tier)
     episodes: list[EpisodeBuffer] = []
+    shares = [len(part) for part in np.array_split(range(steps), len(checkpoints))]
     with Progress("collect", steps) as bar:
-        for i, (checkpoint, share) in enumerate(zip(checkpoints, _split(steps, len(checkpoints)), strict=True)):
+        for i, (checkpoint, share) in enumerate(zip(checkpoints, shares, strict=True)):
             episodes += _play(task, load_checkpoint(task.env_id or "", checkpoint), share, [seed, i], bar)
     return episodes
 
 
 def _play(task: Task, actor: SquashedGaussian, steps: int, key: list[int], bar: Progress) -> list[EpisodeBuffer]:
     """Sampled actions of one actor in environments side by side: their episodes, the last of each cut off (truncated)."""
-    shares = _split(steps, _side_by_side(steps, task.horizon))
+    shares = [len(part) for part in np.array_split(range(steps), _side_by_side(steps, task.horizon))]
     rng = np.random.default_rng(key)
     seeds = [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(len(shares))]
     envs = [gym.make(task.env_id or "", disable_env_checker=True, **task.env_kwargs) for _ in shares]
@@ -147,11 +148,6 @@ def _play(task: Task, actor: SquashedGaussian, steps: int, key: list[int], bar: 
     for env in envs:
         env.close()
     return [episode for of_one in episodes for episode in of_one]
-
-
-def _split(total: int, parts: int) -> list[int]:
-    """`total` as `parts` integers that differ by at most one."""
-    return [total // parts + (i < total % parts) for i in range(parts)]
 
 
 def _side_by_side(steps: int, horizon: int) -> int:

@@ -87,15 +87,12 @@ class Actor:
         if count == 1:
             return action
         score = cast(Critic, self.critic).advantage(state, action).view(seeds, batch, count)
-        taken = score.argmax(-1) if self.draws == count else _drawn(score / self.temperature, noise[:, :, count, 0])
+        taken = score.argmax(-1)
+        if self.draws != count:  # drawn by softmax(score / temperature) from one more normal number
+            chance = torch.softmax(score / self.temperature, -1).cumsum(-1)[..., :-1]
+            taken = (torch.special.ndtr(noise[:, :, count, :1]) > chance).sum(-1)
         taken = taken[..., None, None].expand(-1, -1, 1, d)
         return action.view(seeds, batch, count, d).gather(2, taken).squeeze(2)
-
-
-def _drawn(logits: Tensor, normal: Tensor) -> Tensor:
-    """Indices `(S, B)` drawn by softmax(logits) `(S, B, K)` from one standard normal number each `(S, B)`."""
-    chance = torch.softmax(logits, -1).cumsum(-1)[..., :-1]
-    return (torch.special.ndtr(normal).unsqueeze(-1) > chance).sum(-1)
 
 
 def make_actor(
