@@ -71,7 +71,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         problem = f"cannot write {path} ({error.strerror or error})"
         raise StudyError(f"{problem}: free space or choose another runs_dir") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

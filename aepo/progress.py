@@ -52,11 +52,7 @@ class Progress(contextlib.AbstractContextManager):
             temporary.write_text(self._bar.format_meter(**self._bar.format_dict | look))
             temporary.replace(self._path)
 
-    def close(self) -> None:
-        """End the bar and remove its file."""
+    def __exit__(self, *exception) -> None:
         self._bar.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-
-    def __exit__(self, *exception) -> None:
-        self.close()

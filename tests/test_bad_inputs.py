@@ -318,6 +318,8 @@ LEFT = {
     "manifest kind": (put("manifest.json", "[1, 2]"), STUDY, "manifest.json is no file of this study"),
     "results": (put("../results.csv", POISON), RESULTS, "results.csv is no table of returns"),
     "results kind": (put("../results.csv", "a,b\n1,2\n"), RESULTS, "results.csv is no table of returns ('success')"),
+    "no document": (lambda f: None, RESULTS + " --document missing.md", "missing.md has no line"),
+    "export file": (lambda f: (f.parents[2] / "out").write_text("mine"), EXPORT, "cannot write "),
     "export seed": (lambda f: None, EXPORT + " --seed 7", f"{NAME} holds seeds [0, 1], not 7"),
     "not evaluated": (put("manifest.json", "{}"), EXPORT, f"{NAME} has no evaluation of bc, aepo"),
     "export damaged": (flip("behavior"), EXPORT, "behavior.safetensors is damaged"),

@@ -62,8 +62,12 @@ def test_goals_lie_ahead_and_rewards_are_the_environments(data, dense):
 @pytest.mark.parametrize("dense", [False, True])
 def test_data_whose_rewards_are_not_those_of_a_goal_are_refused(data, dense):
     data = walk(data, dense)
+    with pytest.raises(StudyError, match="the least is -1: set hindsight"):  # a maze that pays -1 a step
+        Hindsight(replace(data, reward=torch.full((2 * WALK,), -1.0)), 0.9, 0.45, 2.0)
     other = replace(data, reward=torch.full((2 * WALK,), 0.25) if dense else (torch.arange(2 * WALK) % 7 == 0).float())
-    with pytest.raises(StudyError, match=r"begin with a position .* holds of 0% of the rewards above 0: set hindsight"):
+    with pytest.raises(
+        StudyError, match=r"begin with a position .* holds of 0% of the rewards above 0, the least is .*: set hindsight"
+    ):
         Hindsight(other, 0.9, 0.45, 2.0)
 
 

@@ -106,7 +106,12 @@ BAD = [
         "settings: evaluation: beta: sac: it should be 'bc-weighted', 'qgpo', ",
     ),
     (GOOD + "settings: {critic: {return_floor: 0}}\n", "critic: return_floor: it should be a valid boolean, got 0"),
-    (GOOD + "settings: {critic: {discount: 2}}\n", "critic: discount: it should be less than or equal to 1, got 2"),
+    (GOOD + "settings: {critic: {discount: 1}}\n", "critic: discount: it should be less than 1, got 1"),
+    (GOOD + "settings: {critic: {discount: 0}}\n", "critic: discount: it should be greater than 0, got 0"),
+    (
+        GOOD + "settings: {behavior: {variance_times: 1}}\n",
+        "behavior: variance_times: it should be greater than or equal to 2, got 1",
+    ),
     (GOOD + "settings: {behavior: {ema_rate: .nan}}\n", "behavior: ema_rate: it should be a finite number, got nan"),
     (
         GOOD + "settings: {policy: {rounds: 0}}\n",

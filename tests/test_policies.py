@@ -60,7 +60,8 @@ def test_closed_forms_at_sampling_are_exact_for_a_linear_q(problem, kind):
 def test_closed_forms_of_the_shift_tilt_the_behavior(problem, method):
     """First order is exact for a linear Q; five points are to the third degree, and are clipped to the box."""
     _, behavior = problem
-    actor = make_actor(METHODS[method], behavior, LinearCritic(), None, Acting(BETA, 1.0, 15))
+    how = Acting(BETA, 1.0, 15, form="taylor-2")  # what a network learns: a shift has none of this kind
+    actor = make_actor(METHODS[method], behavior, LinearCritic(), None, how)
     for row in actor.act(states(4_000), noise(4_000)):
         assert torch.allclose(row.mean(0), TILTED, atol=0.01 if method == "aepo-shift" else 0.015), row.mean(0)
 
@@ -140,10 +141,11 @@ def test_best_of_n_is_the_greatest_of_n_and_softmax_the_tilted_mean(problem):
     advantage = LinearCritic().advantage(None, best.act(states(4_000), noise(4_000, 16)))
     spread = (VARIANCE * SLOPE.square().sum()) ** 0.5
     assert torch.allclose(advantage.mean(1), 1.766 * spread.expand(2), atol=0.03)  # mean of the greatest of 16 normals
-    softmax = make_actor(
-        METHODS["best-of-n"], behavior, LinearCritic(), None, Acting(BETA, 0.0, 15, 16, pick="softmax")
-    )
+    how = Acting(BETA, 0.0, 15, 16, pick="softmax")
+    softmax = make_actor(METHODS["best-of-n"], behavior, LinearCritic(), None, how)
     assert softmax.draws == 17
+    without = make_actor(METHODS["best-of-n"], behavior, LinearCritic(), None, replace(how, beta=0.0))
+    assert without.temperature == pytest.approx(1 / 3)  # a method that has no inverse temperature of its own
     for row in softmax.act(states(4_000), noise(4_000, 17)):
         assert torch.allclose(row.mean(0), TILTED, atol=0.025), row.mean(0)
 

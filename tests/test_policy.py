@@ -1,5 +1,6 @@
 """Policies and rollouts: shapes, the box, what an episode depends on; the tracked example."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +191,20 @@ def test_load_says_what_is_missing(run):
         Policy.load(run.folder, "aepo")
 
 
+def test_numbers_of_numpy_are_numbers():
+    plain, numpy = (Policy.load(EXAMPLE, "aepo-cubature", beta=beta) for beta in (3.0, np.int64(3)))
+    one, same = (policy.act(np.zeros(4), torch.Generator().manual_seed(0)) for policy in (plain, numpy))
+    assert (one == same).all()
+
+
+def test_the_memory_of_a_bootstrap_is_not_draws_times_episodes():
+    """Recorded behavior can have tens of thousands of episodes."""
+    tracemalloc.start()
+    statistics.nested_bootstrap(np.arange(20_000.0).reshape(1, -1), draws=200)
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
 def test_nested_bootstrap_on_cases_one_can_check_by_hand():
     import itertools
 
@@ -202,7 +217,7 @@ def test_nested_bootstrap_on_cases_one_can_check_by_hand():
         for seeds in itertools.product(range(2), repeat=2)
         for episodes in itertools.product(itertools.product(range(2), repeat=2), repeat=2)
     ]
-    mean, low, high = statistics.nested_bootstrap(grid, draws=100_000)
+    mean, low, high = statistics.nested_bootstrap(grid, draws=20_000)
     assert mean == 4
     assert [low, high] == pytest.approx(np.percentile(exact, [2.5, 97.5]), abs=0.51)
 

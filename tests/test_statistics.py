@@ -117,9 +117,10 @@ def test_tasks_that_were_not_looked_at_have_means_of_their_own(rows, tmp_path):
 
 def test_means_by_kind_of_task(rows):
     named = rows[rows["method"] != "qgpo"].replace({"task": {"a": "maze2d-umaze", "b": "local-hopper-medium-expert"}})
-    assert [tables.kind_of_task(t) for t in ("local-pointmaze-large", "local-pusher-mixed")] == [
+    assert [tables.kind_of_task(t) for t in ("local-pointmaze-large", "local-pusher-mixed", "door-human-v2")] == [
         "mazes",
         "robots, mixed",
+        "other",
     ]
     parts = tables.markdown_study(named).split("\n\n")
     (table,) = (part for part in parts if part.startswith("| IQM by kind of task"))

@@ -78,9 +78,11 @@ def test_figures_take_any_dimensions(n, d):
     behavior.low.fill_(-2.0), behavior.high.fill_(2.0), behavior.state_std.fill_(1.0)
     energy = networks.EnergyNet(1, n, d, 8, 1, models.VP).requires_grad_(False)
     policy = Policy(Actor(behavior.requires_grad_(False), None, energy, 1.0, 2, 1))
+    unguided = Policy(Actor(behavior, None, None, 0.0, 2, 1))
     drawn = [
         figures.action_match(data.action.numpy(), data.action.numpy()),
         figures.guidance_field(policy, data.state[0].numpy()),
+        figures.guidance_field(unguided, data.state[0].numpy()),
     ]
     for figure in drawn:
         figure.canvas.draw()

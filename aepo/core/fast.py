@@ -9,16 +9,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from aepo.core.networks import MLP
 
-WIDE = 2**17  # weights of a layer from which on `affine` asks oneDNN, above those of every profile
-
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W + b: `(S, B, in)`, `(S, in, out)`, `(S, 1, out)` -> `(S, B, out)`; a wide layer of one seed that acts by oneDNN.
 
-    On an AMD processor MKL uses half of a vector, oneDNN all: with `baddbmm` alone a guided call of 15 solver steps takes
-    1.0, 1.1, 1.6 times as long for 1, 10, 256 states at QGPO's sizes, an unguided one 1.0, 1.1, 1.9.
+    Wide is wider than in any profile. On AMD processors MKL uses half of a vector, oneDNN all: with `baddbmm` alone a
+    guided call of 15 solver steps takes 1.0, 1.1, 1.6 times as long for 1, 10, 256 states at QGPO's sizes.
     """
-    wide = weight.shape[0] == 1 and weight.numel() >= WIDE and x.shape[1] >= 8 and x.dtype == torch.float32
+    wide = weight.shape[0] == 1 and weight.numel() >= 2**17 and x.shape[1] >= 8 and x.dtype == torch.float32
     if wide and x.is_cpu and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(x[0], weight[0].t(), bias[0, 0], "none", [], "").unsqueeze(0)
     return torch.baddbmm(bias, x, weight)

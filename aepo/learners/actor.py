@@ -109,11 +109,12 @@ def make_actor(
             beta = how.trust * (cast(Tensor, behavior.agreement) >= AGREED)
         closed = ClosedForm if how.differentiated else ClosedShift
         acts = not isinstance(beta, Tensor) or bool(beta.any())
-        guide = closed(how.form or method.shift, cast(Behavior, behavior), cast(Critic, critic), beta) if acts else None
+        form = how.form if how.differentiated or how.form in ("taylor", "cubature") else None  # else a network's alone
+        guide = closed(form or method.shift, cast(Behavior, behavior), cast(Critic, critic), beta) if acts else None
     guidance_scale: float | Sequence[float] | Tensor = how.guidance_scale if method.guided else 0.0
     if isinstance(guidance_scale, Sequence):
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)
     guide, best = guide if method.guided else None, method.best
-    candidates, temperature = how.candidates if best else 1, 1 / how.beta if best and how.pick == "softmax" else 0.0
+    candidates, temperature = (how.candidates, (how.pick == "softmax") / (how.beta or 3.0)) if best else (1, 0.0)
     sampling = guidance_scale, how.solver_steps, candidates, temperature, how.noise_scale, how.t_start
     return Actor(behavior, critic if best else None, guide, *sampling)

@@ -29,10 +29,12 @@ class Hindsight:
         paid = data.reward > 0
         reward = self._reward(self.position[paid], data.state[paid, -GOAL_SIZE:])
         explained = (reward - data.reward[paid]).abs().le(0.05).float().mean() if paid.any() else 1.0
-        if explained < EXPLAINED:
+        if explained < EXPLAINED or (data.reward < 0).any():
             what = f"rewards that are {'exp(-distance)' if self.dense else f'1 within {radius} of it'}"
             needs = f"states that begin with a position (x, y) and end with the goal (x, y), and {what}"
-            holds = f"here that holds of {100 * explained:.0f}% of the rewards above 0"
+            holds = (
+                f"here that holds of {100 * explained:.0f}% of the rewards above 0, the least is {data.reward.min():g}"
+            )
             raise StudyError(f"critic: hindsight needs {needs}; {holds}: set hindsight to 0")
 
     def _reward(self, position: Tensor, goal: Tensor) -> Tensor:

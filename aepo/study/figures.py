@@ -110,7 +110,8 @@ def guidance_field(policy: Policy, state: np.ndarray, times: tuple[float, ...] =
     grid[..., pair] = plane
     states, where = seen[:, :1].expand(-1, len(plane), -1), plane.cpu().numpy()
     shift = lambda s, a, t: actor.guide.shift(s, a, t, gaussian_posterior(actor.behavior, s, a, t)[0])  # noqa: E731
-    label, by = ("shift", shift) if hasattr(actor.guide, "shift") else (r"$\nabla E$", actor.guide.gradient)
+    gradient = getattr(actor.guide, "gradient", lambda s, a, t: torch.zeros_like(a))  # of a method that does not guide
+    label, by = ("shift", shift) if hasattr(actor.guide, "shift") else (r"$\nabla E$", gradient)
     for ax, t in zip(axes[2:], torch.tensor(times, device=device), strict=True):
         field = by(states, grid, t)[0, :, pair].cpu().numpy()
         if d == 1:

@@ -117,7 +117,7 @@ class Policy:
         scale = how.guidance_scale if guidance_scale is None else guidance_scale
         if isinstance(scale, list):  # one a seed; a seed that is not there is refused with its networks
             scale = dict(zip(evaluated["seeds"], scale, strict=True)).get(seed, 1.0)
-        how = replace(how, beta=how.beta if beta is None else beta, guidance_scale=scale)
+        how = replace(how, beta=how.beta if beta is None else float(beta), guidance_scale=scale)
         return cls(load_actor(folder, method, [seed], how, device), evaluated.get("observation_keys", ()))
 
     def act(

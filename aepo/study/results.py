@@ -72,7 +72,7 @@ def with_scores(rows: pd.DataFrame, run: Run, data: Dataset) -> pd.DataFrame:
 def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
     """returns.csv of the run: recorded behavior, methods, curves and variants; of a train-only task the first alone."""
     folder = run.folder / "evaluation"
-    methods = run.methods if run.task.env_id else ()
+    methods = run.methods if run.task.env_id else [method for method in run.methods if evaluation.evaluate(run, method)]
     made = [recorded_rows(run, data), *(evaluated_rows(run, method) for method in methods)]
     curves = [curve_rows(run, method) for method in methods if (folder / f"curve-{method}.safetensors").exists()]
     variants = [read_returns(path) for path in sorted(folder.glob("ablation-*.csv")) if _is_of(path, run)]
@@ -97,7 +97,7 @@ def _is_of(variant: Path, run: Run) -> bool:
     kept = files.read_json(variant.with_suffix(".json"))
     if kept.get("seeds") == list(run.seeds) and kept.get("networks") == settings_hashes(run, kept.get("networks", {})):
         return True
-    print(f"{variant.name} is of other seeds or networks than the run's: left out until `aepo ablations` makes it anew")
+    print(f"{variant.name} is of other seeds or networks: not in returns.csv until `aepo ablations` makes it anew")
     return False
 
 

@@ -18,8 +18,8 @@ def nested_bootstrap(returns: np.ndarray, draws: int = 10_000, seed: int = 0) ->
     """Mean and 95% percentile interval of `(seeds, episodes)` returns: seeds redrawn first, then episodes within each."""
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(returns), size=(draws, len(returns), 1))
-    within = rng.integers(returns.shape[1], size=(draws, *returns.shape))
-    return float(returns.mean()), *_interval(returns[chosen, within].mean((1, 2)))
+    means = [returns[rows, rng.integers(returns.shape[1], size=returns.shape)].mean() for rows in chosen]
+    return float(returns.mean()), *_interval(np.array(means))
 
 
 def _redrawn(scores: Scores, seed: int = 0) -> list[np.ndarray]:

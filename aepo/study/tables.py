@@ -180,8 +180,8 @@ def markdown_summary(table: pd.DataFrame) -> str:
 
 
 def kind_of_task(task: str) -> str:
-    """Mazes, or robots by what recorded their data: `robots, mixed` of local-hopper-mixed."""
-    return "mazes" if "maze" in task else f"robots, {task.removeprefix('local-').partition('-')[2] or 'other'}"
+    """Mazes, robots of ours by what recorded their data (`robots, mixed` of local-hopper-mixed), or other."""
+    return "mazes" if "maze" in task else f"robots, {task.split('-', 2)[2]}" if task.startswith("local-") else "other"
 
 
 def markdown_kinds(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> str:
@@ -231,7 +231,7 @@ def markdown_results(path: Path, profile: str) -> str:
 
 def write_document(document: Path, path: Path, profile: str) -> None:
     """Put `markdown_results` into a document in place of what stands below its line MARK; what stands above stays."""
-    above, mark, _ = document.read_text().partition(MARK)
+    above, mark, _ = document.read_text().partition(MARK) if document.is_file() else ("", "", "")
     if not mark:
         raise StudyError(f"{document} has no line {MARK}: the tables go below it")
     document.write_text(f"{above}{MARK}\n\n{markdown_results(path, profile)}\n")

@@ -134,7 +134,7 @@ def _of_data(kept: _Kept) -> Iterator[str]:
 
 
 def _of_returns(kept: _Kept) -> Iterator[str]:
-    """returns.csv against the kept evaluations, the recorded returns, the reference scores and results.csv."""
+    """returns.csv against the kept evaluations, the reference scores and results.csv."""
     path, profile = kept.folder / "returns.csv", kept.folder.parent.name
     if not path.exists():
         return
