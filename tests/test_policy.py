@@ -11,7 +11,7 @@ import torch
 
 from aepo import Policy, files, settings
 from aepo.core import models, sampler
-from aepo.data import tasks
+from aepo.data import datasets, tasks
 from aepo.learners import behavior as behavior_stage
 from aepo.learners import critics
 from aepo.learners.actor import Acting, Actor
@@ -189,6 +189,14 @@ def test_load_says_what_is_missing(run):
         Policy.load(EXAMPLE, "aepo", beta=7.0)
     with pytest.raises(files.StudyError, match="no evaluation of 'aepo'"):
         Policy.load(run.folder, "aepo")
+
+
+def test_a_policy_of_a_train_only_task_can_be_loaded(run):
+    data, task = datasets.load(run.task, "smoke"), replace(run.task, env_id=None)
+    only = replace(run, task=task, methods=("bc",))
+    stages.train_behavior(only, data)
+    assert set(results.write_returns(only, data)["method"]) == {"dataset"}
+    assert Policy.load(only.folder, "bc").act(np.zeros(4)).shape == (2,)
 
 
 def test_numbers_of_numpy_are_numbers():
