@@ -12,6 +12,10 @@ from aepo.study import results, tables
 from aepo.study.ablations import TIMES, VARIANTS
 
 ROOT = Path(__file__).parents[1]
+NUMBERS = [
+    "", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
 
 
 def cells():
@@ -91,7 +95,8 @@ def test_the_settings_are_the_best_of_the_search():
 
 def test_what_the_readme_counts_is_so():
     """On how many tasks the guidance acts, and on how many `aepo` is below cloning at low noise; its mean, and others'."""
-    counted = {9: "nine", 8: "eight", 22: "twenty-two"}
+    counted = dict(enumerate(NUMBERS)) | {20: "twenty", 30: "thirty"}
+    counted |= {tens + one: f"{counted[tens]}-{counted[one]}" for tens in (20, 30) for one in range(1, 10)}
     rows = tables.main_rows(ROOT / "runs" / "results.csv", "study")
     wide = tables.score_matrix(tables.seed_scores(rows)).T
     returns = rows.set_index(["task", "seed", "episode", "method"])["return"].unstack()
