@@ -72,8 +72,9 @@ def measured(folder: Path) -> Iterator[tuple[str, int, str, float]]:
     """Stage, steps, metric and value of one run folder."""
     profile, name = folder.parent.name, folder.name
     stages = runs.read_manifest(folder)["stages"]
-    returns = results.read_returns(folder / "returns.csv")
-    scores = returns[returns["variant"] == ""].groupby("method")["score"].mean()
+    rows = results.read_results(folder.parents[1] / "results.csv")  # of all its evaluations, returns.csv of the last
+    rows = rows[(rows["profile"] == profile) & (rows["task"] == name) & (rows["variant"] == "")]
+    scores = rows.groupby("method")["score"].mean()
     chosen = stages["critic"]["settings"]["discount"] if "critic" in stages else None
     if chosen:
         task = tasks.get(name)
