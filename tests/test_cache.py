@@ -51,7 +51,7 @@ def test_a_cache_of_other_data_is_made_again_and_a_copy_keeps_it(capsys, monkeyp
 
 @pytest.mark.parametrize(("rows", "close"), [(300_000, 1e-4), (4_000, 1e-3)])
 def test_mean_and_spread_of_many_rows_do_not_drift(folder, monkeypatch, rows, close):
-    """A float32 sum row by row does: 100.3 +- .5 had a mean of 100.5 there; a constant .7 had a spread and was scaled."""
+    """A float32 sum row by row does: 100.3 +- .5 had a mean of 100.23 there; a constant .7 had a spread and was scaled."""
     data_folder, rng = hopper(), np.random.default_rng(0)
     state = np.stack([rng.normal(100.3, 0.5, rows), np.full(rows, 0.7)], 1).astype(np.float32)
     arrays = {"state": state, "action": np.zeros((rows, 1), np.float32)}

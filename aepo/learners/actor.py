@@ -115,6 +115,7 @@ def make_actor(
     if isinstance(guidance_scale, Sequence):
         guidance_scale = torch.tensor(guidance_scale, device=behavior.low.device).view(-1, 1, 1)
     guide, best = guide if method.guided else None, method.best
-    candidates, temperature = (how.candidates, (how.pick == "softmax") / (how.beta or 3.0)) if best else (1, 0.0)
+    candidates = how.candidates if best else 1
+    temperature = 1 / (how.beta or 3.0) if best and how.pick == "softmax" else 0.0
     sampling = guidance_scale, how.solver_steps, candidates, temperature, how.noise_scale, how.t_start
     return Actor(behavior, critic if best else None, guide, *sampling)
