@@ -87,6 +87,7 @@ def test_a_failed_task_is_one_line_and_the_rest_goes_on(tmp_path):
     assert "missing: mine: aepo\nmissing: none: bc, aepo\n" in done.stdout
     assert done.stderr.splitlines()[-1].startswith("aepo: 2 of 2 tasks failed (mine, none)")
     assert set(runs.read_manifest(folder / "mine")["evaluation"]) == {"bc"}
+    assert (folder / "mine" / "energy-aepo-b3.safetensors").read_bytes() == b"damaged"
     returns = results.read_returns(folder / "mine" / "returns.csv")
     assert returns["score"].notna().all()
     assert returns["success"].isna().all()
@@ -114,6 +115,21 @@ def test_a_notebook_is_told_as_its_file_grows(tmp_path):
     assert after(failed) == ["03_dataset: failed"]
     assert after("") == after(failed[:-1]) == after(failed) == []
     assert after(begun) == ["03_dataset: started"]
+
+
+def test_of_one_task_the_failure_is_its_notebook_and_its_reason(tmp_path):
+    run = runs.open_run("maze2d-umaze", [0], ["bc"], "smoke", "cpu", tmp_path / "runs")
+    error = {"output_type": "error", "ename": "StudyError", "evalue": "no data", "traceback": []}
+    path = run.folder / "04_behavior.ipynb"
+    path.write_text(json.dumps({"cells": [{"outputs": [error]}], "metadata": {}}))
+    work = batch.Work(
+        "study", [run], [batch.Part(run.folder, ("03_dataset", "04_behavior"))], batch.Place(1, 1000, "cpu")
+    )
+    work.log.write_text("")
+    assert work.failure(0.0) == f"04_behavior stopped with StudyError: no data. Executed notebook: {path}"
+    path.unlink()
+    work.log.write_text("one\nlast\n")
+    assert work.failure(0.0).endswith("snakemake.log ends with: last")
 
 
 @pytest.mark.parametrize(

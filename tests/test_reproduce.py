@@ -65,17 +65,3 @@ def test_a_killed_study_is_finished_by_the_next_call(tmp_path):
     assert planned(tmp_path) == set()
     lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     assert [line for line in lines if str(RUN.parent) in line] == []
-
-
-@pytest.mark.usefixtures("data")
-def test_a_failed_notebook_is_named_with_its_reason(tmp_path):
-    folder = tmp_path / "runs/smoke/maze2d-umaze"
-    folder.mkdir(parents=True)
-    (folder / "behavior.safetensors").write_bytes(b"not a safetensors file")
-    failed = reproduce("--runs-dir", str(tmp_path / "runs"), "--methods", "bc", "--seeds", "1")
-    assert failed.returncode == 1
-    last = failed.stderr.strip().splitlines()[-1]
-    assert last.startswith("aepo: 04_behavior stopped with StudyError: ")
-    assert "behavior.safetensors cannot be read" in last
-    assert (folder / "04_behavior.ipynb").exists()
-    assert (folder / "behavior.safetensors").read_bytes() == b"not a safetensors file"
