@@ -166,4 +166,4 @@ def test_twice_the_steps_change_few_scores():
         "local-pointmaze-umaze",
     }
     assert {key for key, meets in found.items() if not meets} == MOVED
-    assert len(found) == 24
+    assert len(found) == 28
