@@ -83,6 +83,7 @@ def test_a_failed_task_is_one_line_and_the_rest_goes_on(tmp_path):
         assert len(lines) == 1
         assert lines[0].startswith(f"{name}: {notebook} stopped with StudyError: ")
         assert lines[0].endswith(f"Executed notebook: {folder / name / notebook}.ipynb")
+        assert "cannot be read" in lines[0] or name == "none"
         assert done.stderr.count(f"{name} {notebook}: failed") == 1  # what cannot change is not tried twice
     assert "missing: mine: aepo\nmissing: none: bc, aepo\n" in done.stdout
     assert done.stderr.splitlines()[-1].startswith("aepo: 2 of 2 tasks failed (mine, none)")
