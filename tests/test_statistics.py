@@ -131,6 +131,8 @@ def test_means_by_kind_of_task(rows):
         "| `bc` | 1.5 | 1.5 | 1.5 |",
     ]
     assert "by kind of task" not in tables.markdown_study(rows)
+    one = tables.markdown_study(named.replace({"task": {"local-hopper-medium-expert": "door-human-v2"}}))
+    assert "| IQM by kind of task | all (2) | mazes (1) |" in one  # two tasks that are nothing alike have no mean
 
 
 def test_methods_that_only_some_tasks_have_get_a_table_of_their_own(rows):

@@ -185,9 +185,9 @@ def kind_of_task(task: str) -> str:
 
 
 def markdown_kinds(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> str:
-    """Methods, best on top, by kinds of the tasks that all of them have: IQM over tasks x seeds, the best in bold."""
+    """Methods, best on top, by kinds of the tasks that all have, "other" in all alone: IQM over tasks x seeds, the best in bold."""
     kinds = {"all": list(tasks)}
-    for task in tasks:
+    for task in (task for task in tasks if kind_of_task(task) != "other"):
         kinds.setdefault(kind_of_task(task), []).append(task)
     table = pd.DataFrame(index=pd.Index(methods))
     for kind, of_kind in kinds.items():
