@@ -108,9 +108,9 @@ class PolicySettings(Training):
     """Policies that are networks of their own: qipo, iql, td3bc, diffusion-ql; weighted cloning, in its behavior's steps.
 
     `critic_steps`: steps of those that train a critic beside the policy. `rounds`: how often qipo draws support actions
-    anew. `weight_cap`: greatest weight of iql and of resampled pairs, of which `uniform_share` are drawn alike. `alpha`:
-    weight of Q in td3bc, `eta` in diffusion-ql, whose policy acts in `chain` solver steps. `target_noise`, `noise_clip`:
-    smoothing of td3bc's target policy.
+    anew; a flow, which starts from nothing, takes a behavior's steps more in the first. `weight_cap`: greatest weight of
+    iql and of resampled pairs, of which `uniform_share` are drawn alike. `alpha`: weight of Q in td3bc, `eta` in
+    diffusion-ql, whose policy acts in `chain` solver steps. `target_noise`, `noise_clip`: td3bc's smoothed target policy.
     """
 
     critic_steps: int = 5_000

@@ -15,7 +15,7 @@ from aepo.learners import critics, policies, training
 from aepo.learners.actor import Acting, Actor, make_actor
 from aepo.learners.support import sample_support
 from aepo.methods import METHODS
-from aepo.study import evaluation, stages
+from aepo.study import evaluation, runs, stages
 from aepo.study.policy import Policy
 from aepo.study.runs import export
 
@@ -93,6 +93,12 @@ def test_a_later_round_goes_on_from_the_one_before(run, data, tiny, monkeypatch)
         (first, _), (second, begun) = (started[name] for name in started if name.startswith(f"policy-{method}-b"))
         assert (first is None) == (method == "qipo-flow")
         assert all(map(torch.equal, getattr(second, net).parameters(), begun))
+        rounds = [name for name in started if name.startswith(f"policy-{method}-b")]
+        steps = [runs.read_metrics(run, name)["step"].max() for name in rounds]
+        assert steps == [
+            30 if method == "qipo-flow" else 10,
+            10,
+        ]  # who starts from nothing has a behavior's 20 steps more
 
 
 def test_iql_extracts_the_mean_and_spread_of_the_tilted_gaussian(problem):

@@ -94,7 +94,7 @@ def test_the_settings_are_the_best_of_the_search():
 
 
 def test_what_the_readme_counts_is_so():
-    """On how many tasks the guidance acts, and on how many `aepo` is below cloning at low noise; its mean, and others'; one task more."""
+    """Where the guidance acts, where `aepo` is below cloning at low noise; means on all tasks, and with one more."""
     counted = dict(enumerate(NUMBERS)) | {20: "twenty", 30: "thirty"}
     counted |= {tens + one: f"{counted[tens]}-{counted[one]}" for tens in (20, 30) for one in range(1, 10)}
     rows = tables.main_rows(ROOT / "runs" / "results.csv", "study")
@@ -108,9 +108,13 @@ def test_what_the_readme_counts_is_so():
     assert f"below cloning at low noise on {counted[below]} of the {counted[len(wide)]}" in text
     scores, named = tables.seed_scores(rows), ["aepo", "bc-low-noise", "aepo-shift", "aepo-weighted"]
     means = tables.summary_table(scores, named, list(wide.index)).set_index("method")["iqm"].round(1)[named]
-    assert "has {} on all tasks; cloning at low noise has {}, `aepo-shift` {}, `aepo-weighted` {}.".format(*means) in text
+    assert (
+        "has {} on all tasks; cloning at low noise has {}, `aepo-shift` {}, `aepo-weighted` {}.".format(*means) in text
+    )
     named, unseen = ["aepo-weighted", "bc-weighted", "qipo"], tables.not_looked_at(list(wide.index))
-    means = tables.summary_table(scores, named, [*unseen, "local-hopper-mixed"]).set_index("method")["iqm"].round(1)[named]
+    means = (
+        tables.summary_table(scores, named, [*unseen, "local-hopper-mixed"]).set_index("method")["iqm"].round(1)[named]
+    )
     assert "for older settings alone: {}, `bc-weighted` {}, `qipo` {}.".format(*means) in text
 
 

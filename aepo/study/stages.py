@@ -183,9 +183,9 @@ def train_policy(run: Run, data: Dataset, behavior: Behavior, critic: Critic, me
     for index in range(rounds):
         this = name if index == rounds - 1 else f"{name}-round{index + 1}"
         support = train_support(run, data, model, f"support-{name}-round{index + 1}" if index else "support", source)
-        start = model if entry.policy == "weighted" or index else None
-        problem = replace(problem, support=support, start=start)
-        trained = _train_policy(run, problem, this, settings.steps // rounds, source)
+        problem = replace(problem, support=support, start=model if entry.policy == "weighted" or index else None)
+        steps = settings.steps // rounds + (0 if problem.start else run.profile.behavior.steps)
+        trained = _train_policy(run, problem, this, steps, source)
         model, source = trained.average, this
     return trained
 
@@ -200,7 +200,7 @@ def _train_policy(run: Run, problem: Policies, name: str, steps: int, source: st
         content["critic"] = _settings_hash(run, "critic")
     if problem.support:
         content |= {key: getattr(run.profile.energy, key) for key in SUPPORT}
-        content |= {source: _settings_hash(run, source), "start": problem.start is not None and source}
+        content |= {source: _settings_hash(run, source), "start": source if problem.start else steps}
     build = lambda seeds: policy_learner(_of_seeds(run, seeds, problem), seeds, name)  # noqa: E731
     finish, times = None, run.profile.behavior
     if kind == "resampled":  # a behavior model of other pairs: as long, and with a posterior variance

@@ -185,7 +185,7 @@ def kind_of_task(task: str) -> str:
 
 
 def markdown_kinds(scores: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> str:
-    """Methods, best on top, by kinds of the tasks that all have, "other" in all alone: IQM over tasks x seeds, the best in bold."""
+    """Methods, by kinds of the tasks that all have ("other" in all alone): IQM over tasks x seeds, the best in bold."""
     kinds = {"all": list(tasks)}
     for task in (task for task in tasks if kind_of_task(task) != "other"):
         kinds.setdefault(kind_of_task(task), []).append(task)
