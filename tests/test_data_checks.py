@@ -19,6 +19,7 @@ from samples import HOPPER, ID, at, d4rl, entry, forbidden, hdf5, hopper, other,
 
 from aepo import files
 from aepo.data import datasets, importing, storage
+from aepo.settings import DataSettings
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -312,4 +313,7 @@ def test_what_a_killed_process_left_is_cleared_away(folder):
     (left / "aepo").mkdir(parents=True)
     d4rl(folder / "f.hdf5")
     importing.import_hdf5(folder / "f.hdf5", HOPPER, ID)
+    assert sorted(p.name for p in (folder / "minari").iterdir()) == [".locks", "aepo"]
+    (left / "aepo").mkdir(parents=True)  # of one that was killed right after it moved the dataset into place
+    datasets.prepare(HOPPER, "full", DataSettings())
     assert sorted(p.name for p in (folder / "minari").iterdir()) == [".locks", "aepo"]

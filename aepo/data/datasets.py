@@ -1,5 +1,6 @@
 """A task's transitions as tensors: made where they are missing, read through Minari, checked, scaled."""
 
+import shutil
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -63,6 +64,7 @@ def prepare(task: Task, profile: str, data: DataSettings, clip: bool = False) ->
             download.download_dataset(task, dataset_id)
         else:
             collect.collect_dataset(task, dataset_id, data)
+    shutil.rmtree(storage.root() / f".staging-{dataset_id.replace('/', '-')}", ignore_errors=True)  # a killed one's
     if clip:
         storage.ask_to_clip(dataset_id)
     return dataset_id
@@ -72,17 +74,15 @@ def command(task: Task, profile: str) -> str:
     """The command that puts the task's dataset on disk."""
     if task.source == D4RL and not task.file:
         return f"`aepo data import FILE --task {task.argument}`"
-    verb = "collect" if task.source == LOCAL else "get"
-    return f"`aepo data {verb} {task.argument} --profile {profile}`"
+    return f"`aepo data {'collect' if task.source == LOCAL else 'get'} {task.argument} --profile {profile}`"
 
 
 def load(task: Task, profile: str) -> Dataset:
     """The task's dataset as float32 tensors on the CPU, memory-mapped from the cache that the first load makes."""
-    dataset_id = task.dataset_ids[profile]
+    folder = storage.root() / (dataset_id := task.dataset_ids[profile])
     if not storage.complete(dataset_id):
         remedy = f"run notebook 03_dataset first, or {command(task, profile)}"
         raise files.StudyError(f"dataset {dataset_id} is not on disk: {remedy}")
-    folder = storage.root() / dataset_id
     metadata = reading.metadata(folder, dataset_id)
     stored: Any = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
     references = task.references or (None if None in stored else stored)
