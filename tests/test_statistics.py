@@ -111,6 +111,11 @@ def test_tasks_that_were_not_looked_at_have_means_of_their_own(rows, tmp_path):
     alone = parts[parts.index("The same on the 1 of them that were not looked at while settings were chosen:") + 1]
     assert alone == tables.markdown_summary(tables.summary_table(tables.seed_scores(starred), ["bc", "aepo"], ["a"]))
     assert "not looked at" not in tables.markdown_study(rows)
+    looked_at = rows[rows["task"] == "a"].replace({"task": {"a": tables.claims()["starred"][0]}})
+    text = tables.markdown_study(pd.concat([rows, looked_at]))  # bc and aepo on three tasks, qgpo on two
+    assert (
+        text.index("The same on the 2 of them") < text.index("3 methods on 2") < text.index("The same on the 1 of them")
+    )
     assert tmp_path / "08_study_iqm_unseen.png" in result_figures.draw_study(starred, tmp_path)
     assert tmp_path / "08_study_iqm_unseen.png" not in result_figures.draw_study(rows, tmp_path)
 

@@ -215,7 +215,7 @@ def markdown_study(main: pd.DataFrame) -> str:
     for first, (methods, tasks) in zip((True, False), groups, strict=False):
         parts.append(f"{len(methods)} methods on {len(tasks)} tasks: {', '.join(tasks)}")
         parts.append(markdown_summary(summary_table(scores, methods, tasks)))
-        if first and (apart := not_looked_at(tasks)):
+        if apart := not_looked_at(tasks):
             parts.append(f"The same on the {len(apart)} of them that were not looked at while settings were chosen:")
             parts.append(markdown_summary(summary_table(scores, methods, apart)))
         if first and len({kind_of_task(task) for task in tasks}) > 1:
