@@ -1,5 +1,6 @@
 """The numbers of docs/results.md are those of the raw episodes."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -128,3 +129,15 @@ def test_the_numbers_of_the_readme_are_those_of_the_tables():
     means = re.findall(r"\d+\.\d \[-?\d+\.\d, \d+\.\d\]", readme)
     assert len(means) >= 2
     assert all(mean in printed for mean in means)
+
+
+def test_how_far_the_claim_hangs_on_its_tasks():
+    rows = tables.main_rows(ROOT / "runs" / "results.csv", "study")
+    scores = tables.seed_scores(rows[rows["method"].isin([tables.claims()["recommended"], "qipo"])])
+    spec = importlib.util.spec_from_file_location("hangs_on", ROOT / "scripts" / "hangs_on.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    (found,) = script.leads(scores).round(1).to_dict("records")
+    shown = "{lead} [{low}, {high}]".format(**found)
+    assert f"the lead over `qipo` is {shown}" in (ROOT / "README.md").read_text()
+    assert f"| `qipo` | {shown} | {found['least']}, `{found['without']}` |" in (ROOT / "docs/results.md").read_text()
