@@ -319,9 +319,6 @@ def bring_to_end(work: Work) -> str | None:
         return None
 
 
-# ---- what is printed at the end
-
-
 def table(folder: Path) -> str:
     """The table of results of one run: last checkpoint, means over seeds and episodes, 95% bootstrap intervals."""
     shown = readable_task_table(task_table(read_returns(folder / "returns.csv")))

@@ -27,9 +27,7 @@ app.add_typer(data, name="data")
 UMAZE, MOST_SEEDS = "maze2d-umaze", 1_000
 Task = Annotated[str, typer.Option(help="Task (`aepo tasks` lists them) or the YAML file of your own; several: a,b,c.")]
 Suite = Annotated[str, typer.Option(help="All tasks of a suite (or local-small) in place of --task.")]
-ProfileName = Annotated[
-    str, typer.Option(help="smoke (seconds), quick (minutes), study (the tables) or full (a paper).")
-]
+ProfileName = Annotated[str, typer.Option(help="smoke (seconds), quick (minutes), study (tables), full (a paper).")]
 Methods = Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}; empty: {', '.join(CORE)}.")]
 Seeds = Annotated[str, typer.Option(help="Number of seeds; empty: the profile's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -89,9 +87,6 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-# ---- the study
 
 
 @app.command()
@@ -262,9 +257,6 @@ def list_tasks(suite: Annotated[str, typer.Option(help="One suite, or local-smal
         played = (task.env_id, task.scores) if task.env_id else ("none: train-only", "no score")
         rows.append((task.name, task.suite, task.source, played[0], here or "-", played[1]))
     _print_columns(rows)
-
-
-# ---- data
 
 
 @sentence()

@@ -130,7 +130,7 @@ class Guarded(gym.Wrapper):
             raise ValueError(f"the observation has type {array.dtype} and shape {array.shape}, its space {shape}")
         if not (np.abs(array) <= LARGEST).all():
             raise ValueError("the observation holds NaN, infinity or a number beyond float32")
-        return array
+        return array.astype(np.result_type(array, np.float32))  # where reset gives whole numbers, what follows may not
 
 
 @contextlib.contextmanager

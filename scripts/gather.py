@@ -22,10 +22,11 @@ def gathered(
     """`before` with what `rows` has of a profile; a task without all the needed methods stays as it was."""
     known = {(variant.name, method) for variant in ablations.VARIANTS for method in variant.methods}
     known |= {("", method) for method in (*methods.METHODS, methods.DATASET)}
+    rows = rows[rows["profile"] == profile]
     played = rows[rows["variant"] == ""].groupby("task")["method"].agg(set)
     ready = {task for task, names in played.items() if set(needed) <= names}
     fresh = pd.MultiIndex.from_frame(rows[["variant", "method"]]).isin(known)
-    rows = rows[fresh & (rows["profile"] == profile) & rows["task"].isin(ready)]
+    rows = rows[fresh & rows["task"].isin(ready)]
     kept = [rows[rows["method"] != methods.DATASET]]
     for _, recorded in rows[rows["method"] == methods.DATASET].groupby("task"):
         kept.append(recorded.iloc[np.unique(np.linspace(0, len(recorded) - 1, most).round().astype(int))])

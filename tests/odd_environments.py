@@ -23,6 +23,9 @@ class Odd(gym.Env):
             raise RuntimeError("the simulator\ndid not start")
         if self.kind == "old reset":
             return self.x.copy()
+        if self.kind == "whole start":
+            self.x = self.x.round()
+            return self.x.astype(int), {}
         return (self.x.tolist() if self.kind == "list" else self.x.copy()), {}
 
     def close(self):

@@ -148,6 +148,11 @@ PARAMETERS = {
     "no file": (f"data import nowhere.hdf5 --task {HOPPER}", "there is no file nowhere.hdf5"),
     "no run": ("results --runs-dir runs", "runs/results.csv is missing: run `make reproduce` or"),
     "no folder": ("export runs/nowhere out", "there is no run folder runs/nowhere"),
+    "no home": (
+        "results --runs-dir ~nobody-here/runs",
+        "there is no home folder ~nobody-here: give the path of another",
+    ),
+    "no home to verify": ("verify ~nobody-here/runs", "there is no home folder ~nobody-here: give the path of another"),
 }
 
 
@@ -319,7 +324,9 @@ LEFT = {
     "results": (put("../results.csv", POISON), RESULTS, "results.csv is no table of returns"),
     "results kind": (put("../results.csv", "a,b\n1,2\n"), RESULTS, "results.csv is no table of returns ('success')"),
     "no document": (lambda f: None, RESULTS + " --document missing.md", "missing.md has no line"),
+    "odd document": (put("../../../odd.md", b"\xff\xfe"), RESULTS + " --document odd.md", "odd.md has no line"),
     "export file": (lambda f: (f.parents[2] / "out").write_text("mine"), EXPORT, "cannot write "),
+    "export nothing": (lambda f: None, EXPORT.replace("bc,aepo", ","), f"{NAME} has no evaluation of ''"),
     "export seed": (lambda f: None, EXPORT + " --seed 7", f"{NAME} holds seeds [0, 1], not 7"),
     "not evaluated": (put("manifest.json", "{}"), EXPORT, f"{NAME} has no evaluation of bc, aepo"),
     "export damaged": (flip("behavior"), EXPORT, "behavior.safetensors is damaged"),

@@ -152,6 +152,8 @@ def test_the_return_floor_is_what_followed_and_nothing_where_too_little_is_known
     positive = replace(negative, reward=-negative.reward)
     assert datasets.return_floor(positive, 0.5).tolist() == [2.0, 2.0, 8.0, 8.0]
     assert datasets.return_floor(negative, 0.01).tolist() == pytest.approx([-1.02, -2.0, -4.08, -8.0])
+    goes_on = replace(positive, episode=torch.zeros(4, dtype=torch.int64))  # recorded beyond a termination
+    assert datasets.collected_next(goes_on, 0.5).tolist() == [2.0, 2.0, 8.0, 8.0]
 
 
 def test_recorded_episodes_stand_in_tables_over_the_evaluations_length(run, data):

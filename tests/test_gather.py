@@ -26,6 +26,7 @@ def test_whole_tasks_replace_their_rows_and_the_rest_stays():
             rows("a", "bc", 2, 2.0, profile="quick"),
             rows("a", "bc", 2, 2.0, variant="of a commit long ago"),
             rows("b", "iql", 2, 2.0),
+            rows("b", "bc", 2, 2.0, profile="quick"),
         ]
     )
     after = gather.gathered(source, before, "study", ["bc"])
@@ -36,3 +37,6 @@ def test_whole_tasks_replace_their_rows_and_the_rest_stays():
     assert (recorded.iloc[0], recorded.iloc[-1]) == (0, 249)
     assert set(after["variant"]) == {""}
     assert gather.gathered(source, after, "study", ["bc"]).equals(after)
+    assert "b" not in set(gather.gathered(source, after[:0], "study", ["bc", "iql"])["task"]), (
+        "bc played at quick alone"
+    )

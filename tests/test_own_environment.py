@@ -3,12 +3,14 @@
 import importlib
 import math
 import sys
+from types import SimpleNamespace
 
 import gymnasium as gym
 import h5py
 import numpy as np
 import odd_environments
 import pytest
+import torch
 from test_bad_inputs import small
 
 from aepo import cli, environments, files, settings
@@ -93,6 +95,21 @@ def test_what_can_be_understood_is_taken(tmp_path, kind):
         seen.append((observation, observation.copy()))
     copies.envs[0].close()
     assert all(np.array_equal(*pair) for pair in seen)
+
+
+def test_a_start_of_whole_numbers_rounds_nothing_that_follows(tmp_path):
+    """The states that the policy is given, which go into an array of what reset returned."""
+    given = []
+
+    def act(state, noise):
+        given.append(state.clone())
+        return noise[..., 0, :].abs()
+
+    actor = SimpleNamespace(draws=1, behavior=SimpleNamespace(low=torch.zeros(2)), act=act)
+    evaluation.rollout(actor, evaluation.Copies(task(tmp_path, "{kind: whole start}"), 1), [0], 1, 10)
+    assert given[0].equal(given[0].round())
+    assert not given[1].equal(given[1].round())
+    assert torch.cat(given)[1:, 0, 2].tolist() == pytest.approx([step / 50 for step in range(1, 10)])
 
 
 def test_actions_stay_inside_a_box_whose_bounds_are_no_float32(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from aepo import environments, files, settings
 from aepo.data import tasks
-from aepo.study import runs
+from aepo.study import notebooks, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "my-task.yaml"
@@ -100,6 +100,7 @@ BAD = [
         "behavior: error: it should be 'velocity', 'noise' or 'clean', got 'q'",
     ),
     (GOOD + "settings: {evaluation: {t_start: 0}}\n", "evaluation: t_start: it should be greater than 0.001, got 0"),
+    (GOOD + "settings: {critic: {batch: 1}}\n", "critic: batch: it should be greater than or equal to 2, got 1"),
     (GOOD + "settings: {critic: {steps: 1.5}}\n", "settings: critic: steps: it should be a valid integer, got 1.5"),
     (
         GOOD + "settings: {evaluation: {beta: {sac: 1}}}\n",
@@ -167,3 +168,18 @@ def test_wrong_environments_are_said(tmp_path):
     ):
         with pytest.raises(files.StudyError, match=sentence):
             environments.make(tasks.get(write(tmp_path, text)))
+
+
+def test_a_change_of_what_is_evaluated_runs_notebooks_again(tmp_path):
+    """Not one of where the file lies."""
+
+    def hashed(text, name="task.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return notebooks.settings_hash(tasks.get(str(path)), "smoke")
+
+    own = hashed(GOOD + "name: mine\n")
+    assert own == hashed(GOOD + "name: mine\n", "moved.yaml")
+    for change in ("references: [1, 3]\n", "env_kwargs: {g: 1.0}\n"):
+        assert own != hashed(GOOD + "name: mine\n" + change)
+    assert own != hashed(GOOD.replace("200", "100") + "name: mine\n")

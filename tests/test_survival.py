@@ -93,6 +93,16 @@ def test_a_bad_checkpoint_is_passed_over_for_the_one_before(run, data, tiny, cap
     assert said in out
 
 
+def test_checkpoints_that_are_passed_over_do_not_cost_the_new_ones(run, data, tiny):
+    """They have higher numbers than those of the training that starts anew."""
+    folder = run.folder / "checkpoints"
+    folder.mkdir(parents=True)
+    for chunks in (39, 40):
+        (folder / f"behavior.{chunks:06d}.safetensors").write_bytes(b"torn")
+    trained(run, data, tiny, checkpoints=folder)
+    assert [path.name[9:-12] for path in sorted(folder.iterdir())] == ["000003", "000004", "000039", "000040"]
+
+
 def test_a_checkpoint_of_other_settings_is_not_used_and_said(run, data, tiny, capsys):
     folder = run.folder / "checkpoints"
     trained(run, data, tiny, checkpoints=folder, meta={"settings_hash": "a"})

@@ -100,6 +100,10 @@ CHANGES = {
         lambda f: edit(f / "manifest.json", lambda c: c["evaluation"]["bc"].update(episodes=200)),
         "the evaluation of bc does not give its settings hash",
     ),
+    "a number for an evaluation": (
+        lambda f: edit(f / "manifest.json", lambda c: c["evaluation"].update(bc=3)),
+        "cannot be read (",
+    ),
     "a torn manifest": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
     "other data": (
         lambda f: edit(f / "manifest.json", lambda c: next(iter(c["data"].values())).update(content_hash="0" * 16)),

@@ -27,11 +27,11 @@ class Checkpoints:
         return sorted(self.folder.glob(_pattern(self.name)))
 
     def save(self, chunks: int, log: list[Tensor], columns: list[str]) -> None:
-        """Write the state after `chunks` chunks and drop all but the last two checkpoints."""
+        """Write the state after `chunks` chunks and drop all before it but one; what was passed over stays."""
         meta = {**self.meta, "chunks": chunks, "columns": columns}
         path = self.folder / f"{self.name}.{chunks:06d}.safetensors"
         files.save_tensors(path, self.tensors | {"log": torch.stack(log)}, meta)
-        for old in self.paths()[:-2]:
+        for old in [other for other in self.paths() if other <= path][:-2]:
             old.unlink(missing_ok=True)
 
     def restore(self) -> tuple[int, list[Tensor], list[str]]:

@@ -16,7 +16,7 @@ class Hindsight:
     """Goals put in place of recorded ones, and what follows from them (Andrychowicz et al. 2017, arXiv 1707.01495).
 
     For a transition i the goal becomes the position after transition j >= i of the same episode, j - i geometric with mean
-    1/(1 - discount), cut at the episode's end. The reward is the environment's: 1 within `radius` of the goal, or
+    discount/(1 - discount), cut at the episode's end. The reward is the environment's: 1 within `radius` of the goal, or
     exp(-distance) where recorded rewards are not all 0 or 1. The floor of Q is discount^(j - i), collected on arrival.
     """
 

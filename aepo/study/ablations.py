@@ -25,7 +25,7 @@ TOUCHES = {  # by the stage whose settings change: which stages are made again, 
     "policy": ("policy", "support-policy"),
     "evaluation": (),
 }
-STEPS = tuple(f"{stage}-steps" for stage in ("behavior", "critic", "energy", "policy"))  # they change those of study
+STEPS = ("behavior-steps", "critic-steps", "energy-steps", "policy-steps", "policy-states")  # they change study's
 SEARCH = ("search", "noise")  # questions whose answers are settings: `searched` in tasks.yaml
 TIMES = (0.0, 0.5, 1.0, 2.0)  # the middle value: the values that are searched; 0 of the noise alone
 

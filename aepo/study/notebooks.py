@@ -63,9 +63,9 @@ def parameters(name: str, task: str, seeds: Sequence[int], chosen: Sequence[str]
 
 
 def settings_hash(task: Task | None, profile: str) -> str:
-    """Hash of a task's settings and of which data it has: its notebooks run again when it changes."""
+    """Hash of a task, but for where its files lie, and of its settings: its notebooks run again when it changes."""
     own = settings.for_task(profile, task.settings if task else {})
-    return settings.digest([settings.as_dict(own), task.dataset_ids[profile] if task else None])
+    return settings.digest([settings.as_dict(own), vars(task) | {"definition": 0, "file": 0, "note": 0} if task else 0])
 
 
 def mark(folder: Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """Where a run's files lie, the manifest of what made them, and one seed of them as a folder of its own."""
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,12 @@ def open_run(
 
 def resolve(runs_dir: str | Path) -> Path:
     """The runs folder: as given where absolute, else below the project."""
-    return project_root() / Path(runs_dir).expanduser()
+    given = os.path.expanduser(runs_dir)
+    if given.startswith("~"):
+        raise StudyError(
+            f"there is no home folder {Path(given).parts[0]}: give the path of another folder than {given}"
+        )
+    return project_root() / given
 
 
 def results_path(runs_dir: Path, profile: str) -> Path:
@@ -105,7 +111,7 @@ def results_path(runs_dir: Path, profile: str) -> Path:
 
 def find_folder(folder: str | Path) -> Path:
     """A run folder as given, or relative to the project where it is not below the working directory."""
-    given = Path(folder).expanduser()
+    given = Path(os.path.expanduser(folder))
     for found in (given, resolve(given)):
         if found.is_dir():
             return found
@@ -176,7 +182,7 @@ def export(folder: Path, target: Path, seed: int, methods: Sequence[str]) -> int
         raise StudyError(f"{target} is the run itself: export into another folder")
     manifest = read_manifest(folder)
     evaluated = {name: entry for name, entry in manifest.get("evaluation", {}).items() if name in methods}
-    if lacking := [name for name in methods if name not in evaluated]:
+    if lacking := [name for name in methods or ["''"] if name not in evaluated]:
         raise StudyError(f"{folder} has no evaluation of {', '.join(lacking)}: run `make reproduce METHODS=...` first")
     used = {stage for name, entry in evaluated.items() for stage in stages_of(name, entry["beta"]).values()}
     for stage in sorted(used):

@@ -28,6 +28,12 @@ def _redrawn(scores: Scores, seed: int = 0) -> list[np.ndarray]:
     return [task[rng.integers(len(task), size=(DRAWS, len(task)))] for task in scores]
 
 
+def _redrawn_alike(scores: Scores, others: Scores) -> list[list[np.ndarray]]:
+    """Both methods' seeds redrawn, the same where they have as many: a seed's critic, starts and noise are all methods'."""
+    paired = all(len(own) == len(other) for own, other in zip(scores, others, strict=True))
+    return [_redrawn(scores), _redrawn(others, seed=0 if paired else 1)]
+
+
 def _interval(statistics: np.ndarray) -> tuple[float, float]:
     """95% percentile interval of a statistic `(draws,)`."""
     return tuple(np.percentile(statistics, [2.5, 97.5]).tolist())
@@ -41,9 +47,7 @@ def aggregate(scores: Scores) -> tuple[float, float, float]:
 
 def difference(scores: Scores, others: Scores) -> tuple[float, float, float]:
     """How far one method's interquartile mean is ahead of the other's, with its 95% interval."""
-    own, other = (
-        stats.trim_mean(np.concatenate(_redrawn(x, i), -1), 0.25, axis=-1) for i, x in enumerate((scores, others))
-    )
+    own, other = (stats.trim_mean(np.concatenate(drawn, -1), 0.25, axis=-1) for drawn in _redrawn_alike(scores, others))
     return aggregate(scores)[0] - aggregate(others)[0], *_interval(own - other)
 
 
@@ -54,5 +58,4 @@ def improvement(scores: Scores, others: Scores) -> tuple[float, float, float]:
         differences = [own[..., :, None] - other[..., None, :] for own, other in zip(scores, others, strict=True)]
         return np.mean([((apart > 0) + 0.5 * (apart == 0)).mean((-2, -1)) for apart in differences], 0)
 
-    drawn = chance(_redrawn(scores, 0), _redrawn(others, 1))
-    return float(chance(scores, others)), *_interval(drawn)
+    return float(chance(scores, others)), *_interval(chance(*_redrawn_alike(scores, others)))

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from aepo.data.tasks import SEARCHED_ON
-from aepo.files import StudyError, read_json
+from aepo.files import StudyError, atomic_path, read_json
 from aepo.methods import DATASET, NAMES
 from aepo.study import statistics
 from aepo.study.ablations import QUESTIONS, SEARCH, TIMES, VARIANTS
@@ -231,7 +231,8 @@ def markdown_results(path: Path, profile: str) -> str:
 
 def write_document(document: Path, path: Path, profile: str) -> None:
     """Put `markdown_results` into a document in place of what stands below its line MARK; what stands above stays."""
-    above, mark, _ = document.read_text().partition(MARK) if document.is_file() else ("", "", "")
+    above, mark, _ = document.read_bytes().partition(MARK.encode()) if document.is_file() else (b"", b"", b"")
     if not mark:
         raise StudyError(f"{document} has no line {MARK}: the tables go below it")
-    document.write_text(f"{above}{MARK}\n\n{markdown_results(path, profile)}\n")
+    with atomic_path(document) as temporary:
+        temporary.write_bytes(above + f"{MARK}\n\n{markdown_results(path, profile)}\n".encode())

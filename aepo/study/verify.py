@@ -43,7 +43,7 @@ def problems(folder: Path) -> Iterator[str]:
     for check in (_of_artifacts, _of_manifest, _of_data, _of_returns):
         try:
             yield from check(kept)
-        except (StudyError, KeyError, ValueError) as error:
+        except (StudyError, KeyError, ValueError, TypeError, AttributeError) as error:
             yield str(error) if isinstance(error, StudyError) else f"{folder} cannot be read ({error!r})"
 
 
