@@ -117,6 +117,12 @@ def test_what_the_readme_counts_is_so():
         tables.summary_table(scores, named, [*unseen, "local-hopper-mixed"]).set_index("method")["iqm"].round(1)[named]
     )
     assert "for older settings alone: {}, `bc-weighted` {}, `qipo` {}.".format(*means) in text
+    robots = [task for task in wide.index if tables.kind_of_task(task).startswith("robots")]
+    means = tables.summary_table(scores, named, robots).set_index("method")["iqm"].round(1)[named]
+    assert f"an IQM of {means.iloc[0]} over {len(robots)}, `bc-weighted` has {means.iloc[1]}" in text
+    apart = (wide["aepo-weighted"] - wide["bc-weighted"])[unseen]
+    assert sorted(apart[apart.abs() > 0].round().astype(int)) == [-2, 1, 8, 10, 52]
+    assert "changes five: +52, +10 and +8 in the dense Maze2D mazes, +1 and -2 elsewhere" in text
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_tables():
