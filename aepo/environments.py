@@ -125,7 +125,7 @@ class Guarded(gym.Wrapper):
 
     def _vector(self, value: Any) -> np.ndarray:
         """A copy of an observation, as some environments hand out what they go on changing."""
-        array, shape = _array(value, "the observation").copy(), self.observation_space.shape
+        array, shape = _array(value, "the observation"), self.observation_space.shape
         if array.shape != shape or array.dtype.kind not in "biuf":
             raise ValueError(f"the observation has type {array.dtype} and shape {array.shape}, its space {shape}")
         if not (np.abs(array) <= LARGEST).all():
