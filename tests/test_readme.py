@@ -13,6 +13,7 @@ from aepo.study import results, tables
 from aepo.study.ablations import TIMES, VARIANTS
 
 ROOT = Path(__file__).parents[1]
+BASELINES = {"bc", "bc-low-noise", "best-of-n", "qgpo", "qipo", "qipo-flow", "iql", "td3bc", "diffusion-ql"}
 NUMBERS = [
     "", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
     "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
@@ -135,6 +136,21 @@ def test_the_numbers_of_the_readme_are_those_of_the_tables():
     means = re.findall(r"\d+\.\d \[-?\d+\.\d, \d+\.\d\]", readme)
     assert len(means) >= 2
     assert all(mean in printed for mean in means)
+
+
+def test_the_first_table_of_the_readme_is_that_of_the_results():
+    """IQM on all tasks and on those nobody looked at, where the recommended method is ahead of the best baselines too."""
+    printed = (ROOT / "docs" / "results.md").read_text().partition(tables.MARK)[2].split("| method | IQM [95%] |")
+    every, unseen = ({line.split("`")[1]: line for line in part.splitlines() if "] |" in line} for part in printed[1:3])
+    first = (ROOT / "README.md").read_text().partition("| IQM [95%] |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines() if "`" in line]
+    named = [re.findall(r"`([\w-]+)`", row[0])[0] for row in rows]
+    best = [next(m for m in part if m in BASELINES) for part in (every, unseen)]  # the printed rows fall
+    assert named == [tables.claims()["recommended"], *best, "aepo", "bc"]
+    for name, (_, iqm, there, ahead) in zip(named, rows, strict=True):
+        assert f" {iqm} |" in every[name]
+        assert f" {there} |" in unseen[name]
+        assert f" {ahead or '-'} |" in unseen[name]
 
 
 def test_how_far_the_claim_hangs_on_its_tasks():

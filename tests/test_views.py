@@ -93,6 +93,8 @@ def test_what_was_collected_next_stops_at_an_episodes_end_unless_the_walk_goes_o
     data = replace(dataset(episodes=2, steps=2), reward=torch.tensor([1.0, 2.0, 4.0, 8.0]))
     assert datasets.collected_next(data, 0.5).tolist() == [2.0, 2.0, 8.0, 8.0]
     assert datasets.collected_next(data, 0.5, along=True).tolist() == [4.0, 6.0, 8.0, 8.0]
+    terminated = replace(data, terminated=torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    assert datasets.collected_next(terminated, 0.5, along=True).tolist() == [2.0, 2.0, 8.0, 8.0]
 
 
 def test_oddities_are_said_and_nothing_else():

@@ -118,12 +118,12 @@ def recorded_returns(data: Dataset, horizon: int, continuing: bool, how: str = "
 def collected_next(data: Dataset, discount: float, along: bool = False) -> Tensor:
     """Discounted reward `(N,)` that the recorded behavior collected from each step to a termination or its episode's end.
 
-    `along`: on through the episodes that follow, where these are segments of one walk.
+    `along`: on through the episodes that follow one that was cut off, where these are segments of one walk.
     """
     total, running, after = [], 0.0, None
     columns = (reversed(column.tolist()) for column in (data.episode, data.reward, data.terminated))
     for episode, reward, terminated in zip(*columns, strict=True):
-        running = reward + discount * (running if along or (episode == after and not terminated) else 0.0)
+        running = reward + discount * (running if (along or episode == after) and not terminated else 0.0)
         after = episode
         total.append(running)
     return torch.tensor(total[::-1])

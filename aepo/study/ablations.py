@@ -111,10 +111,10 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
     runs.record_data(own.folder, data)
     again = tuple(name for stage in variant.settings for name in TOUCHES[stage])
     shared = [stage for stage in _used(own) if not stage.startswith(again)]
-    made_from, before = results.settings_hashes(run, shared), results.settings_hashes(own, shared)
+    made_of, before = results.made_of(run, shared), results.made_of(own, shared)
     for stage in shared:  # support has no log; the artefact comes last: where it is, the others are
         names = f"metrics/{stage}.parquet", f"{stage}.json", f"{stage}.safetensors"
-        _share(run, own, *names, anew=made_from[stage] != before[stage])
+        _share(run, own, *names, anew=made_of["networks"][stage] != before["networks"][stage])
     for method in own.methods:
         _share(run, own, f"evaluation/scale-{method}-b{own.profile.evaluation.beta.get(method, 0):g}.json")
         _share(run, own, f"evaluation/{method}.safetensors")
@@ -124,5 +124,5 @@ def evaluate(run: Run, variant: Variant) -> pd.DataFrame:
         rows.append(results.evaluated_rows(own, method, variant.name))
     frame = results.with_scores(pd.concat(rows, ignore_index=True), run, data)
     table = run.folder / "evaluation" / f"ablation-{own.folder.name}.csv"
-    files.write_json(table.with_suffix(".json"), {"seeds": list(run.seeds), "networks": made_from})
+    files.write_json(table.with_suffix(".json"), made_of)
     return results.write(frame, table)

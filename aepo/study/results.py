@@ -74,10 +74,9 @@ def write_returns(run: Run, data: Dataset) -> pd.DataFrame:
     folder = run.folder / "evaluation"
     methods = run.methods if run.task.env_id else [method for method in run.methods if evaluation.evaluate(run, method)]
     made = [recorded_rows(run, data), *(evaluated_rows(run, method) for method in methods)]
-    curves = [curve_rows(run, method) for method in methods if (folder / f"curve-{method}.safetensors").exists()]
-    variants = [read_returns(path) for path in sorted(folder.glob("ablation-*.csv")) if _is_of(path, run)]
-    scored = [with_scores(pd.concat(made + curves, ignore_index=True), run, data), *variants]
-    return write(pd.concat(scored, ignore_index=True), run.folder / "returns.csv")
+    made += [curve_rows(run, method) for method in methods if (folder / f"curve-{method}.safetensors").exists()]
+    made += [read_returns(path) for path in sorted(folder.glob("ablation-*.csv")) if _is_of(path, run)]
+    return write(with_scores(pd.concat(made, ignore_index=True), run, data), run.folder / "returns.csv")
 
 
 def write(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -87,18 +86,19 @@ def write(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     return frame
 
 
-def settings_hashes(run: Run, stages: Iterable[str]) -> dict[str, str | None]:
-    """What the run's artefacts of some stages were made with; None where there is none."""
-    return {stage: files.read_json(run.folder / f"{stage}.json").get("settings_hash") for stage in stages}
+def made_of(run: Run, stages: Iterable[str]) -> dict[str, Any]:
+    """What a variant's episodes stand on: the seeds, what is played, hashes of stages shared with the run (or None)."""
+    networks = {stage: files.read_json(run.folder / f"{stage}.json").get("settings_hash") for stage in stages}
+    played = [run.task.env_id, run.task.horizon, dict(run.task.env_kwargs)]
+    return {"seeds": list(run.seeds), "played": played, "networks": networks}
 
 
 def _is_of(variant: Path, run: Run) -> bool:
-    """Whether a variant's episodes were made with the run's seeds and with the networks that it has now."""
+    """Whether a variant's episodes were made with the seeds, environment and networks that the run has now."""
     kept = files.read_json(variant.with_suffix(".json"))
-    if kept.get("seeds") == list(run.seeds) and kept.get("networks") == settings_hashes(run, kept.get("networks", {})):
-        return True
-    print(f"{variant.name} is of other seeds or networks: not in returns.csv until `aepo ablations` makes it anew")
-    return False
+    if not (same := kept == made_of(run, kept.get("networks", {}))):
+        print(f"{variant.name} is of another run by now: not in returns.csv until `aepo ablations` makes it anew")
+    return same
 
 
 def read_returns(path: Path) -> pd.DataFrame:
